@@ -1,0 +1,40 @@
+"""Causal self-attention.
+
+B batch, T positions, D width of the model, H heads, K = D / H.
+"""
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..base.errors import UserError
+from .kv_cache import KVCache
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what lies before it (Vaswani et al. 2017, section 3.2).
+
+    One product makes queries, keys and values. Raises UserError where num_heads does not divide embed_dim.
+    """
+
+    def __init__(self, *, num_heads: int, embed_dim: int, attn_dropout: float = 0.0, out_dropout: float = 0.0):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise UserError(f'embed_dim must be a multiple of num_heads; given: embed_dim {embed_dim}, num_heads {num_heads}.')
+        self.num_heads = num_heads
+        self.attn_dropout = attn_dropout
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.out_dropout = nn.Dropout(out_dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D). With a cache, x holds the positions that follow the cached ones."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)    # each (B, H, T, K)
+        mask = None
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+            if past and T > 1:      # new position i sees the past and new positions up to i
+                mask = x.new_ones(T, past + T, dtype=bool).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.attn_dropout if self.training else 0.0,
+                                           is_causal=mask is None and T > 1)
+        return self.out_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D)))
