@@ -1,0 +1,62 @@
+"""On what a run ran: enough to explain a difference between two of them."""
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import lmplay
+
+PACKAGES = ('torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken', 'datasets', 'safetensors', 'pydantic', 'triton')
+
+
+def environment() -> dict:
+    """Versions, machine, devices, git state of lmplay and of the working directory, command line; plain JSON values."""
+    import torch
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    package = Path(lmplay.__file__).resolve().parent
+    return {
+        'lmplay': lmplay.__version__,
+        'python': platform.python_version(),
+        'packages': packages,
+        'platform': platform.platform(),
+        'cpu': _cpu_model(),
+        'cpu_count': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'torch_threads': torch.get_num_threads(),
+        'cuda': torch.version.cuda,
+        'devices': [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        'git': {'lmplay': _git(package, package / '__init__.py'), 'working_directory': _git(Path.cwd())},
+        'working_directory': str(Path.cwd()),
+        'command': shlex.join(sys.argv),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    except OSError:
+        pass        # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, tracked: Path | None = None) -> dict | None:
+    """Commit of the repository around `folder`, and whether anything differs from it (new files count); None outside of one,
+    or where it does not track `tracked` (a package installed below some other project)."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(['git', '-C', str(folder), *arguments], capture_output=True, text=True, check=True,
+                              timeout=10).stdout.strip()
+    try:
+        if tracked is not None:
+            git('ls-files', '--error-unmatch', str(tracked))
+        return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain'))}
+    except (OSError, subprocess.SubprocessError):
+        return None
