@@ -103,6 +103,10 @@ class LMBase(nn.Module):
         groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': no_decay, 'weight_decay': 0.0}]
         return [g for g in groups if g['params']]
 
+    def total_parameters(self) -> int:
+        """Parameters of the model, trained or not; a model whose frozen ones are buffers adds those."""
+        return sum(p.numel() for p in self.parameters())
+
     def active_parameters(self) -> int:
         """Parameters that take part in computing one token; a routed model counts only the chosen experts."""
         return sum(p.numel() for p in self.parameters())
