@@ -137,8 +137,10 @@ def _import(module: str, file: Path):
 
 
 def find_entry(name: str) -> Entry:
-    """The entry of experiment `name`, or of the single / first version in a versions.py given by its path."""
-    if name.endswith('.py'):
+    """The entry of experiment `name`; of a versions.py given by its path, the first version or the one in PATH:VERSION."""
+    path, _, version = name.partition('.py:')
+    if version or name.endswith('.py'):
+        name = f'{path}.py' if version else name
         file = Path(name)
         if not file.is_file():
             raise ExperimentError(f"No such file for --exp: '{name}'. Give an experiment's name or the path of its versions.py.")
@@ -148,6 +150,10 @@ def find_entry(name: str) -> Entry:
             raise ExperimentError(f"Experiment file '{name}' is broken: {broken.error}")
         if not own:
             raise ExperimentError(f"'{name}' exposes no runner: decorate a function with @expose_runner('name').")
+        if version:
+            if version not in (e.name for e in own):
+                raise ExperimentError(unknown('experiment', version, (e.name for e in own), name))
+            return next(e for e in own if e.name == version)
         return min(own, key=lambda e: e.line)
     entries = list_experiments()
     match = [e for e in entries if e.name == name]

@@ -1,0 +1,116 @@
+"""--describe and --dry-run: what a model is and what a plan will do, told before anything is trained."""
+import time
+
+import torch
+
+from ..base.base_model import LMBase
+from ..base.errors import UserError
+from ..data.tokenizers import as_tokenizer
+from .objective import call, fuses_head
+from .view import count, duration
+
+
+def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
+    """Bytes that autograd keeps from the forward pass of `rows` rows, counted on the meta device; parameters not counted."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage._cdata not in parameters:
+            seen[storage._cdata] = storage.nbytes()
+        return t
+
+    x = torch.zeros(rows, length, dtype=torch.int64, device='meta')
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = call(model, model.features if fuses_head(model) else model, x, torch.ones_like(x, dtype=torch.bool))  # noqa: F841  kept alive
+    return sum(seen.values())
+
+
+def training_memory(model: LMBase, *, rows: int, length: int, amp: bool) -> dict[str, int]:
+    """Bytes needed to train with AdamW: weights, gradients, optimizer, activations of a micro-batch (halved by AMP, roughly)."""
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    activations = activation_bytes(model, rows=rows, length=length)
+    return {'weights': weights, 'gradients': trainable, 'optimizer': 2 * trainable, 'activations': activations // 2 if amp else activations}
+
+
+def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:
+    """Figures of a model on the meta device; see `print_description`."""
+    memory = training_memory(model, rows=rows, length=length, amp=amp)
+    return {'name': model.name, 'hyperparameters': model.hyperparameters, 'tokenizer': as_tokenizer(model.tokenizer).name,
+            'vocabulary': as_tokenizer(model.tokenizer).n_vocab, 'total_parameters': model.total_parameters(),
+            'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
+            'active_parameters': model.active_parameters(), 'forward_flops_per_token': model.flops_per_token(length), 'row_length': length,
+            'mini_batch_size': rows, 'memory_bytes': memory | {'total': sum(memory.values())}}
+
+
+def print_description(model: LMBase, figures: dict, console) -> None:
+    from rich.table import Table
+    console.print(str(model), highlight=False, markup=False)
+    table = Table(title=figures['name'], show_header=False, title_justify='left')
+    memory = figures['memory_bytes']
+    gib = {k: f'{v / 2 ** 30:.2f} GiB' for k, v in memory.items()}
+    for key, value in (
+            ('parameters, total', f'{figures["total_parameters"]:,}'), ('parameters, trainable', f'{figures["trainable_parameters"]:,}'),
+            ('parameters, active per token', f'{figures["active_parameters"]:,}'),
+            ('FLOPs per token, forward', f'{figures["forward_flops_per_token"] / 1e6:,.1f} M in rows of {figures["row_length"]} tokens'),
+            ('FLOPs per token, training', f'{3 * figures["forward_flops_per_token"] / 1e6:,.1f} M'),
+            ('tokenizer', f'{figures["tokenizer"]}, {figures["vocabulary"]:,} entries'),
+            ('memory to train', f'about {gib["total"]} with AdamW and {figures["mini_batch_size"]} rows at a time: weights {gib["weights"]}, gradients '
+                                f'{gib["gradients"]}, optimizer {gib["optimizer"]}, activations {gib["activations"]}'),
+            *((k, str(v)) for k, v in figures['hyperparameters'].items())):
+        table.add_row(key, value)
+    console.print(table)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
+    """FLOP/s of a 1024-cubed matrix product on this machine, the best of five."""
+    a = torch.randn(1024, 1024, device=device, dtype=dtype or torch.float32)
+    best = float('inf')
+    for _ in range(6):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024 ** 3 / best
+
+
+def dry_run(run, console) -> None:
+    """Prints what the run's plan will do: stages, tokens, steps, memory, estimated time."""
+    from rich.table import Table
+    from .stages import open_data, open_tokenizer
+    tokenizer = open_tokenizer(run.plan, run.view.line)
+    speed = measured_flops(run.device, run.amp_dtype)
+    table = Table(title=f'Plan "{run.plan.name}" on {run.device}', title_justify='left')
+    for heading in ('stage', 'experiment', 'data', 'rows', 'tokens', 'steps', 'memory', 'about'):
+        table.add_column(heading, justify='right' if heading in ('rows', 'tokens', 'steps', 'memory', 'about') else 'left')
+    if run.plan.description:
+        console.print(run.plan.description, highlight=False)
+    total = 0.0
+    for i in range(len(run.plan.stages)):
+        stage = run.stage(i)
+        exp = run.stage_exp(i)
+        run.runner = run.runner_of(exp, stage.model, tokenizer)
+        model = run.runner.build('meta')
+        data = open_data(stage, run.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=run.seed, progress=run.view.line)
+        tokens = data.samples * data.mixture.tokens_per_row
+        rows = stage.batch_size if stage.mini_batch_size == 'auto' else min(int(stage.mini_batch_size), stage.batch_size)
+        memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
+        seconds = 3 * model.flops_per_token(data.row_length) * tokens / (0.5 * speed)
+        total += seconds
+        table.add_row(stage.name, exp, ', '.join(stage.datasets), f'{data.samples:,} x {data.row_length}', count(tokens), f'{data.steps:,}',
+                      f'{memory / 2 ** 30:.1f} GiB', duration(seconds))
+    console.print(table)
+    console.print(f'About {duration(total)} in all, at half of the {speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here. Nothing was trained.',
+                  highlight=False)
+
+
+def check_runnable(model: LMBase) -> None:
+    """Raises UserError where the model's forward pass does not give (B, T, V) logits."""
+    x = torch.zeros(2, min(8, model.max_len), dtype=torch.int64, device=next(model.parameters()).device)
+    out = model(x)
+    logits = getattr(out, 'logits', out)
+    expected = (2, x.shape[1], as_tokenizer(model.tokenizer).n_vocab)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+        given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f'{type(model).__name__}.forward must return logits of shape (rows, positions, vocabulary) = {expected}; given: {given}.')

@@ -1,0 +1,413 @@
+"""Runs a plan, stage after stage: builds or carries on the model, opens the data, trains, saves."""
+import fcntl
+import json
+import logging
+import os
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..base.base_model import BasicModelRunner, LMBase
+from ..base.errors import CheckpointError, DataError, ExperimentError, PlanError, UserError
+from ..base.runner_list import find_entry, find_runner
+from ..data.rows import HeldOut, Mixture, PackedRows, PaddedRows
+from ..data.sources import open_source
+from ..data.store import open_store, train_bpe
+from ..data.tokenizers import Tokenizer, as_tokenizer, get_tokenizer
+from ..stats.recorder import Recorder
+from .checkpoint import (OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state,
+                         save_checkpoint)
+from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
+from .optimizer import make_optimizer
+from .plan import Plan, Stage
+from .trainer import Progress, StopTraining, Trainer
+from .view import View
+
+log = logging.getLogger(__name__)
+EVALUATIONS = 20        # of a stage, where it names no interval
+
+
+@dataclass
+class Settings:
+    """What a run is told beside its plan. overrides: stage keys from the command line; model: model parameters from there."""
+    exp: str = 'gpt2ish'
+    device: str = 'auto'
+    amp: bool = False
+    compile_model: bool = False
+    seed: int | None = None
+    run_dir: str = ''
+    report_to: list[str] = field(default_factory=list)
+    reset_history: bool = False
+    initial_model: str | None = None
+    ignore_optimizer: bool = False
+    default_freeze: bool = False
+    check_grads: bool = False
+    keep: int = 2
+    overrides: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)
+
+
+@dataclass
+class StageData:
+    """A stage's data, ready to train on. samples, steps: what the stage trains on in all."""
+    mixture: Mixture
+    held_out: HeldOut
+    row_length: int
+    samples: int
+    steps: int
+    validation_interval: int
+    save_interval: int
+    padding_scored: int | None      # the padding's token id where the stage scores it
+
+    @staticmethod
+    def due(interval: int, samples: int, count: int) -> bool:
+        """Whether the last `count` samples crossed a multiple of the interval."""
+        return samples // interval > (samples - count) // interval
+
+
+def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
+    """The tokenizer that a plan asks for, trained if need be; None where it leaves that to the model."""
+    if plan.tokenizer is None:
+        return None
+    if isinstance(plan.tokenizer, str):
+        return get_tokenizer(plan.tokenizer)
+    kind = plan.tokenizer.get('type', 'bpe')
+    if kind != 'bpe':
+        return get_tokenizer(kind)
+    names = list(dict.fromkeys(name for i in range(len(plan.stages)) for name in plan.stage(i).datasets))
+    sources = [open_source(name, plan.source_spec(name)) for name in names]
+    return train_bpe(sources, plan.tokenizer, validation_fraction=plan.validation_fraction, progress=progress)
+
+
+def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, seed: int, progress=log.info) -> StageData:
+    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be."""
+    length = stage.row_length or max_len
+    if length > max_len:
+        raise PlanError(f'Stage "{stage.name}": rows of {length} tokens are longer than the model\'s max_len of {max_len}.')
+
+    def rows(store, documents):
+        options = dict(length=length, tokenizer=tokenizer, include_prompts=stage.include_prompts)
+        if stage.packing == 'pack':
+            return PackedRows(store, documents, **options)
+        return PaddedRows(store, documents, long_documents=stage.long_documents, score_padding=stage.score_padding, **options)
+
+    sources, held_out = [], []
+    for name in stage.datasets:
+        store = open_store(open_source(name, plan.source_spec(name)), tokenizer, progress=progress)
+        training, validation = store.split(plan.validation_fraction)
+        if not len(validation):
+            raise DataError(f"Dataset '{name}' has no validation rows: validation_fraction is {plan.validation_fraction} and it has "
+                            f'no split of its own ({store.meta["documents"]} documents).')
+        sources.append(rows(store, training))
+        held_out.append((store, validation))
+        if not sources[-1].count:
+            raise DataError(f"Dataset '{name}' has no training rows left ({store.meta['documents']} documents, {len(validation)} held out).")
+    mixture = Mixture(sources, list(stage.datasets.values()), seed=seed, stage=stage.name, exhaust=stage.exhaust)
+    if stage.steps:
+        samples = stage.steps * stage.batch_size
+    elif stage.tokens:
+        samples = max(1, round(stage.tokens / mixture.tokens_per_row))
+    else:
+        samples = max(1, round(stage.epochs * mixture.epoch_samples))
+    if stage.drop_last:
+        samples = max(stage.batch_size, samples - samples % stage.batch_size)
+    interval = max(stage.batch_size, -(-samples // EVALUATIONS))
+    return StageData(mixture, HeldOut(held_out, make_rows=rows, length=length, max_bytes=stage.validation_bytes,
+                                      include_prompts=stage.include_prompts),
+                     length, samples, -(-samples // stage.batch_size), stage.validation_interval or interval,
+                     stage.save_interval or stage.validation_interval or interval,
+                     tokenizer.pad_token if stage.score_padding else None)
+
+
+class Run:
+    """One run directory and all that happens in it. `train()` runs the plan from where it stands to its end."""
+
+    def __init__(self, plan: Plan, settings: Settings, *, view: View):
+        self.plan, self.settings, self.view = plan, settings, view
+        self.device = find_device(settings.device)
+        self.amp_dtype = amp_dtype(self.device, settings.amp)
+        self.peak_flops = peak_flops(self.device, self.amp_dtype)
+        self.seed = settings.seed if settings.seed is not None else plan.seed
+        self.dir = Path(settings.run_dir)
+        self.checkpoints = self.dir / 'checkpoints'
+        self.progress = Progress()
+        self.stop_signal: int | None = None
+        self.evaluation = None
+        self.recorder: Recorder | None = None
+        self.runner: BasicModelRunner | None = None
+        self.exp = ''
+        keep_freed_memory()
+
+    # ---- the model
+
+    def runner_of(self, exp: str, stage_model: dict, tokenizer: Tokenizer | None) -> BasicModelRunner:
+        """A version's runner with its parameters resolved: version < plan < stage < command line."""
+        registered = find_runner(exp)
+        parameters = self.plan.model | stage_model | self.settings.model
+        if tokenizer is not None:
+            if 'tokenizer' not in registered.function().declared:
+                own = as_tokenizer(registered.function(**parameters).build('meta').tokenizer)
+                if own.fingerprint != tokenizer.fingerprint:
+                    raise PlanError(f"{self.plan.where}: the plan's tokenizer is {tokenizer.name}, but experiment '{exp}' always uses "
+                                    f"{own.name}: give its model a parameter `tokenizer`, or leave the plan's out.")
+            else:
+                parameters = parameters | {'tokenizer': tokenizer}
+        return registered.function(**parameters)
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward FLOPs per token of the run's model in rows of that length."""
+        return self.runner.build('meta').flops_per_token(length)
+
+    def stage_exp(self, index: int) -> str:
+        """The experiment that a stage trains: its own, or the one before it, or the run's."""
+        for i in range(index, -1, -1):
+            if list(self.plan.stages.values())[i].get('exp'):
+                return list(self.plan.stages.values())[i]['exp']
+        return self.settings.exp
+
+    def stage(self, index: int) -> Stage:
+        version = find_runner(self.stage_exp(index)).function().training
+        if index > 0:
+            version = {k: v for k, v in version.items() if k != 'init_from'}    # of later stages the plan decides
+        return self.plan.stage(index, version, self.settings.overrides)
+
+    def build(self, index: int, stage: Stage, previous: LMBase | None, tokenizer: Tokenizer | None) -> LMBase:
+        """The model that stage `index` begins with."""
+        self.exp = self.stage_exp(index)
+        self.runner = self.runner_of(self.exp, stage.model, tokenizer)
+        torch.manual_seed(self.seed)
+        source = self.settings.initial_model if index == 0 and self.settings.initial_model else stage.init_from
+        if source == 'previous' and previous is not None and self.stage_exp(index - 1) == self.exp and not stage.model:
+            return previous
+        model = self.runner.build(self.device)
+        if source == 'previous':
+            source = previous
+        elif source.startswith('stage:'):
+            source = self.checkpoints / f'stage-{source.removeprefix("stage:")}'
+        if source is not None and source != 'scratch':
+            self._warm_start(model, source)
+        if self.settings.default_freeze:
+            _freeze_all_but_marked(model)
+        return model
+
+    def _warm_start(self, model: LMBase, source) -> None:
+        if isinstance(source, (str, Path)) and not str(source).startswith('pretrained:'):
+            path = Path(source)
+            if (path / 'config.json').is_file():        # a folder in Hugging Face's format
+                source = str(path)
+            else:
+                folder = find_checkpoint(path, prefer='best')
+                state = read_state(folder)
+                if find_runner(state['exp_file'] or state['exp']).function().model_class is type(model):
+                    try:
+                        load_weights(model, folder)
+                        self.event('warm_start', f'weights from {folder}')
+                        return
+                    except CheckpointError:
+                        if not hasattr(model, 'import_pretrained'):
+                            raise
+                source, _ = load_model(folder)
+        if not hasattr(model, 'import_pretrained'):
+            same = isinstance(source, LMBase) and type(source) is type(model)
+            if same and _shapes(source) == _shapes(model):
+                model.load_state_dict(source.state_dict())
+                return
+            what = source.name if isinstance(source, LMBase) else source
+            raise ExperimentError(f"Experiment '{self.exp}' can't start from {what}: its model has no import_pretrained, and the "
+                                  f'architectures differ.')
+        for line in model.import_pretrained(source) or []:
+            self.event('warm_start', line)
+        model.to(self.device)
+
+    # ---- saving and resuming
+
+    def event(self, name: str, message: str) -> None:
+        level = 'warning' if name in ('warning', 'collapse', 'skipped') else 'info'
+        self.recorder.event({'event': name, 'step': self.progress.total_step, 'samples': self.progress.total_samples,
+                             'tokens': self.progress.tokens, 'message': message, 'level': level})
+        self.view.line(message)
+
+    def state(self, model: LMBase) -> dict:
+        """What state.json of a checkpoint holds."""
+        tokenizer = as_tokenizer(model.tokenizer)
+        entry = find_entry(self.exp)
+        parameters = {k: v for k, v in self.runner.given.items() if k not in ('tokenizer', 'version')}
+        return {'exp': entry.name, 'exp_file': f'{Path(entry.file).resolve()}:{entry.name}' if entry.module.endswith('.py') else None,
+                'model': model.name, 'parameters': parameters, 'hyperparameters': model.hyperparameters,
+                'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint}, 'seed': self.seed,
+                'stage': list(self.plan.stages)[self.progress.stage], 'progress': self.progress.to_dict(),
+                'logs': self.recorder.offsets()}
+
+    def save(self, model: LMBase, optimizer, scaler=None, *, link: str | None = None) -> None:
+        """Writes a checkpoint of now, and lets `last` (and `best`, if it is) name it."""
+        p = self.progress
+        folder = self.checkpoints / f'step-{p.total_step:08d}'
+        again = 1
+        while folder.exists():      # never written over: a link may name it
+            again += 1
+            folder = self.checkpoints / f'step-{p.total_step:08d}-{again}'
+        best = p.best_loss is not None and p.validation_loss == p.best_loss and not p.best_is_saved
+        p.best_is_saved = p.best_is_saved or best
+        save_checkpoint(folder, model, {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict() if scaler else {}},
+                        self.state(model))
+        for name in (*(['best'] if best else []), *([link] if link else []), 'last'):    # `last` last: resuming trusts it
+            point(self.checkpoints / name, folder)
+        prune(self.checkpoints, self.settings.keep)
+
+    def _resume(self) -> dict | None:
+        """The state of the run's last checkpoint, or None where there is none to go on from."""
+        last = self.checkpoints / 'last'
+        if not (last / STATE).is_file():
+            return None
+        return read_state(last)
+
+    # ---- the run
+
+    def train(self) -> int:
+        """Trains to the plan's end; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 1 where training had to stop."""
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            lock = open(self.dir / '.lock', 'w')    # noqa: SIM115  held as long as the run
+        except OSError as error:
+            raise UserError(f"Can't write the run directory '{self.dir}': {error.strerror}.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is training in '{self.dir}'. Wait for it, or give this run another --run-dir.") from None
+        with lock:
+            return self._train()
+
+    def _train(self) -> int:
+        state = self._resume()
+        keep_weights = state is not None and self.settings.reset_history
+        fresh = state is None or keep_weights
+        if keep_weights:
+            for link in self.checkpoints.iterdir():
+                if link.is_symlink() and link.name != 'last':
+                    link.unlink()       # of the history that is forgotten
+        tokenizer = open_tokenizer(self.plan, self.view.line)
+        if not fresh:
+            self.progress = Progress(**state['progress'])
+        self.recorder = Recorder(self.dir, report_to=self.settings.report_to, offsets=None if fresh else state['logs'],
+                                 run_name=self.dir.name, config=asdict(self.settings) | {'plan': self.plan.raw})
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._write_settings()
+            model, optimizer = None, None
+            for index in range(self.progress.stage, len(self.plan.stages)):
+                resuming = not fresh and index == state['progress']['stage']
+                model, optimizer = self._stage(index, model, optimizer, tokenizer, resuming=resuming,
+                                               weights_only=keep_weights and index == 0)
+            self.view.close()
+            from .finish import finish
+            finish(self, model)
+            return 0
+        except StopTraining as stop:
+            self.view.close()
+            if self.stop_signal is None:
+                self.event('stopped', f'Stopped: {stop}.')
+            self.view.line(f"State saved in '{self.checkpoints / 'last'}'; the same command goes on from there.")
+            return 128 + self.stop_signal if self.stop_signal else 1
+        finally:
+            self.recorder.close()
+            for s, handler in handlers.items():
+                signal.signal(s, handler)
+
+    def _stage(self, index: int, previous: LMBase | None, optimizer, tokenizer: Tokenizer | None, *, resuming: bool, weights_only: bool):
+        stage = self.stage(index)
+        p = self.progress
+        if resuming or weights_only:
+            self.exp = self.stage_exp(index)
+            self.runner = self.runner_of(self.exp, stage.model, tokenizer)
+            model = self.runner.build(self.device)
+            saved = read_state(self.checkpoints / 'last')['tokenizer']
+            if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
+                raise CheckpointError(f"The run in '{self.dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir.")
+            try:
+                load_weights(model, self.checkpoints / 'last')
+            except CheckpointError as error:
+                raise CheckpointError(f'{error} Use another --run-dir for this model.') from error
+            if self.settings.default_freeze:
+                _freeze_all_but_marked(model)
+        else:
+            model = self.build(index, stage, previous, tokenizer)
+        data = open_data(stage, self.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=self.seed, progress=self.view.line)
+        carried = optimizer.state_dict() if optimizer is not None and model is previous else None
+        same_kind = index > 0 and self.stage(index - 1).optimizer == stage.optimizer
+        optimizer = make_optimizer(model, stage)
+        scaler_state = {}
+        if (resuming or weights_only) and not self.settings.ignore_optimizer and (self.checkpoints / 'last' / OPTIMIZER).is_file():
+            states = load_optimizer(self.checkpoints / 'last')
+            scaler_state = states['scaler']
+            _load_optimizer(optimizer, states['optimizer'])
+        elif carried is not None and same_kind and not self.settings.ignore_optimizer:
+            _load_optimizer(optimizer, carried)
+        if resuming:
+            self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,} of {data.steps:,}.')
+        else:
+            p.stage, p.step, p.samples, p.mini_batch_size = index, 0, 0, None
+        self.view.stage(stage, data, model, self)
+        trainer = Trainer(self, model, optimizer, stage, data)
+        if scaler_state:
+            trainer.scaler.load_state_dict(scaler_state)
+        try:
+            trainer.train()
+        except StopTraining:
+            self.save(model, optimizer, trainer.scaler)
+            raise
+        if self.evaluation is None and not (self.dir / f'held_out-{stage.name}.npz').is_file():
+            trainer.evaluate()      # killed after the stage's last checkpoint
+        if self.settings.check_grads:
+            self.view.gradients(model)
+        point(self.checkpoints / f'stage-{stage.name}', (self.checkpoints / 'last').resolve())
+        self.save_held_out(stage.name)
+        return model, optimizer
+
+    def save_held_out(self, stage: str) -> None:
+        """The held-out losses by document at a stage's end, for paired comparisons between runs."""
+        if self.evaluation is not None:
+            temporary = self.dir / f'.held_out-{stage}.npz'
+            np.savez_compressed(temporary, **self.evaluation.documents)
+            os.replace(temporary, self.dir / f'held_out-{stage}.npz')
+
+    def _write_settings(self) -> None:
+        from ..stats.environment import environment
+        files = {'settings.json': asdict(self.settings) | {'seed': self.seed, 'stages': [self.stage(i).model_dump() for i in range(len(self.plan.stages))]},
+                 'plan.json': self.plan.raw, 'environment.json': environment()}
+        for name, content in files.items():
+            temporary = self.dir / f'.{name}'
+            temporary.write_text(json.dumps(content, indent=1, default=str))
+            os.replace(temporary, self.dir / name)
+
+    def _on_signal(self, number, _frame) -> None:
+        if self.stop_signal is not None:
+            raise KeyboardInterrupt
+        self.stop_signal = int(number)
+        self.view.line('Stopping after this step; once more to stop at once.')
+
+
+def _shapes(model: LMBase) -> dict:
+    return {k: v.shape for k, v in model.state_dict().items()}
+
+
+def _load_optimizer(optimizer, state: dict) -> None:
+    """Loads the saved moments; the settings (lr, decay, ...) stay those of the stage at hand."""
+    own = optimizer.state_dict()
+    pairs = list(zip(own['parts'], state['parts'])) if 'parts' in own and 'parts' in state else [(own, state)]
+    for mine, saved in pairs:
+        if 'parts' in saved or [len(g['params']) for g in mine['param_groups']] != [len(g['params']) for g in saved['param_groups']]:
+            raise CheckpointError("The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh.")
+        mine['state'] = saved['state']
+    optimizer.load_state_dict(own)
+
+
+def _freeze_all_but_marked(model: LMBase) -> None:
+    """--default-freeze: only what has `freeze = False`, on itself or on a module around it, trains."""
+    free = {id(p) for m in model.modules() if getattr(m, 'freeze', None) is False for p in m.parameters()}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in free or getattr(p, 'freeze', None) is False)
+
+
