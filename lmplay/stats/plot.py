@@ -230,6 +230,8 @@ def plot(runs: Sequence[Run], out: Path, *, x: str = 'samples', metrics: Sequenc
                     ys = smooth(ys, width)
                 curves[run.name, kind] = xs, ys
                 _draw(axes, xs, ys, kind, look)
+        if metric == 'perplexity':
+            axes.set_yscale('log')
         label = LABELS.get(metric, metric.replace('_', ' '))
         _finish(axes, x, metric.replace('_', ' '), label, pad=18 if one and len(one.stages) > 1 else 6)
         if one:
