@@ -1,0 +1,84 @@
+"""The SoME layer: frozen random experts, chosen by a learned query and keys that move by themselves.
+
+B rows, T positions, D width; routed code: N = B * T tokens, E experts, K choices per token, F inner width.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmplay.base.errors import CheckpointError, ExperimentError
+from lmplay.modules.experts import experts_mlp
+
+from .frozen import frozen_experts
+from .keys import Keys
+
+
+class SoMELayer(nn.Module):
+    """Mixture of frozen experts: y = sum_j g_j expert_j(x) over the top_k experts whose keys are nearest to the query of x.
+
+    Only the query network learns by gradient, through the gates g. The experts are buffers that are not saved: they follow
+    from the seed, and loading compares their digest. They are held in the precision that the products run in.
+    """
+
+    def __init__(self, *, embed_dim: int, num_experts: int, d_ffn: int, top_k: int, init: str, expert_seed: int, layer: int,
+                 train_temperature: float, eval_temperature: float, include_padding: bool, **rules):
+        super().__init__()
+        if not 1 <= top_k <= num_experts:
+            raise ExperimentError(f'top_k must be between 1 and num_experts ({num_experts}); given: {top_k}.')
+        for name, value in (('train_temperature', train_temperature), ('eval_temperature', eval_temperature)):
+            if value <= 0:
+                raise ExperimentError(f'{name} must be above 0; given: {value}.')
+        self.top_k, self.eval_temperature, self.include_padding = top_k, eval_temperature, include_padding
+        self.query = nn.Linear(embed_dim, embed_dim)
+        self.keys = Keys(num_experts, embed_dim, top_k=top_k, **rules)
+        self.register_buffer('temperature', torch.tensor(train_temperature), persistent=False)     # the gates', in training
+        *experts, digest = frozen_experts(num_experts=num_experts, embed_dim=embed_dim, d_ffn=d_ffn, top_k=top_k, init=init,
+                                          seed=expert_seed, layer=layer, device=self.query.weight.device)
+        for name, tensor in zip(('w1', 'b1', 'w2', 'b2'), experts):
+            self.register_buffer(name, tensor, persistent=False)
+        self.biased = init == 'default'
+        self.register_buffer('expert_digest', digest)
+
+    def frozen_parameters(self) -> int:
+        return sum(t.numel() for t in (self.w1, self.b1, self.w2, self.b2))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) to (B, T, D), and the fraction of assignments per expert (E,).
+
+        mask (B, T) bool is False at padding, which the key update then leaves out (unless include_padding).
+        """
+        x_ND = x.flatten(0, 1)
+        queries_ND = F.normalize(self.query(x_ND).to(self.keys.vectors.dtype), dim=1)
+        top_NK, expert_ids_NK = self.keys.scores(queries_ND).topk(self.top_k, dim=1)
+        gates_NK = (top_NK / (self.temperature if self.training else self.eval_temperature)).softmax(1)
+        y_ND = experts_mlp(x_ND, expert_ids_NK=expert_ids_NK, weights_NK=gates_NK, **self._experts(x_ND))
+        mask_N = None if mask is None or self.include_padding else mask.flatten()
+        if self.training:
+            self.keys.collect(queries_ND, expert_ids_NK, mask_N)
+        return y_ND.view_as(x), self._load(expert_ids_NK, mask_N)
+
+    def _experts(self, x: Tensor) -> dict[str, Tensor | None]:
+        """The stacked weights in the precision of the products; converted once, and exactly, for they are bfloat16 numbers."""
+        autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        if self.w1.dtype != dtype:
+            for name in ('w1', 'b1', 'w2', 'b2'):
+                setattr(self, name, getattr(self, name).to(dtype))
+        return dict(w1_EDF=self.w1, b1_EF=self.b1 if self.biased else None,
+                    w2_EFD=self.w2, b2_ED=self.b2 if self.biased else None)
+
+    def _load(self, expert_ids_NK: Tensor, mask_N: Tensor | None) -> Tensor:
+        E = len(self.keys.vectors)
+        weight_NK = torch.ones_like(expert_ids_NK, dtype=torch.float32) if mask_N is None else mask_N[:, None].expand_as(
+            expert_ids_NK).float()
+        counts = weight_NK.new_zeros(E).scatter_add_(0, expert_ids_NK.flatten(), weight_NK.flatten())
+        return counts / counts.sum().clamp(min=1)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        saved, mine = state_dict.get(f'{prefix}expert_digest'), self.expert_digest
+        if saved is not None and not mine.is_meta and not torch.equal(saved.to(mine.device), mine):
+            raise CheckpointError(
+                f"The checkpoint was trained with other frozen experts than this model has (the digests of "
+                f"'{prefix.rstrip('.')}' differ): expert_seed, init, num_experts, embed_dim, d_ffn and top_k must be those of "
+                f'the checkpoint.')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

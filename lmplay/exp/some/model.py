@@ -1,0 +1,188 @@
+"""some and some_baseline: one backbone, two feed-forward layers (the self-organizing mixture of experts, and GPT-2's MLP).
+
+B rows, T positions, D = embed_dim, V vocabulary, L layers, E experts.
+"""
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from lmplay.base.base_model import LMBase, LMOutput, StepContext
+from lmplay.base.errors import ExperimentError, unknown
+from lmplay.data.tokenizers import get_tokenizer
+from lmplay.modules import CausalSelfAttention, FeedForward, cached_length, layer_cache
+from lmplay.utils import to_name
+
+from .keys import entropy_bits, gini
+from .layer import SoMELayer
+
+TEMPERATURE_SCHEDULES = ('constant', 'linear')
+
+
+def sinusoidal_positions(max_len: int, embed_dim: int) -> Tensor:
+    """(max_len, embed_dim), sines at even places and cosines at odd ones (Vaswani et al. 2017, section 3.5)."""
+    position = torch.arange(max_len)[:, None]
+    angle = position * torch.exp(torch.arange(0, embed_dim, 2) * (-log(10_000) / embed_dim))
+    return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)[:, :embed_dim]
+
+
+class Block(nn.Module):
+    """Post-norm: norm(x + attention(x)), then norm(x + feed-forward(x)) (Vaswani et al. 2017, section 3.1)."""
+
+    def __init__(self, *, num_heads: int, embed_dim: int, ff: nn.Module):
+        super().__init__()
+        self.attn = CausalSelfAttention(num_heads=num_heads, embed_dim=embed_dim)
+        self.ln1 = nn.LayerNorm(embed_dim)
+        self.ff = ff
+        self.ln2 = nn.LayerNorm(embed_dim)
+
+    def attend(self, x: Tensor, cache=None) -> Tensor:
+        return self.ln1(x + self.attn(x, cache=cache))
+
+    def forward(self, x: Tensor, cache=None) -> Tensor:
+        x = self.attend(x, cache)
+        return self.ln2(x + self.ff(x))
+
+
+class SoMEBlock(Block):
+    def forward(self, x: Tensor, cache=None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) to (B, T, D), and the fraction of assignments per expert (E,)."""
+        x = self.attend(x, cache)
+        y, load_E = self.ff(x, mask)
+        return self.ln2(x + y), load_E
+
+
+class Backbone(LMBase):
+    """What both models share: scaled embedding with sinusoidal positions, post-norm blocks, an untied head with a bias."""
+
+    def __init__(self, name: str, *, tokenizer, max_len: int, num_blocks: int, num_heads: int, embed_dim: int, **hyperparameters):
+        super().__init__(name, max_len=max_len, num_blocks=num_blocks, num_heads=num_heads, embed_dim=embed_dim, **hyperparameters)
+        self.tokenizer = get_tokenizer(tokenizer)
+        vocab_size = self.tokenizer.n_vocab
+        self.num_heads, self.embed_dim = num_heads, embed_dim
+        self.tok_embed = nn.Embedding(vocab_size, embed_dim)
+        nn.init.normal_(self.tok_embed.weight, std=embed_dim ** -0.5)       # unit variance once scaled, as the positions have
+        self.register_buffer('positions', sinusoidal_positions(max_len, embed_dim), persistent=False)
+        self.blocks = nn.ModuleList(self.make_block(i) for i in range(num_blocks))
+        self.fc = nn.Linear(embed_dim, vocab_size)
+
+    def make_block(self, layer: int) -> Block:
+        raise NotImplementedError
+
+    def embed(self, x: Tensor, cache: list | None) -> Tensor:
+        """(B, T) token ids to (B, T, D)."""
+        start = cached_length(cache)
+        return self.tok_embed(x) * sqrt(self.embed_dim) + self.positions[start:start + x.shape[1]]
+
+    def param_groups(self, weight_decay: float) -> list[dict]:
+        """All trained parameters decay, biases, norms and embeddings too, as in the publication."""
+        return [{'params': [p for p in self.parameters() if p.requires_grad], 'weight_decay': weight_decay}]
+
+
+class SoMEBaseline(Backbone):
+    """The publication's "GPT-2-style" baseline. d_ffn: inner width of the MLP, 4 * embed_dim if not given."""
+
+    def __init__(self, *, max_len=512, num_blocks=8, num_heads=8, embed_dim=512, d_ffn=None, tokenizer='gpt2',
+                 version='some_baseline'):
+        self.d_ffn = d_ffn or 4 * embed_dim
+        super().__init__(to_name(version, num_blocks=num_blocks, embed_dim=embed_dim), tokenizer=tokenizer, max_len=max_len,
+                         num_blocks=num_blocks, num_heads=num_heads, embed_dim=embed_dim, d_ffn=self.d_ffn)
+
+    def make_block(self, layer: int) -> Block:
+        return Block(num_heads=self.num_heads, embed_dim=self.embed_dim, ff=FeedForward(self.embed_dim, ff_dim=self.d_ffn))
+
+    def features(self, x: Tensor, cache: list | None = None) -> Tensor:
+        """(B, T) token ids to (B, T, D), ready for the head `fc`."""
+        x = self.embed(x, cache)
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache=layer_cache(cache, i))
+        return x
+
+    def forward(self, x: Tensor, cache: list | None = None):
+        """Training: (B, T) to logits (B, T, V). Generation: (logits (B, 1, V), cache)."""
+        if cache is None:
+            return self.fc(self.features(x))
+        return self.fc(self.features(x, cache)[:, -1:]), cache
+
+
+class SoME(Backbone):
+    """Self-organizing mixture of experts: see layer.py for the layer, keys.py for alpha, beta, delta and their kin.
+
+    d_ffn                 inner width of an expert, 3 * embed_dim if not given
+    init                  of the experts: 'sparse' (published), 'sparse_scaled', 'default', 'orthogonal'; see frozen.py
+    train_temperature, eval_temperature   of the softmax over the chosen experts' scores
+    temperature_schedule  'constant' (published), or 'linear': from train_temperature to eval_temperature over the stage
+    include_padding       counts padding in the key update, as the published code does
+    expert_seed           what the experts follow from
+    """
+
+    def __init__(self, *, max_len=512, num_blocks=8, num_heads=8, embed_dim=512, num_experts=128, d_ffn=None, top_k=8,
+                 alpha=0.015, beta=0.001, delta=0.001, theta_percentile=0.05, warmup_steps=400, ema_decay=0.995, init='sparse',
+                 train_temperature=1.0, eval_temperature=0.5, temperature_schedule='constant', decay_fix=False,
+                 include_padding=False, expert_seed=0, tokenizer='gpt2', version='some'):
+        if temperature_schedule not in TEMPERATURE_SCHEDULES:
+            raise ExperimentError(unknown('temperature_schedule', temperature_schedule, TEMPERATURE_SCHEDULES, version))
+        self.layer_options = dict(embed_dim=embed_dim, num_experts=num_experts, d_ffn=d_ffn or 3 * embed_dim, top_k=top_k, alpha=alpha,
+                          beta=beta, delta=delta, theta_percentile=theta_percentile, warmup_steps=warmup_steps,
+                          ema_decay=ema_decay, init=init, train_temperature=train_temperature,
+                          eval_temperature=eval_temperature, decay_fix=decay_fix, include_padding=include_padding,
+                          expert_seed=expert_seed)
+        super().__init__(to_name(version, num_blocks=num_blocks, embed_dim=embed_dim), tokenizer=tokenizer, max_len=max_len,
+                         num_blocks=num_blocks, num_heads=num_heads, temperature_schedule=temperature_schedule, **self.layer_options)
+
+    def make_block(self, layer: int) -> SoMEBlock:
+        return SoMEBlock(num_heads=self.num_heads, embed_dim=self.embed_dim, ff=SoMELayer(layer=layer, **self.layer_options))
+
+    @property
+    def layers(self) -> list[SoMELayer]:
+        return [block.ff for block in self.blocks]
+
+    def features(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None) -> LMOutput:
+        """(B, T) token ids to features (B, T, D), ready for the head `fc`. mask (B, T) bool: False at padding."""
+        x = self.embed(x, cache)
+        loads = []
+        for i, block in enumerate(self.blocks):
+            x, load_E = block(x, cache=layer_cache(cache, i), mask=mask)
+            loads.append(load_E)
+        return LMOutput(features=x, metrics={'expert_load': torch.stack(loads), **self._usage_metrics()})
+
+    def forward(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None):
+        """Training: (B, T) to an LMOutput with logits (B, T, V). Generation: (logits (B, 1, V), cache)."""
+        output = self.features(x, cache, mask)
+        if cache is None:
+            return LMOutput(logits=self.fc(output.features), metrics=output.metrics)
+        return self.fc(output.features[:, -1:]), cache
+
+    def _usage_metrics(self) -> dict[str, Tensor]:
+        """Gini and entropy (bits) of each layer's running usage (L,), and of the middle layer, which the publication shows."""
+        usage_LE = torch.stack([layer.keys.usage for layer in self.layers])
+        gini_L, entropy_L, middle = gini(usage_LE), entropy_bits(usage_LE), len(self.blocks) // 2
+        return {'some_gini': gini_L, 'some_entropy': entropy_L, 'gini_middle': gini_L[middle], 'entropy_middle': entropy_L[middle]}
+
+    def before_step(self, ctx: StepContext) -> None:
+        for layer in self.layers:
+            layer.keys.clear()
+            if self.hyperparameters['temperature_schedule'] == 'linear':
+                start, end = self.layer_options['train_temperature'], self.layer_options['eval_temperature']
+                layer.temperature.fill_(start + (end - start) * ctx.step / ctx.total_steps)
+
+    def after_step(self, ctx: StepContext) -> None:
+        """Moves the keys by all micro-batches of the step; not where the step was skipped."""
+        if ctx.stepped:
+            for layer in self.layers:
+                layer.keys.update()
+
+    def total_parameters(self) -> int:
+        """The frozen experts are counted, though they are no parameters to torch."""
+        return super().total_parameters() + sum(layer.frozen_parameters() for layer in self.layers)
+
+    def active_parameters(self) -> int:
+        frozen = sum(layer.frozen_parameters() for layer in self.layers)
+        return super().active_parameters() + frozen * self.layer_options['top_k'] // self.layer_options['num_experts']
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward only; in training the experts cost twice that, not three times, for they get no gradient of their own."""
+        D, layer = self.embed_dim, self.layer_options
+        products = 4 * D * D + D * D + D * layer['num_experts'] + layer['top_k'] * 2 * D * layer['d_ffn']
+        attention = 2 * length * D
+        return 2 * (len(self.blocks) * (products + attention) + self.fc.weight.numel())

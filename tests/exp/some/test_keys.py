@@ -1,0 +1,206 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmplay.exp.some.keys import Keys, entropy_bits, gini, query_sums
+
+RULES = dict(alpha=0.015, beta=0.001, delta=0.001, theta_percentile=0.05, warmup_steps=400, ema_decay=0.995, decay_fix=False)
+
+
+def literal_update(keys, usage, pull, updates, queries, choices, *, alpha, beta, delta, theta_percentile, warmup_steps,
+                   ema_decay, decay_fix):
+    """The rules as they are written down: token by token, pair by pair."""
+    E = len(keys)
+    counts = np.zeros(E)
+    for chosen in choices:
+        for i in chosen:
+            counts[i] += 1
+    usage = ema_decay * usage + (1 - ema_decay) * counts
+    for rank in range(len(choices[0]) if len(choices) else 0):
+        moved = keys.copy()
+        for q, chosen in zip(queries, choices):
+            i = chosen[rank]
+            moved[i] += alpha / (1 + usage[i]) * (q - keys[i])
+        keys = moved
+    moved = keys.copy()
+    for chosen in choices:
+        for a in range(len(chosen)):
+            for b in range(a + 1, len(chosen)):
+                i, m = chosen[a], chosen[b]
+                strength = beta / (1 + min(usage[i], usage[m]))
+                moved[i] += strength * (keys[m] - keys[i])
+                moved[m] += strength * (keys[i] - keys[m])
+    keys = moved
+    if updates >= warmup_steps and (usage > 0).any():
+        theta = np.quantile(usage[usage > 0], theta_percentile)
+        for i in range(E):
+            if usage[i] < theta:
+                keys[i] *= 1 - delta
+                pull[i] *= 1 - delta
+            else:
+                pull[i] = min(1, pull[i] / (1 - delta))
+    else:
+        pull = np.minimum(1, pull / (1 - delta))
+    return keys / np.linalg.norm(keys, axis=1, keepdims=True), usage, pull if decay_fix else np.ones(E)
+
+
+@st.composite
+def cases(draw):
+    E = draw(st.integers(2, 7))
+    rules = dict(alpha=draw(st.sampled_from([0.0, 0.015, 0.3])), beta=draw(st.sampled_from([0.0, 0.001, 0.2])),
+                 delta=draw(st.sampled_from([0.0, 0.001, 0.3])), theta_percentile=draw(st.floats(0, 1)),
+                 warmup_steps=draw(st.integers(0, 3)), ema_decay=draw(st.floats(0, 0.999)), decay_fix=draw(st.booleans()))
+    return dict(E=E, K=draw(st.integers(1, E)), D=draw(st.integers(2, 5)), steps=draw(st.lists(st.integers(0, 9), max_size=4)),
+                seed=draw(st.integers(0, 10 ** 6)), rules=rules)
+
+
+def random_step(generator, N, E, K, D):
+    queries = torch.nn.functional.normalize(torch.randn(N, D, dtype=torch.float64, generator=generator), dim=1)
+    choices = torch.rand(N, E, generator=generator).argsort(dim=1)[:, :K]
+    return queries, choices
+
+
+def make(E, D, K, **rules):
+    return Keys(E, D, top_k=K, **RULES | rules).double()
+
+
+@settings(deadline=None, max_examples=150)
+@given(cases())
+def test_equals_the_rules_token_by_token(case):
+    E, K, D = case['E'], case['K'], case['D']
+    generator = torch.Generator().manual_seed(case['seed'])
+    torch.manual_seed(case['seed'])
+    keys = make(E, D, K, **case['rules'])
+    vectors, usage, pull = keys.vectors.numpy().copy(), keys.usage.numpy().copy(), keys.pull.numpy().copy()
+    for step, N in enumerate(case['steps']):
+        queries, choices = random_step(generator, N, E, K, D)
+        cut = N // 3
+        keys.clear()
+        keys.collect(queries[:cut], choices[:cut])        # two micro-batches, of unequal size
+        keys.collect(queries[cut:], choices[cut:])
+        keys.update()
+        vectors, usage, pull = literal_update(vectors, usage, pull, step, queries.numpy(), choices.tolist(), **case['rules'])
+        np.testing.assert_allclose(keys.vectors.numpy(), vectors, atol=1e-9)
+        np.testing.assert_allclose(keys.usage.numpy(), usage, atol=1e-12)
+        np.testing.assert_allclose(keys.pull.numpy(), pull, atol=1e-12)
+    assert keys.updates == len(case['steps'])
+
+
+def step_of(keys, *batches):
+    keys.clear()
+    for batch in batches:
+        keys.collect(*batch)
+    keys.update()
+
+
+def test_masked_tokens_count_in_nothing():
+    queries, choices = random_step(torch.Generator().manual_seed(0), 12, 6, 3, 4)
+    mask = torch.arange(12) % 3 != 0
+    masked, without = make(6, 4, 3, alpha=0.5, beta=0.1), make(6, 4, 3, alpha=0.5, beta=0.1)
+    without.load_state_dict(masked.state_dict())
+    step_of(masked, (queries, choices, mask))
+    step_of(without, (queries[mask], choices[mask]))
+    torch.testing.assert_close(masked.vectors, without.vectors, rtol=0, atol=1e-12)
+    torch.testing.assert_close(masked.usage, without.usage, rtol=0, atol=1e-12)
+
+
+def test_published_decay_is_undone_by_normalisation_and_the_fix_is_not():
+    queries, choices = random_step(torch.Generator().manual_seed(0), 40, 6, 2, 4)
+    choices = choices % 4                       # experts 4 and 5 are never chosen
+    rules = dict(delta=0.25, warmup_steps=0, theta_percentile=0.5)
+    published, fixed, none = make(6, 4, 2, **rules), make(6, 4, 2, **rules, decay_fix=True), make(6, 4, 2, delta=0.0)
+    for keys in (fixed, none):
+        keys.load_state_dict(published.state_dict())
+    for _ in range(3):
+        for keys in (published, fixed, none):
+            step_of(keys, (queries, choices))
+    torch.testing.assert_close(published.vectors, none.vectors, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fixed.vectors, none.vectors, rtol=0, atol=1e-12)
+    torch.testing.assert_close(published.scores(queries), none.scores(queries), rtol=0, atol=1e-12)
+    weakened = fixed.scores(queries)[:, 5] / none.scores(queries)[:, 5]
+    torch.testing.assert_close(weakened, torch.full_like(weakened, 0.75 ** 3))
+    assert fixed.pull.max() == 1
+
+
+@pytest.mark.parametrize('N', [0, 1, 57])
+def test_query_sums_both_ways(N):
+    queries, choices = random_step(torch.Generator().manual_seed(N), N, 9, 4, 5)
+    product, added = (query_sums(queries, choices, 9, as_product=way) for way in (True, False))
+    torch.testing.assert_close(product, added, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_same_on_cuda():
+    queries, choices = random_step(torch.Generator().manual_seed(0), 500, 16, 4, 8)
+    here = make(16, 8, 4)
+    there = make(16, 8, 4)
+    there.load_state_dict(here.state_dict())
+    there.cuda()
+    step_of(here, (queries, choices))
+    step_of(there, (queries.cuda(), choices.cuda()))
+    torch.testing.assert_close(there.vectors.cpu(), here.vectors, rtol=0, atol=1e-10)
+
+
+def test_autocast_does_not_round_the_keys():
+    queries, choices = random_step(torch.Generator().manual_seed(0), 30, 6, 2, 4)
+    plain = Keys(6, 4, top_k=2, **RULES)
+    under = Keys(6, 4, top_k=2, **RULES)
+    under.load_state_dict(plain.state_dict())
+    step_of(plain, (queries, choices))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        step_of(under, (queries, choices))
+        assert under.scores(queries).dtype == torch.float32
+    assert torch.equal(plain.vectors, under.vectors)
+
+
+RANKS = '''
+import sys, torch, torch.distributed as dist
+from lmplay.exp.some.keys import Keys
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+both, alone = (Keys(6, 4, top_k=2, alpha=0.5, beta=0.1, delta=0.001, theta_percentile=0.05, warmup_steps=0, ema_decay=0.9,
+                    decay_fix=False).double() for _ in range(2))
+alone.load_state_dict(both.state_dict())
+queries, choices = torch.randn(10, 4, dtype=torch.float64), torch.rand(10, 6).argsort(1)[:, :2]
+alone.collect(queries, choices)
+alone.update()
+dist.init_process_group('gloo', init_method='file://' + file, rank=rank, world_size=2)
+part = slice(0, 3) if rank == 0 else slice(3, 10)
+both.collect(queries[part], choices[part])
+both.update()
+torch.testing.assert_close(both.vectors, alone.vectors, rtol=0, atol=1e-12)
+torch.testing.assert_close(both.usage, alone.usage, rtol=0, atol=1e-12)
+dist.destroy_process_group()
+'''
+
+
+def test_ranks_add_up(tmp_path):
+    script = tmp_path / 'ranks.py'
+    script.write_text(RANKS)
+    ranks = [subprocess.Popen([sys.executable, str(script), str(r), str(tmp_path / 'rendezvous')], stderr=subprocess.PIPE, text=True)
+             for r in range(2)]
+    for process in ranks:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+
+
+def test_gini_and_entropy_of_known_distributions():
+    even, one = torch.full((128,), 3.0), torch.zeros(128)
+    one[5] = 7.0
+    assert gini(even).item() == pytest.approx(0, abs=1e-6) and entropy_bits(even).item() == pytest.approx(7)
+    assert gini(one).item() == pytest.approx(127 / 128) and entropy_bits(one).item() == 0
+    assert gini(torch.tensor([[1.0, 3.0], [1.0, 1.0]])).tolist() == pytest.approx([0.25, 0])
+    assert gini(torch.zeros(4)).item() == 0 and entropy_bits(torch.zeros(4)).item() == 0
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=2, max_size=20))
+def test_gini_is_the_mean_absolute_difference(values):
+    usage = torch.tensor(values, dtype=torch.float64)
+    if usage.sum() > 1e-6:
+        expected = (usage[:, None] - usage[None]).abs().mean() / (2 * usage.mean())
+        assert gini(usage).item() == pytest.approx(expected.item(), abs=1e-9)
