@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmplay.base.errors import DataError
+from lmplay.data.rows import IGNORE, HeldOut, Mixture, PackedRows, PaddedRows
+from lmplay.data.sources import Row
+from lmplay.data.tokenizers import get_tokenizer
+
+EOT = 256
+
+
+class Memory:
+    """A store in memory: documents of given token lists (without the end of text)."""
+
+    def __init__(self, documents, prompts=None, domains=None):
+        self.lists = [[*d, EOT] for d in documents]
+        self.tokens = np.array([i for d in self.lists for i in d], np.uint16)
+        self.starts = np.cumsum([0, *map(len, self.lists)])
+        self.lengths = np.diff(self.starts)
+        self.prompt_lengths = np.array(prompts or [0] * len(documents))
+        self.text_bytes = np.array([[0, len(d)] for d in documents])
+        self.domains = np.array(domains or [0] * len(documents))
+        self.hashes = np.arange(len(documents), dtype=np.uint64)[::-1].copy()
+        self.meta = {'domains': [f'd{i}' for i in range(max(self.domains, default=0) + 1)]}
+
+
+DOCUMENTS = st.lists(st.lists(st.integers(0, 255), max_size=40), min_size=1, max_size=12)
+BYTES = get_tokenizer('bytes')
+
+
+def read(rows, *key):
+    order = rows.order(*key)
+    x, y, which = (np.zeros((rows.count, rows.length), np.int64) for _ in range(3))
+    lengths = [rows.fill(order, i, x[i], y[i], which[i]) for i in range(rows.count)]
+    return x, y, lengths, which
+
+
+@settings(deadline=None)
+@given(DOCUMENTS, st.integers(2, 17), st.integers(0, 5))
+def test_packed_rows_lose_nothing_and_every_token_is_a_target_once(documents, length, epoch):
+    store = Memory(documents)
+    rows = PackedRows(store, np.arange(len(documents)), length=length, tokenizer=BYTES)
+    x, y, lengths, which = read(rows, 1, 'stage', 0, epoch)
+    order = rows.order(1, 'stage', 0, epoch)[0]
+    stream = [i for d in order for i in store.lists[d]]
+    targets = y[y != IGNORE].tolist()
+    assert targets == stream
+    inputs = np.concatenate([row[:n] for row, n in zip(x, lengths)]).tolist()
+    assert inputs == [EOT, *stream[:-1]]
+    assert which[y != IGNORE].tolist() == [d for d in order for _ in store.lists[d]]
+
+
+@settings(deadline=None)
+@given(DOCUMENTS, st.integers(2, 17))
+def test_padded_rows_continue_long_documents_and_lose_nothing(documents, length):
+    store = Memory(documents)
+    rows = PaddedRows(store, np.arange(len(documents)), length=length, tokenizer=BYTES)
+    x, y, lengths, which = read(rows)
+    for i, tokens in enumerate(store.lists):
+        mine = [r for r in range(rows.count) if rows.table[r, 0] == i]
+        if len(tokens) < 2:
+            assert not mine
+            continue
+        assert [t for r in mine for t in x[r, :lengths[r]]] == tokens
+        assert [t for r in mine for t in y[r][y[r] != IGNORE]] == tokens[1:]
+    for r in range(rows.count):
+        assert (x[r, lengths[r]:] == BYTES.pad_token).all()
+
+
+def test_long_documents_continue_at_a_sentence_end():
+    text = 'One two. Three four five. Six seven eight nine ten eleven. End'
+    rows = PaddedRows(Memory([list(text.encode())]), np.arange(1), length=32, tokenizer=BYTES)
+    x, _, lengths, _ = read(rows)
+    assert [BYTES.decode(r[:n].tolist()) for r, n in zip(x, lengths)] == ['One two. Three four five.', ' Six seven eight nine ten eleven', '. End']
+
+
+def test_cut_rows_and_scored_padding():
+    store = Memory([[1, 2, 3], list(range(20))])
+    rows = PaddedRows(store, np.arange(2), length=8, tokenizer=BYTES, long_documents='cut', score_padding=True)
+    x, y, lengths, _ = read(rows)
+    pad = BYTES.pad_token
+    assert x.tolist() == [[1, 2, 3, EOT, pad, pad, pad, pad], list(range(8))]
+    assert y.tolist() == [[2, 3, EOT, pad, pad, pad, pad, IGNORE], [1, 2, 3, 4, 5, 6, 7, IGNORE]]
+    assert lengths == [4, 8]
+
+
+@pytest.mark.parametrize('cls', [PackedRows, PaddedRows])
+def test_prompts_are_not_scored_unless_asked_for(cls):
+    store = Memory([[1, 2, 3, 4, 5]] * 3, prompts=[2, 2, 2])
+    for include, hidden in ((True, set()), (False, {1, 2})):
+        _, y, _, _ = read(cls(store, np.arange(3), length=4, tokenizer=BYTES, include_prompts=include))
+        seen = set(y[y != IGNORE].tolist())
+        assert seen >= {3, 4, 5, EOT} and not seen & hidden
+        assert include is False or 2 in seen
+
+
+def mixture(*counts, weights=None, seed=0, stage='s', exhaust='first_exhausted'):
+    sources = [PaddedRows(Memory([[j, i % 256, i // 256] for i in range(n)]), np.arange(n), length=4, tokenizer=BYTES) for j, n in enumerate(counts)]
+    return Mixture(sources, weights or [1.0] * len(counts), seed=seed, stage=stage, exhaust=exhaust)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5000), st.integers(1, 40), st.integers(0, 3))
+def test_any_position_can_be_sought_at_once(start, count, seed):
+    """A fresh mixture asked for samples in the middle gives what one that ran there gives."""
+    fresh = mixture(70, 130, weights=[3.0, 1.0], seed=seed).batch(start, count)
+    ran = mixture(70, 130, weights=[3.0, 1.0], seed=seed)
+    ran.batch(max(0, start - 7), 7)
+    assert torch.equal(ran.batch(start, count).x, fresh.x)
+
+
+def test_an_epoch_holds_each_row_once_and_the_next_in_another_order():
+    m = mixture(300)
+    epochs = [[tuple(r) for r in m.batch(e * 300, 300).x.tolist()] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) and len(set(epochs[0])) == 300 and epochs[0] != epochs[1]
+    assert [tuple(r) for r in mixture(300, stage='other').batch(0, 300).x.tolist()] != epochs[0]
+    assert [tuple(r) for r in mixture(300, seed=1).batch(0, 300).x.tolist()] != epochs[0]
+
+
+def test_weights_are_kept_exactly_and_each_source_runs_through_its_rows():
+    m = mixture(400, 400, weights=[0.7, 0.3])
+    x = m.batch(0, 2000).x
+    first = x[:, 0]
+    assert [(first[i:i + 1000] == 0).sum().item() for i in (0, 1000)] == [700, 700]
+    of_first = [tuple(r) for r in x[first == 0].tolist()]
+    assert len(set(of_first[:400])) == 400 and sorted(of_first[400:800]) == sorted(of_first[:400])
+
+
+def test_an_epoch_of_a_mixture_ends_with_the_first_or_the_last_source():
+    assert mixture(100, 300).epoch_samples == 200
+    assert mixture(100, 300, exhaust='all_exhausted').epoch_samples == 600
+    assert mixture(100).epoch_samples == 100
+    with pytest.raises(DataError, match='below 1 in 1000'):
+        mixture(10, 10, weights=[1.0, 1e-6])
+
+
+def test_columns_that_no_row_needs_are_left_out():
+    store = Memory([[1] * 20, [2] * 150])
+    m = Mixture([PaddedRows(store, np.arange(1), length=300, tokenizer=BYTES)], [1.0], seed=0, stage='s')
+    assert m.batch(0, 1).x.shape == (1, 64)
+    m = Mixture([PaddedRows(store, np.arange(2), length=300, tokenizer=BYTES)], [1.0], seed=0, stage='s')
+    assert m.batch(0, 2).x.shape == (2, 192) and m.batch(0, 2).lengths.sort().values.tolist() == [21, 151]
+
+
+@pytest.mark.parametrize('cls', [PackedRows, PaddedRows])
+def test_held_out_rows_hold_whole_documents_of_every_domain(cls):
+    store = Memory([[i] * (5 + i) for i in range(40)], domains=[int(i > 30) for i in range(40)])
+    held = HeldOut([(store, np.arange(20, 40))], make_rows=lambda s, d: cls(s, d, length=16, tokenizer=BYTES), length=16, max_bytes=400)
+    batches = list(held.batches(3))
+    per_document = torch.zeros(len(held.documents), dtype=torch.int64)
+    for b in batches:
+        scored = b.y != IGNORE
+        per_document.index_add_(0, b.documents[scored], torch.ones(int(scored.sum()), dtype=torch.int64))
+    first = 0 if cls is PackedRows else 1       # a padded row has nothing before its first token
+    assert per_document.tolist() == [d['tokens'] - first for d in held.documents]
+    assert {d['domain'] for d in held.documents} == {'d0', 'd1'}
+    sizes = [sum(d['bytes'] for d in held.documents if d['domain'] == name) for name in ('d0', 'd1')]
+    assert all(100 < s <= 200 for s in sizes)
+
+
+def test_row_type_matches_the_sources():
+    assert Row(text='x').prompt == '' and Row(text='x').split == ''
