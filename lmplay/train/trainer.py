@@ -221,6 +221,7 @@ class Trainer:
             p.best_loss, p.best_is_saved = p.validation_loss, False
         record = {'stage': self.stage.name, 'step': p.total_step, 'samples': p.total_samples, 'tokens': p.tokens, 'flops': p.flops,
                   'seconds': round(p.seconds, 3)} | result.metrics | {k: v.tolist() for k, v in result.model_metrics.items()}
+        record['tokens'] = p.tokens         # of the run, as in a training record, not of the held-out text
         run.recorder.validation(record)
         example = result.example(self.model.tokenizer)
         run.recorder.sample({'step': p.total_step} | example)
