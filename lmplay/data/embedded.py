@@ -39,7 +39,8 @@ def library() -> list[tuple[str, Path]]:
             if file.endswith('.py') and not module.startswith(('encodings.', '_sysconfigdata', 'pydoc_data.topics')):
                 found.append((module, path))
     if not found:
-        raise DataError(f"The dataset 'embedded' needs the source files of Python's standard library, and there are none in {root}.")
+        raise DataError(f"The dataset 'embedded' needs the source files of Python's standard library; "
+                        f'there are none in {root}.')
     return sorted(found)
 
 

@@ -30,7 +30,7 @@ def read(name: str, spec: dict, *, split: str, columns: list[str], stream: bool)
                 yield place, number, dict(zip(names, values))
     except DataError:
         raise
-    except Exception as error:          # the libraries below raise errors of many families: network, cache, config, split, file format
+    except Exception as error:          # errors of many families: network, cache, config, split, file
         reason = ' '.join(str(error).split())[:300].rstrip('.')
         if isinstance(error, ConnectionError) or 'OfflineMode' in reason or 'cache' in reason:
             reason += (". Where there is a network, run `lmp_trainer --save-datasets` with this plan and copy its cache here; "

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..base.errors import DataError, nearest
 
-SUFFIXES = {'.json': 'json', '.jsonl': 'json', '.ndjson': 'json', '.csv': 'csv', '.parquet': 'parquet', '.txt': 'text', '.md': 'text'}
+SUFFIXES = {'.json': 'json', '.jsonl': 'json', '.ndjson': 'json', '.csv': 'csv', '.parquet': 'parquet', '.txt': 'text',
+            '.md': 'text'}
 BOM = b'\xef\xbb\xbf'
 
 
@@ -121,7 +122,8 @@ def _json_lines(file: Path) -> Iterator[tuple[int, object]]:
 
 def _not_json(file: Path, line: int, error: Exception) -> DataError:
     what = f'{error.msg}, column {error.colno}' if isinstance(error, json.JSONDecodeError) else 'nested too deeply'
-    return DataError(f"'{file}', line {line}: not valid JSON ({what}); a file holds one object per line, or one array of objects.")
+    return DataError(f"'{file}', line {line}: not valid JSON ({what}); "
+                     f'a file holds one object per line, or one array of objects.')
 
 
 def read_csv(file: Path) -> Iterator[tuple[int, dict]]:
@@ -173,7 +175,8 @@ def check_columns(wanted: list[str], present: Iterable[str], *, place: str) -> N
     present = [str(p) for p in present]
     for column in wanted:
         if column not in present:
-            raise DataError(f"{place}: no column '{column}'.{nearest(column, present)} Columns there: {', '.join(present) or '(none)'}.")
+            raise DataError(f"{place}: no column '{column}'.{nearest(column, present)} "
+                            f"Columns there: {', '.join(present) or '(none)'}.")
 
 
 def _kind(value: object) -> str:

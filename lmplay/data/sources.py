@@ -18,13 +18,13 @@ class Row:
     text: str             # what is learned (the answer, in a prompt/answer row)
     prompt: str = ''      # what stands before it, to its last character; scored only where the stage says include_prompts
     domain: str = ''      # label kept to evaluation; '' means: the dataset's name
-    group: str = ''       # rows of one group fall on the same side of the train/validation split; '' means: decided by the row's own content
+    group: str = ''       # rows of one group fall on the same side of the train/validation split; '' means: by the row's content
     split: str = ''       # 'train' or 'validation' where the dataset has its own split, else ''
 
 
 NAMED: dict[str, dict] = {
     'embedded': {'loader': 'embedded',
-                 'description': "this Python's own library as code and prose, and generated math problems; needs no network; 16 MB"},
+                 'description': "this Python's own library as code and prose, generated math problems; needs no network; 16 MB"},
     'wikipedia': {'loader': 'hub', 'hub': 'wikimedia/wikipedia', 'language': 'en', 'snapshot': '20231101',
                   'description': 'articles of Wikipedia, any language and snapshot; English: 6.4 M articles, 20 GB'},
     'wikitext': {'loader': 'hub', 'hub': 'Salesforce/wikitext', 'config': 'wikitext-103-raw-v1', 'validation': 'validation',
@@ -57,7 +57,8 @@ KEYS = {    # loader -> what a spec may hold besides COMMON_KEYS, and its type
     'csv': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
     'parquet': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
     'text': {'path': (str, list), 'validation': (str, list), 'delimiter': str},
-    'hub': {'hub': str, 'config': str, 'language': str, 'snapshot': str, 'revision': str, 'split': str, 'validation': str, **COLUMN_KEYS},
+    'hub': {'hub': str, 'config': str, 'language': str, 'snapshot': str, 'revision': str, 'split': str, 'validation': str,
+            **COLUMN_KEYS},
     'embedded': {'domains': list, 'problems': int, 'seed': int},
 }
 COMMON_KEYS = {'loader': str, 'description': str, 'domain': str, 'limit': int, 'validation_limit': int, 'max_bytes': int}
@@ -238,7 +239,8 @@ class Source:
         spec = self.spec
         domain = spec.get('domain', '')
         if spec['loader'] == 'embedded':
-            for domain_, text, prompt, group in embedded.documents(**{k: spec[k] for k in ('domains', 'problems', 'seed') if k in spec}):
+            options = {k: spec[k] for k in ('domains', 'problems', 'seed') if k in spec}
+            for domain_, text, prompt, group in embedded.documents(**options):
                 yield Row(text, prompt, domain or domain_, group)
             return
         columns = self._columns()
@@ -330,7 +332,8 @@ class Source:
         """The last turn of the assistant, and before it all turns under their roles."""
         column = self.spec['messages']
         if not isinstance(messages, list) or not all(isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages):
-            raise DataError(f"{self._place(place, number)}: column '{column}' is not a list of {{\"role\", \"content\"}} objects.")
+            raise DataError(f"{self._place(place, number)}: column '{column}' is not a list of "
+                            '{"role", "content"} objects.')
         last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=None)
         if last is None:
             return '', ''

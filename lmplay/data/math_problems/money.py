@@ -22,7 +22,7 @@ def shopping(r: Words):
 
 @kind
 def discount_tax(r: Words):
-    price, off, tax = r.int(2, 40) * 1000, r.int(1, 12) * 5, r.choice([4, 5, 6, 8, 10, 20])
+    price, off, tax = r.int(2, 40) * 1000, r.int(1, 12) * 5, r.choice([2, 4, 6, 8, 10, 20])
     cut = price * off // 100
     net = price - cut
     extra = net * tax // 100
@@ -133,7 +133,7 @@ def phone_plans(r: Words):
                       f'Offer A: {usd(fee * 100)} fixed, 2 cents each {unit}. Offer B: {usd(other * 100)} fixed, {per} cents '
                       f'each {unit}. Compare them for {minutes} {unit}s.']),
             [f'A: {fee * 100} + 2 * {minutes} = {first} cents.', f'B: {other * 100} + {per} * {minutes} = {second} cents.',
-             f'{max(first, second)} - {min(first, second)} = {abs(first - second)}.'],
+             f'{max(first, second)} - {min(first, second)} = {abs(first - second)} cents, or {usd(abs(first - second))}.'],
             f'{best}, by {usd(abs(first - second))}')
 
 

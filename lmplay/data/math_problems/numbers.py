@@ -47,7 +47,7 @@ def percent_change(r: Words):
 def two_changes(r: Words):
     start, p, q = r.int(2, 30) * 100, r.int(1, 9) * 10, r.int(1, 6) * 10
     first, last = Fraction(start * (100 + p), 100), Fraction(start * (100 + p) * (100 - q), 10_000)
-    town = r.choice(['A village has', 'A town has', 'A colony of birds has', 'A forum has', 'A union has'])
+    town = r.choice(['A club has', 'A library has', 'A party has', 'A forum has', 'A union has'])
     return (r.choice([f'{town} {start} members. The number grows by {p}% in one year and shrinks by {q}% in the next. How many '
                       f'are there then?',
                       f'A quantity of {start} is increased by {p}% and the result is decreased by {q}%. What is left?']),
@@ -111,7 +111,7 @@ def whole_from_part(r: Words):
     return (r.choice([f'{f} of a number is {part}. What is the number?',
                       f'If {part} {thing} are {f} of a box, how many {thing} does the box hold?',
                       f'After packing {f} of the {thing}, {r.name()} has packed {part}. How many {thing} are there in all?']),
-            [f'One {f.denominator}th of the whole is {part} / {f.numerator} = {unit}.',
+            [f'1/{f.denominator} of the whole is {part} / {f.numerator} = {unit}.',
              f'The whole is {f.denominator} * {unit} = {whole}.'], whole)
 
 
@@ -174,7 +174,7 @@ def consecutive(r: Words):
     return (r.choice([f'The sum of {k} {sort} is {total}. Find the smallest.',
                       f'{k} {sort} add up to {total}. What is the smallest of them?']),
             [f'Their middle one is the mean: {total} / {k} = {middle}.',
-             f'The smallest is {k // 2} steps of {step} below: {middle} - {k // 2 * step} = {first}.'], first)
+             f'The smallest is {count(k // 2, "step")} of {step} below: {middle} - {k // 2 * step} = {first}.'], first)
 
 
 @kind
@@ -259,7 +259,7 @@ def common_divisor(r: Words):
                       f'What is the largest number that divides both {x} and {y}?',
                       f'{x} {one} and {y} {two} are shared out so that all bags are alike and none is left over. How many bags '
                       f'are possible at most?']),
-            [*steps, f'The last remainder that is not zero, or the last divisor, is {g}.'], g)
+            [*steps, f'The last divisor is {g}.'], g)
 
 
 @kind

@@ -125,7 +125,7 @@ def machines(r: Words):
 def inverse_proportion(r: Words):
     workers, days = r.int(2, 20), r.int(2, 20)
     total = workers * days
-    fewer = r.choice([d for d in range(1, total + 1) if total % d == 0 and d != workers])
+    fewer = r.choice([d for d in range(2, total + 1) if total % d == 0 and d != workers])
     job = r.choice(['build a wall', 'lay a road', 'pick an orchard', 'copy an archive', 'dig a canal', 'harvest a field'])
     return (r.choice([f'{workers} workers {job} in {count(days, "day")}. How many days does it take if there are {fewer}?',
                       f'It takes {workers} people {count(days, "day")} to {job}. How long do {fewer} need at the same pace?']),
