@@ -1,19 +1,21 @@
 """lmp_generator: continues prompts with a trained model."""
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from ..base.errors import DataError, UserError
+from ..base.errors import DataError, UserError, nearest
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog='lmp_generator',
+        prog='lmp_generator', allow_abbrev=False,
         description='Continues prompts with a trained model. Experiment and tokenizer are found through the checkpoint.')
     p.add_argument('checkpoint', nargs='?', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint")
     p.add_argument('--model', metavar='CHECKPOINT', help='the same')
-    p.add_argument('--exp', metavar='versions.py', help="where the experiment's versions are, had they moved")
+    p.add_argument('--exp', metavar='NAME',
+                   help='the experiment, where it has another name or place now: a name, or the path of a versions.py')
     p.add_argument('--prompt', action='append', default=[], metavar='TEXT',
                    help='text to continue; repeatable (without any: a new text)')
     p.add_argument('--prompt-file', action='append', default=[], metavar='FILE',
@@ -33,25 +35,35 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='replace')        # a terminal may not know every character
     try:
-        run(args)
+        run(parse(argv))
     except UserError as error:
         print(f'lmp_generator: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()
         return 130
+    except BrokenPipeError:     # the reader has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = parser()
+    args, rest = p.parse_known_args(argv)
+    if rest:
+        raise UserError(f"Unknown argument '{rest[0]}'.{nearest(rest[0], p._option_string_actions)} See lmp_generator --help.")
     if (args.checkpoint is None) == (args.model is None):
         raise UserError("Give one checkpoint: the path of a run's directory or of a checkpoint, alone or after --model.")
     if args.num_samples < 1:
         raise UserError(f'--num-samples must be at least 1; given: {args.num_samples}.')
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
     texts = [*args.prompt, *map(read_prompt, args.prompt_file)] or ['']
 
     from ..data.tokenizers import as_tokenizer

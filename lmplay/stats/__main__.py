@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.errors import DataError, UserError, unknown
+from ..base.errors import DataError, UserError, nearest, unknown
 
 if TYPE_CHECKING:
     from .plot import Run
@@ -14,7 +14,8 @@ PLACES = ('runs', 'out_gpt')
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog='lmp_plotstats', description='Draws loss and accuracy of runs, and their differences against one of them.')
+        prog='lmp_plotstats', allow_abbrev=False,
+        description='Draws loss and accuracy of runs, and their differences against one of them.')
     p.add_argument('runs', nargs='*', metavar='RUN',
                    help="a run's directory, the original lmplay's *_train_stats.csv, or a directory that holds some "
                         '(all under ./runs or ./out_gpt unless given)')
@@ -31,8 +32,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args, rest = p.parse_known_args(argv)
     try:
+        if rest:
+            suggestion = nearest(rest[0], p._option_string_actions)
+            raise UserError(f"Unknown argument '{rest[0]}'.{suggestion} See lmp_plotstats --help.")
         print(draw(args))
     except UserError as error:
         print(f'lmp_plotstats: {error}', file=sys.stderr)

@@ -16,7 +16,7 @@ KINDS = ('train', 'validation')
 X_LABELS = {'samples': 'samples', 'tokens': 'tokens', 'seconds': 'training time (s)'}
 LABELS = {'loss': 'loss (nats per token)', 'accuracy': 'accuracy (fraction of tokens)', 'perplexity': 'perplexity',
           'bits_per_byte': 'bits per byte', 'lr': 'learning rate', 'grad_norm': 'gradient norm',
-          'tokens_per_second': 'tokens per second', 'memory': 'memory'}
+          'tokens_per_second': 'tokens per second', 'memory': 'memory (bytes)'}
 # Okabe and Ito's colours, told apart by colour-blind eyes; their yellow is left out, it is too light for lines.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MAX_MARKERS = 40
