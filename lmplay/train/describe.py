@@ -11,27 +11,27 @@ from .view import count, duration
 
 
 def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
-    """Bytes that autograd keeps from the forward pass of `rows` rows, counted on the meta device; parameters not counted."""
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    """Bytes that autograd keeps from the forward pass of `rows` rows, counted on the meta device; the model's own not counted."""
     seen: dict[int, int] = {}
 
     def pack(t):
         storage = t.untyped_storage()
-        if storage._cdata not in parameters:
-            seen[storage._cdata] = storage.nbytes()
+        seen[storage._cdata] = storage.nbytes()
         return t
 
     x = torch.zeros(rows, length, dtype=torch.int64, device='meta')
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = call(model, model.features if fuses_head(model) else model, x, torch.ones_like(x, dtype=torch.bool))  # noqa: F841  kept alive
+    for t in [*model.parameters(), *model.buffers()]:       # after the pass, which may have brought them to its precision
+        seen.pop(t.untyped_storage()._cdata, None)
     return sum(seen.values())
 
 
 def training_memory(model: LMBase, *, rows: int, length: int, amp: bool) -> dict[str, int]:
     """Bytes needed to train with AdamW: weights, gradients, optimizer, activations of a micro-batch (halved by AMP, roughly)."""
+    activations = activation_bytes(model, rows=rows, length=length)
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    activations = activation_bytes(model, rows=rows, length=length)
     return {'weights': weights, 'gradients': trainable, 'optimizer': 2 * trainable, 'activations': activations // 2 if amp else activations}
 
 

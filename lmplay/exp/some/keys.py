@@ -3,12 +3,18 @@
 N tokens, E experts, K choices per token, D width. The rules are those of the SoME publication; a step's update needs only
 sums over its tokens, so micro-batches and ranks add up and no query is kept.
 """
+from contextlib import nullcontext
 from math import log
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def full_precision(device: torch.device):
+    """A context in which products keep the precision of what they are given, whatever autocast is on around it."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def query_sums(queries_ND: Tensor, expert_ids_NK: Tensor, num_experts: int, *, as_product: bool) -> Tensor:
@@ -57,7 +63,7 @@ class Keys(nn.Module):
 
     def scores(self, queries_ND: Tensor) -> Tensor:
         """(N, E), in the keys' precision: a rounded score would change which experts are chosen."""
-        with torch.autocast(queries_ND.device.type, enabled=False):
+        with full_precision(queries_ND.device):
             return queries_ND.to(self.vectors.dtype) @ (self.vectors * self.pull[:, None]).t()
 
     def clear(self) -> None:
@@ -78,15 +84,15 @@ class Keys(nn.Module):
         queries_ND = queries_ND.to(dtype)
         weight_N = queries_ND.new_ones(len(queries_ND)) if mask_N is None else mask_N.to(dtype)
         weight_NK = weight_N[:, None].expand_as(expert_ids_NK)
-        with torch.autocast(queries_ND.device.type, enabled=False):
+        with full_precision(queries_ND.device):
             self.query_sums_KED += query_sums(queries_ND * weight_N[:, None], expert_ids_NK, E, as_product=queries_ND.is_cuda)
             self.counts_KE.scatter_add_(1, expert_ids_NK.t(), weight_NK.t())
             chosen_NE = weight_N.new_zeros(len(weight_N), E).scatter_(1, expert_ids_NK, weight_NK)
             self.pairs_EE += chosen_NE.t() @ chosen_NE
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Moves the keys by what was collected, in all processes where training is distributed.
+    def update(self, stepped: bool | Tensor = True) -> None:
+        """Moves the keys by what was collected, in all processes where training is distributed, if the step was taken.
 
         Usage first; then attraction, rank after rank, later ranks seeing keys already moved; then the pull between experts
         that a token chose together, all from the keys as they then stand; decay; unit length.
@@ -101,18 +107,19 @@ class Keys(nn.Module):
             keys = keys + rate_E1 * (sums_ED - counts_E[:, None] * keys)
         inertia_EE = 1 + torch.minimum(usage[:, None], usage[None, :])
         weight_EE = self.beta / inertia_EE * self.pairs_EE.clone().fill_diagonal_(0)
-        with torch.autocast(keys.device.type, enabled=False):
+        with full_precision(keys.device):
             keys = keys + weight_EE @ keys - weight_EE.sum(1)[:, None] * keys
         theta = torch.nanquantile(usage.where(usage > 0, torch.nan), self.theta_percentile)
         weak_E = (usage < theta) & (self.updates >= self.warmup_steps)
+        pull = self.pull
         if self.decay_fix:
-            grown = (self.pull / (1 - self.delta)).clamp(max=1)
-            self.pull.copy_(torch.where(weak_E, self.pull * (1 - self.delta), grown))
+            pull = torch.where(weak_E, pull * (1 - self.delta), (pull / (1 - self.delta)).clamp(max=1))
         else:
             keys = torch.where(weak_E[:, None], keys * (1 - self.delta), keys)
-        self.vectors.copy_(F.normalize(keys, dim=1))
-        self.usage.copy_(usage)
-        self.updates += 1
+        stepped = torch.as_tensor(stepped, device=keys.device)       # a device that decides by itself is not waited for
+        for state, moved in ((self.vectors, F.normalize(keys, dim=1)), (self.usage, usage), (self.pull, pull),
+                             (self.updates, self.updates + 1)):
+            state.copy_(torch.where(stepped, moved, state))
 
 
 def gini(usage: Tensor) -> Tensor:

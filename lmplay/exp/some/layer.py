@@ -59,8 +59,9 @@ class SoMELayer(nn.Module):
 
     def _experts(self, x: Tensor) -> dict[str, Tensor | None]:
         """The stacked weights in the precision of the products; converted once, and exactly, for they are bfloat16 numbers."""
-        autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        device, dtype = x.device.type, x.dtype
+        if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         if self.w1.dtype != dtype:
             for name in ('w1', 'b1', 'w2', 'b2'):
                 setattr(self, name, getattr(self, name).to(dtype))

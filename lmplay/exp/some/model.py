@@ -168,9 +168,8 @@ class SoME(Backbone):
 
     def after_step(self, ctx: StepContext) -> None:
         """Moves the keys by all micro-batches of the step; not where the step was skipped."""
-        if ctx.stepped:
-            for layer in self.layers:
-                layer.keys.update()
+        for layer in self.layers:
+            layer.keys.update(ctx.stepped)
 
     def total_parameters(self) -> int:
         """The frozen experts are counted, though they are no parameters to torch."""

@@ -108,7 +108,8 @@ def test_skipped_steps_evaluation_and_stray_passes_move_nothing():
     model = build()
     optimizer = torch.optim.AdamW(model.param_groups(0.1), lr=1e-3)
     x, start = torch.randint(0, 257, (4, 16)), keys_of(model)
-    step(model, optimizer, x, stepped=False)
+    for stepped in (False, torch.tensor(False)):        # a tensor where the device decides by itself
+        step(model, optimizer, x, stepped=stepped)
     model.eval()
     with torch.no_grad():
         model(x)
