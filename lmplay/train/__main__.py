@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group('what to do')
     what.add_argument('--exp', metavar='NAME', help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)")
     what.add_argument('--training-plan', metavar='PLAN', default='default', help='path of a plan, or the name of a shipped one (default: %(default)s)')
+    what.add_argument('--dataset', metavar='NAME', help="train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file")
     what.add_argument('--describe', action='store_true', help='tell the architecture, parameters, FLOPs and memory, and exit')
     what.add_argument('--dry-run', action='store_true', help='tell what the plan will do and about how long it takes, and exit')
     what.add_argument('--save-datasets', action='store_true', help='fetch and prepare all that the plan needs, and exit; for machines without a network')
@@ -182,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
     from ..base.errors import ExperimentError
     from .plan import load_plan
     plan = load_plan(args.training_plan)
+    if args.dataset:
+        plan.use_dataset(args.dataset)
     overrides = {k: getattr(args, k) for k in STAGE_OPTIONS if getattr(args, k) is not None}
     exp = args.exp or plan.exp or 'gpt2ish'
     entry = find_entry(exp)             # before torch is imported: an unknown name is told at once

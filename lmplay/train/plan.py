@@ -121,6 +121,13 @@ class Plan:
         except ValidationError as error:
             raise PlanError(_sentence(error, f'{self.where}, stage "{name}"')) from None
 
+    def use_dataset(self, name: str) -> None:
+        """Every stage trains on this dataset instead of its own. Raises PlanError for a name that is none."""
+        check_dataset(name, self, '--dataset')
+        self.stages = {stage: {k: v for k, v in keys.items() if k not in ('dataset', 'mix')} | {'dataset': name}
+                       for stage, keys in self.stages.items()}
+        self.raw = self.raw | {'stages': self.stages}
+
     def source_spec(self, name: str) -> dict | None:
         """The plan's definition of a dataset; None where it is a named one or a path."""
         return self.datasets.get(name)
