@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..base.errors import UserError
 
-HEAD = (64, 1024)       # how many tokens are tried for top-p before all are sorted
+HEAD = (256, 4096)      # how many tokens are tried for top-p before all are sorted
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,21 @@ class Sampling:
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """logits (B, V) to (weights (B, N) float64, 0 for what is ruled out; ids (B, N), None where N = V in order of id)."""
         # The greatest logit is taken off first: a low temperature must not overflow.
-        probs = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(-1).double()
-        everything = probs.shape[-1]
+        probs = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(-1)
+        vocab = probs.shape[-1]
         if self.top_k is None and self.top_p is None:
-            return probs, None
+            return probs.double(), None
         if self.top_k is not None:
-            weights, ids = probs.topk(min(self.top_k, everything))
-        else:       # sorting a whole vocabulary is slow; mostly its head reaches p
-            for width in (*(n for n in HEAD if n < everything), everything):
+            weights, ids = probs.topk(min(self.top_k, vocab))
+            total = weights.sum(-1, keepdim=True, dtype=torch.float64)
+        else:       # sorting a whole vocabulary is slow, and mostly its head reaches p
+            total = probs.sum(-1, keepdim=True, dtype=torch.float64)
+            for width in (*(n for n in HEAD if n < vocab), vocab):
                 weights, ids = probs.topk(width)
-                if width == everything or bool((weights.sum(-1) > self.top_p).all()):
+                if width == vocab or bool((weights.sum(-1, keepdim=True, dtype=torch.float64) > self.top_p * total).all()):
                     break
+        weights = weights.double()
         if self.top_p is not None:
-            total = weights.sum(-1, keepdim=True) if self.top_k is not None else probs.sum(-1, keepdim=True)
             weights = weights * (weights.cumsum(-1) - weights < self.top_p * total)
         return weights, ids
 
