@@ -103,7 +103,7 @@ def _docstrings(module: str, source: str) -> str:
         return ''
     parts = []
 
-    def visit(node: ast.AST, name: str) -> None:
+    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> None:
         text = ast.get_docstring(node)
         if text and not text.isspace():
             parts.append(f'{name}\n\n{text}')

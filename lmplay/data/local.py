@@ -1,6 +1,6 @@
 """Reads local files record by record: JSON, CSV, Parquet and text, plain or gzipped (.gz).
 
-A reader yields (number, record): a record is a dict of columns, and the number is of its line, item, row or document, for errors.
+A reader yields (place, record): where the record stands, for errors, and a dict of its columns.
 """
 import csv
 import glob
@@ -89,7 +89,7 @@ def _lines(file: Path) -> Iterator[str]:
             offset += len(line)
 
 
-def read_json(file: Path) -> Iterator[tuple[int, dict]]:
+def read_json(file: Path) -> Iterator[tuple[str, dict]]:
     """One object per line, or one array of objects (read whole); NUL and other control characters in strings are let through."""
     with _errors(file), _open(file) as stream:
         start = stream.read(4096).removeprefix(BOM).lstrip()
@@ -99,34 +99,34 @@ def read_json(file: Path) -> Iterator[tuple[int, dict]]:
     if array:
         try:
             records = json.loads(text, strict=False)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise _not_json(file, getattr(error, 'lineno', 1), error) from error
-        numbered = enumerate(records, 1)
+        placed = ((f"'{file}', item {number}", record) for number, record in enumerate(records, 1))
     else:
-        numbered = _json_lines(file)
-    for number, record in numbered:
+        placed = _json_lines(file)
+    for place, record in placed:
         if not isinstance(record, dict):
-            raise DataError(f"'{file}', {'item' if array else 'line'} {number}: expected an object with columns, "
-                            f'such as {{"text": "..."}}, found {_kind(record)}.')
-        yield number, record
+            raise DataError(f'{place}: expected an object with columns, such as {{"text": "..."}}, found {_kind(record)}.')
+        yield place, record
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, object]]:
+def _json_lines(file: Path) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(_lines(file), 1):
         if not line.isspace():
             try:
-                yield number, json.loads(line, strict=False)
-            except (json.JSONDecodeError, RecursionError) as error:
+                yield f"'{file}', line {number}", json.loads(line, strict=False)
+            except (ValueError, RecursionError) as error:
                 raise _not_json(file, number, error) from error
 
 
 def _not_json(file: Path, line: int, error: Exception) -> DataError:
-    what = f'{error.msg}, column {error.colno}' if isinstance(error, json.JSONDecodeError) else 'nested too deeply'
+    what = (f'{error.msg}, column {error.colno}' if isinstance(error, json.JSONDecodeError)
+            else 'nested too deeply' if isinstance(error, RecursionError) else str(error).split(';')[0])
     return DataError(f"'{file}', line {line}: not valid JSON ({what}); "
                      f'a file holds one object per line, or one array of objects.')
 
 
-def read_csv(file: Path) -> Iterator[tuple[int, dict]]:
+def read_csv(file: Path) -> Iterator[tuple[str, dict]]:
     """Rows of a comma-separated file whose first line names the columns."""
     csv.field_size_limit(2**31 - 1)         # the module's own limit is 128 KiB a field
     rows = csv.DictReader(_lines(file), strict=True)
@@ -135,12 +135,12 @@ def read_csv(file: Path) -> Iterator[tuple[int, dict]]:
             if None in record:
                 raise DataError(f"'{file}', line {rows.line_num}: {len(record) - 1 + len(record[None])} fields, "
                                 f"where the first line names {len(rows.fieldnames or [])} columns.")
-            yield rows.line_num, record
+            yield f"'{file}', line {rows.line_num}", record
     except csv.Error as error:
         raise DataError(f"'{file}', line {rows.line_num}: not valid CSV ({error}).") from error
 
 
-def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[int, dict]]:
+def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
     """Rows of a Parquet file, of these columns."""
     import pyarrow
     import pyarrow.parquet
@@ -151,12 +151,12 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[int, dict]]:
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
-                    yield number, record
+                    yield f"'{file}', row {number}", record
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"'{file}' is not a Parquet file that can be read ({str(error).splitlines()[0]}).") from error
 
 
-def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[int, dict]]:
+def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict]]:
     """The file as one document, or its parts between delimiters, each in the column 'text'."""
     with _errors(file), _open(file) as stream:
         if file.suffix == '.gz':
@@ -165,9 +165,9 @@ def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[int, d
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b''
         separator, start, number = (delimiter or '').encode(), 0, 1
         while separator and (end := data.find(separator, start)) >= 0:
-            yield number, {'text': _decode(data[start:end], file, offset=start)}
+            yield f"'{file}', document {number}", {'text': _decode(data[start:end], file, offset=start)}
             start, number = end + len(separator), number + 1
-        yield number, {'text': _decode(data[start:], file, offset=start)}
+        yield f"'{file}', document {number}", {'text': _decode(data[start:], file, offset=start)}
 
 
 def check_columns(wanted: list[str], present: Iterable[str], *, place: str) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..base.errors import DataError, unknown
 from . import embedded, local
@@ -92,8 +93,9 @@ def _resolve(name: str, spec: dict | None) -> dict:
         raise DataError(f'{where}: expected an object with keys such as "loader" and "path", found {spec!r}.')
     if 'ds_loader' in spec:
         spec = _translate(where, spec)
-    paths = [spec['path']] if isinstance(spec.get('path'), str) else spec.get('path') or []
-    loader = spec.get('loader') or ('hub' if 'hub' in spec else local.loader_of(str(paths[0])) if paths else name)
+    loader = spec.get('loader') or _guess_loader(spec) or name
+    if not isinstance(loader, str):
+        raise DataError(f'{where}: "loader" must be a string, not {json.dumps(loader)}.')
     if loader not in KEYS and loader in NAMED:
         base = NAMED[loader]
         if 'messages' in spec:
@@ -110,6 +112,12 @@ def _resolve(name: str, spec: dict | None) -> dict:
     return spec
 
 
+def _guess_loader(spec: dict) -> str | None:
+    path = spec.get('path')
+    first = path[0] if isinstance(path, list) and path else path
+    return 'hub' if 'hub' in spec else local.loader_of(first) if isinstance(first, str) else None
+
+
 def _spec_of_name(name: str) -> dict:
     if name in NAMED:
         return {'loader': name}
@@ -121,7 +129,7 @@ def _spec_of_name(name: str) -> dict:
     raise DataError(unknown('dataset', name, [*NAMED, 'hub-user/hub-name', 'path/to/files*.jsonl']))
 
 
-def _check(where: str, spec: dict) -> None:
+def _check(where: str, spec: dict[str, Any]) -> None:
     loader = spec['loader']
     allowed = COMMON_KEYS | KEYS[loader]
     for key, value in spec.items():
@@ -210,11 +218,10 @@ class Source:
 
         Empty documents are left out and counted. Raises DataError for what can't be read, and where there is no row at all.
         """
-        skipped = 0
         for split in ('train', 'validation') if 'validation' in self.spec else ('',):
             limit = self.spec.get('validation_limit' if split == 'validation' else 'limit')
             max_bytes = None if split == 'validation' else self.spec.get('max_bytes')
-            taken = size = 0
+            taken = size = skipped = 0
             for row in self._split(split):
                 if not row.text or row.text.isspace():
                     skipped += 1
@@ -229,8 +236,8 @@ class Source:
                 kind = 'validation ' if split == 'validation' else ''
                 raise DataError(f"Dataset '{self.name}' has no {kind}text"
                                 + (f': all of its {skipped} documents are empty.' if skipped else ': there are no rows.'))
-        if skipped:
-            log.warning("Dataset '%s': %d empty documents were left out.", self.name, skipped)
+            if skipped:
+                log.warning("Dataset '%s': %d empty documents were left out.", self.name, skipped)
 
     def _files(self, key: str) -> list[Path]:
         return local.find_files(self.spec[key], where=f"dataset '{self.name}', {key}")
@@ -253,10 +260,10 @@ class Source:
             records = self._records('validation' if split == 'validation' else 'path', columns)
         if 'document_start' in spec:
             records = self._joined(records, columns)
-        for place, number, record in records:
+        for place, record in records:
             if not all(c in record for c in columns):
-                local.check_columns(columns, record, place=self._place(place, number))
-            text, prompt = self._text(record, place, number)
+                local.check_columns(columns, record, place=self._place(place))
+            text, prompt = self._text(record, place)
             label = record[spec['domain_column']] if 'domain_column' in spec else None
             yield Row(text, prompt, domain if label is None else str(label), split=split)
 
@@ -267,76 +274,74 @@ class Source:
         domain = [spec['domain_column']] if 'domain_column' in spec else []
         return [spec.get('messages') or spec.get('text', 'text'), *([prompt] if isinstance(prompt, str) else prompt), *domain]
 
-    def _records(self, key: str, columns: list[str]) -> Iterator[tuple[str, int, dict]]:
-        """(place, number, record) of every local file."""
+    def _records(self, key: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
+        """(place, record) of every local file."""
         loader = self.spec['loader']
         for file in self._files(key):
             if loader == 'json':
-                unit, records = 'line or item', local.read_json(file)
+                yield from local.read_json(file)
             elif loader == 'csv':
-                unit, records = 'line', local.read_csv(file)
+                yield from local.read_csv(file)
             elif loader == 'parquet':
-                unit, records = 'row', local.read_parquet(file, columns)
+                yield from local.read_parquet(file, columns)
             else:
-                unit, records = 'document', local.read_text(file, self.spec.get('delimiter'))
-            for number, record in records:
-                yield f"'{file}', {unit}", number, record
+                yield from local.read_text(file, self.spec.get('delimiter'))
 
-    def _joined(self, records: Iterator[tuple[str, int, dict]], columns: list[str]) -> Iterator[tuple[str, int, dict]]:
+    def _joined(self, records: Iterator[tuple[str, dict]], columns: list[str]) -> Iterator[tuple[str, dict]]:
         """One record for all rows from one whose text matches `document_start` up to the next."""
         start, column = re.compile(self.spec['document_start']), columns[0]
         first, parts = None, []
-        for place, number, record in records:
+        for place, record in records:
             if not all(c in record for c in columns):
-                local.check_columns(columns, record, place=self._place(place, number))
-            text = self._string(record[column], column, place, number)
+                local.check_columns(columns, record, place=self._place(place))
+            text = self._string(record[column], column, place)
             if first is None or start.search(text):
                 if first is not None:
-                    yield *first[:2], first[2] | {column: ''.join(parts)}
-                first, parts = (place, number, record), []
+                    yield first[0], first[1] | {column: ''.join(parts)}
+                first, parts = (place, record), []
             parts.append(text)
         if first is not None:
-            yield *first[:2], first[2] | {column: ''.join(parts)}
+            yield first[0], first[1] | {column: ''.join(parts)}
 
-    def _place(self, place: str, number: int) -> str:
-        return f"Dataset '{self.name}': {place} {number}"
+    def _place(self, place: str) -> str:
+        return f"Dataset '{self.name}': {place}"
 
-    def _string(self, value: object, column: str, place: str, number: int) -> str:
+    def _string(self, value: object, column: str, place: str) -> str:
         if value is None:
             return ''
         if not isinstance(value, str):
-            raise DataError(f"{self._place(place, number)}: column '{column}' holds {json.dumps(value, default=repr)[:40]}, "
+            raise DataError(f"{self._place(place)}: column '{column}' holds {json.dumps(value, default=repr)[:40]}, "
                             f'which is not text.')
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise DataError(f"{self._place(place, number)}: column '{column}' holds half of a surrogate pair "
+                raise DataError(f"{self._place(place)}: column '{column}' holds half of a surrogate pair "
                                 f'(\\u{ord(value[error.start]):04x}), which is no character.') from error
         return value
 
-    def _text(self, record: dict, place: str, number: int) -> tuple[str, str]:
+    def _text(self, record: dict, place: str) -> tuple[str, str]:
         """(text, prompt) of a record; a prompt ends with a newline."""
         spec = self.spec
         if 'messages' in spec:
-            return self._conversation(record[spec['messages']], place, number)
+            return self._conversation(record[spec['messages']], place)
         column = spec.get('text', 'text')
-        text = self._string(record[column], column, place, number)
+        text = self._string(record[column], column, place)
         if 'prompt' not in spec:
             return text, ''
         columns = [spec['prompt']] if isinstance(spec['prompt'], str) else spec['prompt']
-        prompt = '\n\n'.join(p for c in columns if (p := self._string(record[c], c, place, number)))
+        prompt = '\n\n'.join(p for c in columns if (p := self._string(record[c], c, place)))
         return text, prompt and prompt.removesuffix('\n') + '\n'
 
-    def _conversation(self, messages: object, place: str, number: int) -> tuple[str, str]:
+    def _conversation(self, messages: object, place: str) -> tuple[str, str]:
         """The last turn of the assistant, and before it all turns under their roles."""
         column = self.spec['messages']
         if not isinstance(messages, list) or not all(isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages):
-            raise DataError(f"{self._place(place, number)}: column '{column}' is not a list of "
+            raise DataError(f"{self._place(place)}: column '{column}' is not a list of "
                             '{"role", "content"} objects.')
         last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=None)
         if last is None:
             return '', ''
-        contents = [self._string(m['content'], f'{column}.content', place, number) for m in messages[:last + 1]]
+        contents = [self._string(m['content'], f'{column}.content', place) for m in messages[:last + 1]]
         before = ''.join(f'{str(m["role"]).capitalize()}:\n{c}\n\n' for m, c in zip(messages, contents[:-1]))
         return contents[-1], f'{before}Assistant:\n'

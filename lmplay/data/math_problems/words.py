@@ -23,10 +23,6 @@ DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
 class Words(random.Random):
     """A random generator that also draws names and things."""
 
-    def int(self, low: int, high: int, step: int = 1) -> int:
-        """A number from low to high, both included."""
-        return self.randrange(low, high + 1, step)
-
     def name(self) -> str:
         return self.choice(NAMES)
 
@@ -43,6 +39,10 @@ class Words(random.Random):
         """A fraction between 0 and 1 with a denominator up to `limit`."""
         bottom = self.int(3, limit)
         return Fraction(self.int(1, bottom - 1), bottom)
+
+    def int(self, low: int, high: int, step: int = 1) -> int:
+        """A number from low to high, both included."""
+        return self.randrange(low, high + 1, step)
 
 
 Kind = Callable[[Words], tuple[str, list[str], object]]     # -> problem, steps of the solution, answer

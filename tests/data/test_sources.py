@@ -1,0 +1,497 @@
+import csv
+import gzip
+import itertools
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmplay.base.errors import DataError
+from lmplay.data import local, sources
+from lmplay.data.sources import NAMED, Row, check_spec, describe_named, open_source
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(spec: dict | None = None, name: str = 'mine') -> list[Row]:
+    return list(open_source(name, spec).rows())
+
+
+def texts(spec: dict | None = None, name: str = 'mine') -> list[str]:
+    return [row.text for row in rows(spec, name)]
+
+
+def error(spec: dict | None = None, name: str = 'mine') -> str:
+    """The one sentence that reading a source ends with."""
+    with pytest.raises(DataError) as raised:
+        rows(spec, name)
+    message = str(raised.value)
+    assert '\n' not in message and 'Traceback' not in message
+    return message
+
+
+def write_jsonl(file, records) -> None:
+    Path(file).write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
+
+
+# -- formats ---------------------------------------------------------------------------------------------------------------
+
+ANY_TEXT = st.text(st.characters(exclude_categories=['Cs']), min_size=1).filter(lambda t: t.strip())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=8))
+def test_every_format_gives_back_what_was_written(folder, pairs):
+    records = [{'question': q, 'answer': a, 'n': i} for i, (q, a) in enumerate(pairs)]
+    write_jsonl('a.jsonl', records)
+    Path('a.json').write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding='utf-8')
+    with open('a.csv', 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, ['question', 'answer', 'n'], quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(records)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), 'a.parquet', row_group_size=3)
+    with gzip.open('a.jsonl.gz', 'wt', encoding='utf-8') as file:
+        file.write(Path('a.jsonl').read_text(encoding='utf-8'))
+    want = [(a, q.removesuffix('\n') + '\n') for q, a in pairs]
+    for name in ('a.jsonl', 'a.json', 'a.csv', 'a.parquet', 'a.jsonl.gz'):
+        got = rows({'path': name, 'text': 'answer', 'prompt': 'question'})
+        assert [(r.text, r.prompt) for r in got] == want, name
+        assert {(r.domain, r.group, r.split) for r in got} == {('', '', '')}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_TEXT.filter(lambda t: '<|endoftext|>' not in t and '\ufeff' not in t), min_size=1, max_size=8),
+       st.booleans())
+def test_text_file_and_delimiter(folder, documents, compressed):
+    name = 'a.txt.gz' if compressed else 'a.txt'
+    whole = '<|endoftext|>'.join(documents)
+    with (gzip.open if compressed else open)(name, 'wb') as file:
+        file.write(whole.encode())
+    assert texts({'path': name, 'delimiter': '<|endoftext|>'}) == documents
+    assert texts({'path': name}) == texts(name=name) == [whole]
+
+
+def test_byte_order_mark_and_line_ends(folder):
+    Path('a.csv').write_bytes(b'\xef\xbb\xbftext,n\r\n"one\r\nmore",1\r\ntwo,2\r\n')
+    Path('a.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n  \n{"text": "two"}')
+    Path('a.txt').write_bytes(b'\xef\xbb\xbfone')
+    assert texts({'path': 'a.csv'}) == ['one\r\nmore', 'two']
+    assert texts({'path': 'a.jsonl'}) == ['one', 'two']
+    assert texts({'path': 'a.txt'}) == ['one']
+
+
+def test_globs_and_lists_in_order_each_file_once(folder):
+    Path('sub/deep').mkdir(parents=True)
+    for name in ('b', 'a', 'sub/deep/c'):
+        write_jsonl(f'{name}.jsonl', [{'text': name}])
+    assert texts({'path': '*.jsonl'}) == ['a', 'b']
+    assert texts({'path': '**/*.jsonl'}) == ['a', 'b', 'sub/deep/c']
+    assert texts({'path': ['b.jsonl', '**/*.jsonl']}) == ['b', 'a', 'sub/deep/c']
+    assert texts(name='*.jsonl') == ['a', 'b']
+    Path('odd[1].jsonl').write_text('{"text": "brackets"}')
+    assert texts({'path': 'odd[1].jsonl'}) == ['brackets']
+
+
+def test_prompt_of_several_columns_and_domains(folder):
+    write_jsonl('a.jsonl', [{'system': 'Be kind.', 'q': 'Why?', 'a': 'Because.', 'lang': 'en'},
+                            {'system': '', 'q': 'Was?', 'a': 'So.', 'lang': None}])
+    spec = {'path': 'a.jsonl', 'text': 'a', 'prompt': ['system', 'q'], 'domain_column': 'lang'}
+    assert rows(spec) == [Row('Because.', 'Be kind.\n\nWhy?\n', 'en'), Row('So.', 'Was?\n', '')]
+    assert {r.domain for r in rows({'path': 'a.jsonl', 'text': 'a', 'domain': 'chat'})} == {'chat'}
+
+
+def test_conversations(folder):
+    turns = [('system', 'S'), ('user', 'U1'), ('assistant', 'A1'), ('user', 'U2'), ('assistant', 'A2'), ('user', 'left over')]
+    write_jsonl('a.jsonl', [{'messages': [{'role': r, 'content': c} for r, c in turns]},
+                            {'messages': [{'role': 'user', 'content': 'nobody answers'}]}])
+    assert rows({'path': 'a.jsonl', 'messages': 'messages'}) == [
+        Row('A2', 'System:\nS\n\nUser:\nU1\n\nAssistant:\nA1\n\nUser:\nU2\n\nAssistant:\n')]
+    write_jsonl('b.jsonl', [{'messages': 'no list'}])
+    assert "line 1: column 'messages' is not a list" in error({'path': 'b.jsonl', 'messages': 'messages'})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{'m': [{'role': r, 'content': c} for r, c in turns]}]), 'a.parquet')
+    assert rows({'path': 'a.parquet', 'messages': 'm'})[0].text == 'A2'
+
+
+def test_lines_joined_to_documents(folder):
+    lines = ['', ' = One = \n', ' text \n', ' = = Part = = \n', ' more \n', ' = Two = \n', ' end \n']
+    write_jsonl('a.jsonl', [{'text': t} for t in lines])
+    want = [' = One = \n text \n = = Part = = \n more \n', ' = Two = \n end \n']
+    assert texts({'path': 'a.jsonl', 'document_start': NAMED['wikitext']['document_start']}) == want
+
+
+# -- limits and splits -----------------------------------------------------------------------------------------------------
+
+def test_own_validation_and_limits(folder):
+    write_jsonl('train.jsonl', [{'text': f't{i}'} for i in range(9)])
+    write_jsonl('valid.jsonl', [{'text': f'v{i}'} for i in range(9)])
+    spec = {'path': 'train.jsonl', 'validation': 'valid.jsonl', 'limit': 2, 'validation_limit': 3}
+    assert [(r.text, r.split) for r in rows(spec)] == [('t0', 'train'), ('t1', 'train'),
+                                                       ('v0', 'validation'), ('v1', 'validation'), ('v2', 'validation')]
+    assert len(rows({'path': 'train.jsonl', 'validation': 'valid.jsonl', 'max_bytes': 5})) == 3 + 9
+    write_jsonl('valid.jsonl', [{'text': ' '}])
+    assert 'has no validation text' in error(spec)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_TEXT, min_size=1, max_size=20), st.integers(1, 60))
+def test_max_bytes_stops_at_the_row_that_reaches_it(folder, documents, max_bytes):
+    write_jsonl('a.jsonl', [{'text': t} for t in documents])
+    got = texts({'path': 'a.jsonl', 'max_bytes': max_bytes})
+    sizes = [len(t.encode()) for t in documents]
+    want = next((i for i in range(1, len(sizes)) if sum(sizes[:i]) >= max_bytes), len(sizes))
+    assert got == documents[:want]
+
+
+def test_empty_documents_are_left_out_and_counted(folder, caplog):
+    write_jsonl('a.jsonl', [{'text': t} for t in ('', 'one', ' \n\t', None, 'two')])
+    with caplog.at_level(logging.WARNING):
+        assert texts({'path': 'a.jsonl'}) == ['one', 'two']
+    assert caplog.messages == ["Dataset 'mine': 3 empty documents were left out."]
+    assert texts({'path': 'a.jsonl', 'limit': 1}) == ['one']
+
+
+# -- fingerprints ----------------------------------------------------------------------------------------------------------
+
+def test_fingerprint_follows_content_and_spec_not_place(folder):
+    write_jsonl('a.jsonl', [{'text': 'one', 'body': 'two'}])
+    def mark(name='mine', **spec):
+        return open_source(name, {'path': 'a.jsonl', **spec}).fingerprint()
+    first = mark()
+    assert first == mark() == mark(name='other')
+    marks = [first, mark(text='body'), mark(limit=3), mark(max_bytes=3), mark(domain='d'), mark(validation='a.jsonl'), mark(prompt='body')]
+    assert len(set(marks)) == len(marks)
+    Path('moved').mkdir()
+    Path('a.jsonl').rename('moved/b.jsonl')
+    assert mark(path='moved/b.jsonl') == first
+    before = os.stat('moved/b.jsonl')
+    write_jsonl('moved/b.jsonl', [{'text': 'One', 'body': 'two'}])
+    os.utime('moved/b.jsonl', ns=(before.st_atime_ns, before.st_mtime_ns))      # same size, same time, other content
+    assert mark(path='moved/b.jsonl') != first
+
+
+def test_fingerprint_knows_where_a_file_ends(folder):
+    Path('a.txt').write_text('ab')
+    Path('b.txt').write_text('c')
+    first = open_source('x', {'path': ['a.txt', 'b.txt']}).fingerprint()
+    Path('a.txt').write_text('a')
+    Path('b.txt').write_text('bc')
+    assert open_source('x', {'path': ['a.txt', 'b.txt']}).fingerprint() != first
+
+
+def test_fingerprint_of_hub_data_asks_no_network():
+    marks = {name: open_source(name).fingerprint() for name in NAMED}
+    assert len(set(marks.values())) == len(NAMED)
+    other = open_source('w', {'loader': 'wikipedia', 'language': 'es'}).fingerprint()
+    assert other != marks['wikipedia'] == open_source('wikipedia', {'language': 'en'}).fingerprint()
+    assert open_source('t', {'hub': 'a/b', 'revision': 'x'}).fingerprint() != open_source('t', {'hub': 'a/b'}).fingerprint()
+
+
+# -- names and specs -------------------------------------------------------------------------------------------------------
+
+def test_every_named_dataset_is_a_valid_spec_with_a_description():
+    for name in NAMED:
+        check_spec(name, None)
+        check_spec('derived', {'loader': name, 'limit': 5})
+    assert [name for name, _ in describe_named()] == list(NAMED) and all(text for _, text in describe_named())
+    assert {'wikipedia', 'wikitext', 'tinystories', 'openorca', 'orca_math', 'smoltalk', 'cosmopedia_v2', 'code', 'math', 'prose',
+            'embedded'} == set(NAMED)
+
+
+def test_derived_specs():
+    assert open_source('wiki_es', {'loader': 'wikipedia', 'language': 'es'}).spec['language'] == 'es'
+    assert open_source('tinystories', {'limit': 3}).spec == {**NAMED['tinystories'], 'limit': 3}
+    assert 'messages' not in open_source('s', {'loader': 'smoltalk', 'text': 'source'}).spec
+    assert open_source('some-user/some-data').spec == {'loader': 'hub', 'hub': 'some-user/some-data'}
+    assert open_source('data/x.parquet').spec == {'loader': 'parquet', 'path': 'data/x.parquet'}
+
+
+@pytest.mark.parametrize('given, want', [
+    ({'ds_loader': 'wiki', 'args': ['es']}, {'loader': 'wikipedia', 'language': 'es'}),
+    ({'ds_loader': 'openorca'}, {'loader': 'openorca'}),
+    ({'ds_loader': 'hf', 'args': ['orcamathword200', 'microsoft/orca-math-word-problems-200k'],
+      'kwargs': {'truth_column': 'answer', 'prompt_column': 'question'}},
+     {'hub': 'microsoft/orca-math-word-problems-200k', 'text': 'answer', 'prompt': 'question'}),
+    ({'ds_loader': 'hf', 'args': ['smoltalk_all', 'HuggingFaceTB/smoltalk', 'all'], 'kwargs': {'truth_column': 'messages'}},
+     {'hub': 'HuggingFaceTB/smoltalk', 'config': 'all', 'messages': 'messages'}),
+    ({'ds_loader': 'hf', 'args': ['cosmopedia_v2', 'HuggingFaceTB/smollm-corpus', 'cosmopedia-v2'], 'kwargs': {'text_column': 'text'}},
+     {'hub': 'HuggingFaceTB/smollm-corpus', 'config': 'cosmopedia-v2', 'text': 'text'}),
+])
+def test_the_original_form_of_a_dataset(given, want):
+    assert open_source('d', given).spec == open_source('d', want).spec
+
+
+@pytest.mark.parametrize('spec, words', [
+    ({'loder': 'json', 'path': 'a'}, ['needs a "loader"']),
+    ({'loader': 'jsn', 'path': 'a'}, ["Unknown loader 'jsn'", "Did you mean 'json'"]),
+    ({'path': 'a.jsonl', 'txt': 'b'}, ["Unknown key 'txt'", "Did you mean 'text'", 'loader json']),
+    ({'path': 'a.txt', 'text': 'b'}, ["Unknown key 'text'", 'loader text']),
+    ({'path': 'a.jsonl', 'limit': '5'}, ['"limit" must be a whole number', '"5"']),
+    ({'path': 'a.jsonl', 'limit': True}, ['"limit" must be a whole number']),
+    ({'path': 'a.jsonl', 'limit': 0}, ['"limit" must be at least 1']),
+    ({'path': 'a.jsonl', 'max_bytes': -1}, ['"max_bytes" must be at least 1']),
+    ({'path': 'a.jsonl', 'prompt': []}, ['"prompt" must be a string or a list of strings']),
+    ({'path': 'a.jsonl', 'prompt': [1]}, ['"prompt" must be']),
+    ({'path': 5}, ['needs a "loader"', '"path"']),
+    ({'loader': 'json', 'path': 5}, ['"path" must be a string or a list']),
+    ({'path': 'a.jsonl', 'text': ''}, ['"text" is empty']),
+    ({'loader': 'csv'}, ['loader csv needs "path"']),
+    ({'loader': 'hub'}, ['loader hub needs "hub"']),
+    ({'path': 'a.unknown'}, ['needs a "loader"']),
+    ({'path': 'a.jsonl', 'messages': 'm', 'prompt': 'p'}, ['"messages" holds prompt and text']),
+    ({'path': 'a.jsonl', 'prompt': 'p', 'document_start': 'x'}, ['"document_start" joins rows']),
+    ({'path': 'a.jsonl', 'document_start': '('}, ['not a regular expression']),
+    ({'path': 'a.jsonl', 'validation_limit': 3}, ['"validation_limit" needs "validation"']),
+    ({'hub': 'a/b', 'language': 'en'}, ['"language" and "snapshot" go together']),
+    ({'loader': 'embedded', 'domains': ['code', 'maths']}, ["Unknown domain 'maths'", "Did you mean 'math'"]),
+    ({'loader': 'embedded', 'seed': -1}, ['"seed" must be at least 0']),
+    ({'loader': 'embedded', 'path': 'x'}, ["Unknown key 'path'", 'loader embedded']),
+    ({'ds_loader': 'h', 'args': []}, ["Unknown ds_loader 'h'", 'openorca']),
+    ({'ds_loader': 'hf', 'args': ['x']}, ['a name, a hub id']),
+    ({'ds_loader': 'hf', 'args': ['x', 'a/b'], 'kwargs': {'prompt': 'q'}}, ["Unknown key 'prompt'", 'prompt_column']),
+    ({'ds_loader': 'hf', 'args': 'x'}, ['"args" must be a list']),
+    ({'ds_loader': 'wiki', 'lang': 'en'}, ["Unknown key 'lang'"]),
+    ([], ['expected an object']),
+])
+def test_specs_that_are_refused(spec, words):
+    with pytest.raises(DataError) as raised:
+        check_spec('mine', spec)
+    message = str(raised.value)
+    assert "dataset 'mine'" in message and '\n' not in message
+    for word in words:
+        assert word in message, message
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=5)
+KEYS = sorted({k for keys in sources.KEYS.values() for k in keys} | set(sources.COMMON_KEYS) | {'ds_loader', 'args', 'kwargs'})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON | st.sampled_from([*sources.KEYS, *NAMED, 'a.jsonl']), max_size=4))
+def test_any_json_as_a_spec_is_taken_or_refused_in_words(spec):
+    try:
+        check_spec('mine', spec)
+    except DataError:
+        pass
+
+
+@pytest.mark.parametrize('name, words', [('wikipedai', ["Unknown dataset 'wikipedai'", "Did you mean 'wikipedia'"]),
+                                         ('a/b/c', ["Unknown dataset 'a/b/c'"]), ('', ["Unknown dataset ''"]),
+                                         ('nothing/here.jsonl', ["no file 'nothing/here.jsonl'"])])
+def test_unknown_names(name, words):
+    message = error(None, name)
+    for word in words:
+        assert word in message
+
+
+# -- bad files -------------------------------------------------------------------------------------------------------------
+
+def test_missing_files_patterns_and_folders(folder):
+    write_jsonl('train.jsonl', [{'text': 'x'}])
+    Path('sub').mkdir()
+    assert re.search(r"no file 'trian.jsonl'.*Did you mean 'train.jsonl'", error({'path': 'trian.jsonl'}))
+    assert re.search(r"no file matches '\*.csv'", error({'path': '*.csv'}))
+    assert "'sub' is a folder" in error({'loader': 'json', 'path': 'sub'})
+    assert "dataset 'mine', validation: no file" in error({'path': 'train.jsonl', 'validation': 'gone.jsonl'})
+    with pytest.raises(DataError, match="no file 'gone.jsonl'"):
+        open_source('mine', {'path': 'gone.jsonl'}).fingerprint()
+
+
+@pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='root may read everything')
+def test_unreadable_file(folder):
+    write_jsonl('a.jsonl', [{'text': 'x'}])
+    os.chmod('a.jsonl', 0)
+    assert "Can't read 'a.jsonl': Permission denied." in error({'path': 'a.jsonl'})
+
+
+@pytest.mark.parametrize('name, content, words', [
+    ('a.jsonl', b'{"text": "x"}\n{"text": oops}\n', ["'a.jsonl', line 2: not valid JSON", 'column 10']),
+    ('a.json', b'[{"text": "x"},\n {"text": }]', ["'a.json', line 2: not valid JSON"]),
+    ('a.json', b'{\n "text": ["x"]\n}', ["'a.json', line 1: not valid JSON", 'one object per line, or one array']),
+    ('a.json', b'{"text": ["x", "y"]}', ["line 1: column 'text' holds", 'not text']),
+    ('a.jsonl', b'{"text": "x"}\n"just a string"\n', ["'a.jsonl', line 2: expected an object", 'found a string']),
+    ('a.json', b'[{"text": "x"}, [1]]', ['item 2: expected an object', 'found a list']),
+    ('a.jsonl', b'{"text": 5}\n', ["column 'text' holds 5, which is not text"]),
+    ('a.jsonl', b'{"text": "x"}\n{"txt": "x"}\n', ["line 2: no column 'text'", "Did you mean 'txt'", 'Columns there: txt']),
+    ('a.jsonl', b'{"text": "x"}\n{"text": "\xe4"}\n', ["'a.jsonl', line 2, byte 24: not valid UTF-8 (0xe4)", 'iconv']),
+    ('a.jsonl', b'{"text": "\\ud83d"}\n', ['half of a surrogate pair (\\ud83d)']),
+    ('a.jsonl', b'[' * 100_000, ["'a.jsonl', line 1: not valid JSON"]),
+    ('a.jsonl', b'{"text": ' + b'[' * 100_000, ["'a.jsonl', line 1: not valid JSON (nested too deeply)"]),
+    ('a.jsonl', b'{"text": ' + b'1' * 5000 + b'}', ["'a.jsonl', line 1: not valid JSON (Exceeds the limit"]),
+    ('a.csv', b'text,n\n"a\xff",1\n', ["'a.csv', line 2, byte 9: not valid UTF-8"]),
+    ('a.csv', b'body,n\na,1\n', ["line 2: no column 'text'", 'Columns there: body, n']),
+    ('a.csv', b'text,n\na,1,2,3\n', ["'a.csv', line 2: 4 fields, where the first line names 2 columns"]),
+    ('a.csv', b'text,n\n"a,1\n', ["'a.csv', line", 'not valid CSV']),
+    ('a.txt', b'ab\n\nc\xfed', ["'a.txt', byte 5: not valid UTF-8"]),
+    ('a.parquet', b'PAR1 but not really', ["'a.parquet' is not a Parquet file"]),
+    ('a.jsonl.gz', b'not gzipped', ["Can't read 'a.jsonl.gz'"]),
+    ('a.jsonl.gz', gzip.compress(b'{"text": "x"}\n' * 50)[:-12], ["Can't read 'a.jsonl.gz'"]),
+    *[(f'a.{suffix}', b'', ["Dataset 'mine' has no text: there are no rows."]) for suffix in ('jsonl', 'json', 'csv')],
+    ('a.csv', b'text,n\n', ['there are no rows']),
+    ('a.json', b'[]', ['there are no rows']),
+    ('a.txt', b'', ['all of its 1 documents are empty']),
+    ('a.txt', b' \n \n', ['all of its 1 documents are empty']),
+    ('a.jsonl', b'{"text": ""}\n{"text": " "}\n', ['all of its 2 documents are empty']),
+])
+def test_bad_content_is_named_with_file_and_line(folder, name, content, words):
+    Path(name).write_bytes(content)
+    message = error({'path': name})
+    for word in words:
+        assert word in message, message
+
+
+def test_utf8_error_inside_a_delimited_text_names_the_byte_of_the_file(folder):
+    Path('a.txt').write_bytes(b'one\n\ntwo\n\nthr\xffee')
+    assert 'byte 13:' in error({'path': 'a.txt', 'delimiter': '\n\n'})
+
+
+def test_parquet_columns(folder):
+    pyarrow.parquet.write_table(pyarrow.table({'body': ['x'], 'n': [1]}), 'a.parquet')
+    assert "no column 'bdy'. Did you mean 'body'? Columns there: body, n." in error({'path': 'a.parquet', 'text': 'bdy'})
+    assert "column 'n' holds 1, which is not text" in error({'path': 'a.parquet', 'text': 'n'})
+    pyarrow.parquet.write_table(pyarrow.table({'text': pyarrow.array([], pyarrow.string())}), 'b.parquet')
+    assert 'there are no rows' in error({'path': 'b.parquet'})
+
+
+def test_nul_bytes_and_control_characters(folder):
+    text = 'a\0b\x01\x1f\x7f c'
+    write_jsonl('a.jsonl', [{'text': text}])
+    Path('raw.jsonl').write_bytes(b'{"text": "a\0b\x01\x1f\x7f c"}\n')      # not escaped, as careless writers leave them
+    Path('a.csv').write_bytes(f'text\n"{text}"\n'.encode())
+    Path('a.txt').write_bytes(text.encode())
+    for name in ('a.jsonl', 'raw.jsonl', 'a.csv', 'a.txt'):
+        assert texts({'path': name}) == [text], name
+
+
+def test_a_very_long_line(folder):
+    """5 MB here, so that the test stays quick; nothing in the readers knows a length."""
+    text = 'word ' * 1_000_000
+    write_jsonl('a.jsonl', [{'text': 'short'}, {'text': text}, {'text': 'after'}])
+    Path('a.csv').write_text(f'text\nshort\n"{text}"\nafter\n')
+    Path('a.txt').write_text(f'short\n\n{text}\n\nafter')
+    start = time.perf_counter()
+    for spec in ({'path': 'a.jsonl'}, {'path': 'a.csv'}, {'path': 'a.txt', 'delimiter': '\n\n'}):
+        assert texts(spec) == ['short', text, 'after']
+    assert time.perf_counter() - start < 5
+
+
+def test_rows_are_streamed(folder):
+    """The first rows come without the rest of the file being read, so an error further on isn't reached."""
+    for name, head, tail in (('a.jsonl', b'{"text": "x"}\n', b'oops'), ('a.csv', b'text\nx\n', b'"'), ('a.txt', b'x\n\n', b'\xff')):
+        Path(name).write_bytes(head + tail)
+        spec = {'path': name, **({'delimiter': '\n\n'} if name == 'a.txt' else {})}
+        assert next(open_source('mine', spec).rows()).text == 'x'
+
+
+# -- the hub, offline ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def hub_copy(folder):
+    """A folder as the hub keeps a dataset, with two splits."""
+    data = folder / 'some_text' / 'data'
+    data.mkdir(parents=True)
+    for split, count in (('train', 700), ('validation', 3)):
+        table = pyarrow.table({'body': [f'{split} {i}' for i in range(count)], 'n': list(range(count)), 'q': ['why'] * count})
+        pyarrow.parquet.write_table(table, data / f'{split}-00000-of-00001.parquet')
+    return folder / 'some_text'
+
+
+def _python(script: str, **env) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('HF_')}
+    return subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120,
+                          env={**clean, 'PYTHONPATH': str(REPO), **env})
+
+
+SHOW = '''
+import json
+from lmplay.base.errors import DataError
+from lmplay.data.sources import open_source
+for spec in json.loads({specs!r}):
+    try:
+        rows = list(open_source('h', spec).rows())
+        print(json.dumps([len(rows), [r.text for r in rows[:2]], rows[0].prompt, sorted({{r.split for r in rows}})]))
+    except DataError as error:
+        print(json.dumps(str(error)))
+'''
+
+
+def test_hub_data_from_a_folder_and_from_the_cache(hub_copy, folder):
+    own = {'text': 'body', 'prompt': 'q', 'validation': 'validation', 'hub': str(hub_copy)}
+    specs = [own, {**own, 'limit': 5}, {**own, 'text': 'bdy'}, {**own, 'split': 'trian'}, {**own, 'text': 'n'},
+             {'hub': str(hub_copy), 'text': 'body', 'split': 'validation'}]
+    run = _python(SHOW.format(specs=json.dumps(specs)), HF_HOME=str(folder / 'home'))
+    whole, part, column, split, kind, plain = map(json.loads, run.stdout.splitlines())
+    assert whole == [703, ['train 0', 'train 1'], 'why\n', ['train', 'validation']]
+    assert part == [8, ['train 0', 'train 1'], 'why\n', ['train', 'validation']]
+    assert "no column 'bdy'. Did you mean 'body'? Columns there: body, n, q." in column
+    assert 'trian' in split and 'train' in split and 'save-datasets' not in split
+    assert "column 'n' holds 0, which is not text" in kind
+    assert plain == [3, ['validation 0', 'validation 1'], '', ['']]
+
+    # what was downloaded before is read from the cache when the hub is out of reach
+    cache = folder / 'home' / 'datasets'
+    (cache / 'some_text').rename(cache / 'someone___some_text')
+    cached = {'hub': 'someone/some_text', 'text': 'body', 'limit': 4}
+    run = _python(SHOW.format(specs=json.dumps([cached])), HF_HOME=str(folder / 'home'), HF_HUB_OFFLINE='1')
+    assert json.loads(run.stdout) == [4, ['train 0', 'train 1'], '', ['']], run.stderr
+
+
+def test_hub_folder_counts_by_content(hub_copy):
+    def mark():
+        return open_source('h', {'hub': str(hub_copy), 'text': 'body'}).fingerprint()
+    first = mark()
+    assert mark() == first
+    (hub_copy / 'data' / 'train-00000-of-00001.parquet').write_bytes(b'other')
+    assert mark() != first
+
+
+def test_hub_out_of_reach_is_one_sentence_with_remedies(folder):
+    specs = [{'loader': name} for name in ('tinystories', 'code')]
+    start = time.perf_counter()
+    run = _python(SHOW.format(specs=json.dumps(specs)), HF_HOME=str(folder / 'home'), HF_HUB_OFFLINE='1')
+    assert time.perf_counter() - start < 60
+    messages = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(messages) == 2
+    for message, hub in zip(messages, ('roneneldan/TinyStories', 'codeparrot/codeparrot-clean')):
+        assert hub in message and '--save-datasets' in message and "'embedded'" in message and '\n' not in message
+
+
+def test_importing_the_sources_is_light():
+    run = _python("import sys, lmplay.data.sources; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])")
+    assert run.stdout == '[]\n', run.stderr
+
+
+# -- real data -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('spec, count', [
+    ({'path': 'sotu/*.jsonl'}, 224), ({'path': 'tinystories/train_5428.jsonl'}, 5428), ({'path': 'tinyshakespeare/input.txt'}, 1),
+    ({'path': 'gsm8k/train.jsonl', 'prompt': 'question', 'text': 'answer'}, 7473),
+    ({'path': 'mathqa/dev.json', 'prompt': 'Problem', 'text': 'Rationale'}, 4475),
+    ({'path': 'tinyshakespeare/input.txt', 'delimiter': '\n\n'}, 7222),
+])
+def test_real_files(spec, count, shared_data, monkeypatch):
+    monkeypatch.chdir(shared_data)
+    source = open_source('real', spec)
+    got = list(source.rows())
+    assert len(got) == count and all(r.text.strip() for r in got)
+    assert list(itertools.islice(source.rows(), 20)) == got[:20]
+
+
+def test_suffixes_have_readers():
+    assert set(local.SUFFIXES.values()) == set(sources.FILE_LOADERS)
