@@ -85,8 +85,6 @@ def _numbers(value: Sequence) -> Iterator[float]:
 
 class _TensorBoard:
     def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        if importlib.util.find_spec('tensorboard') is None:
-            raise UserError('Reporting to tensorboard needs the package tensorboard: pip install lmplay[tensorboard].')
         from torch.utils.tensorboard.writer import SummaryWriter
         folder = run_dir / 'tensorboard'
         if resumed_at is None:
@@ -109,8 +107,6 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        if importlib.util.find_spec('wandb') is None:
-            raise UserError('Reporting to wandb needs the package wandb: pip install lmplay[wandb].')
         import wandb
         id_file = run_dir / 'wandb_id'
         if resumed_at is None or not id_file.is_file():
@@ -147,6 +143,8 @@ class Recorder:
         for name in report_to:
             if name not in REPORTERS:
                 raise UserError(unknown('reporter', name, REPORTERS, '--report-to'))
+            if importlib.util.find_spec(name) is None:
+                raise UserError(f'Reporting to {name} needs the package {name}: pip install lmplay[{name}].')
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._files = {name: self._open(name, (offsets or {}).get(name, 0)) for name in LOGS}

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lmplay
 from lmplay.base.errors import DataError, UserError
 from lmplay.stats.recorder import LOGS, Recorder, read_metrics, to_json
 
@@ -203,6 +204,25 @@ def test_tensorboard_resumes_without_repeating(tmp_path):
     assert events.Tags()['scalars'] == []
 
 
+def test_wandb_offline_continues_its_run(tmp_path):
+    pytest.importorskip('wandb')
+    script = textwrap.dedent('''
+        import sys
+        from lmplay.stats.recorder import Recorder
+        recorder = Recorder(sys.argv[1], report_to=['wandb'], run_name='hello', config={'lr': 1e-3})
+        recorder.train({'samples': 1, 'tokens': 1, 'loss': 1.0, 'load': [[0.2, 0.8]]})
+        offsets = recorder.offsets()
+        recorder.close()
+        recorder = Recorder(sys.argv[1], report_to=['wandb'], offsets=offsets)
+        recorder.train({'samples': 2, 'tokens': 2, 'loss': 0.5})
+        recorder.close()
+    ''')
+    subprocess.run([sys.executable, '-c', script, str(tmp_path)], check=True, capture_output=True,
+                   env=os.environ | {'WANDB_MODE': 'offline', 'PYTHONPATH': str(Path(lmplay.__file__).parent.parent)})
+    run_id = (tmp_path / 'wandb_id').read_text()
+    assert len(list((tmp_path / 'wandb').glob(f'offline-run-*/run-{run_id}.wandb'))) >= 1
+
+
 def test_reporters_that_are_unknown_or_missing(tmp_path):
     with pytest.raises(UserError, match="Unknown reporter 'tensorbord'.*Did you mean 'tensorboard'"):
         Recorder(tmp_path, report_to=['tensorbord'])
@@ -213,3 +233,4 @@ def test_reporters_that_are_unknown_or_missing(tmp_path):
     for name in ('tensorboard', 'wandb'):
         done = subprocess.run([sys.executable, '-c', script, name], capture_output=True, text=True)
         assert f'pip install lmplay[{name}]' in done.stderr
+    assert list(tmp_path.iterdir()) == []       # refused before anything of an earlier history was touched
