@@ -139,8 +139,9 @@ def _check(where: str, spec: dict[str, Any]) -> None:
         if not isinstance(value, kind) or isinstance(value, bool) or isinstance(value, list) and not (
                 value and all(isinstance(v, str) for v in value)):
             raise DataError(f'{where}: "{key}" must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}.')
-        if kind is int and value < (0 if key == 'seed' else 1):
-            raise DataError(f'{where}: "{key}" must be at least {0 if key == "seed" else 1}, not {value}.')
+        least = 0 if key == 'seed' else 1
+        if kind is int and int(value) < least:
+            raise DataError(f'{where}: "{key}" must be at least {least}, not {value}.')
         if value == '':
             raise DataError(f'{where}: "{key}" is empty.')
     needed = {'hub': 'hub', 'embedded': 'loader'}.get(loader, 'path')
