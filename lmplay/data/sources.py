@@ -140,7 +140,7 @@ def _check(where: str, spec: dict[str, Any]) -> None:
                 value and all(isinstance(v, str) for v in value)):
             raise DataError(f'{where}: "{key}" must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}.')
         least = 0 if key == 'seed' else 1
-        if kind is int and int(value) < least:
+        if isinstance(value, int) and value < least:
             raise DataError(f'{where}: "{key}" must be at least {least}, not {value}.')
         if value == '':
             raise DataError(f'{where}: "{key}" is empty.')
