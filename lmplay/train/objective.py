@@ -46,7 +46,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 correct += ((picked == log_p.amax(-1, keepdim=True)) & scored).sum()
                 if not any(needs[:3]):
                     continue
-                grad = log_p.exp_().mul_(scored * scale)            # d loss / d logits: softmax - one-hot, scaled
+                grad = log_p.exp_().mul_(scored.to(wide) * scale)   # d loss / d logits: softmax - one-hot, scaled
                 grad.scatter_add_(1, t, scored.to(wide) * -scale)
                 grad = grad.to(dtype)
                 if grad_features is not None:

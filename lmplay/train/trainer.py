@@ -105,10 +105,14 @@ class Trainer:
                 p.flops += 3 * self.flops_per_token * batch.tokens
                 validate = data.due(data.validation_interval, p.samples, count) or p.step == data.steps
                 save = data.due(data.save_interval, p.samples, count) or p.step == data.steps
-                if p.step % self.log_every == 0 or validate or save:
-                    self._log(lr)       # the only place where the loop waits for the device
-                self.window.seconds += time.perf_counter() - began
-                p.seconds += time.perf_counter() - began
+                log_now = p.step % self.log_every == 0 or validate or save
+                if log_now and self.device.type == 'cuda':
+                    torch.cuda.synchronize(self.device)     # the only place where the loop waits for the device
+                elapsed = time.perf_counter() - began
+                self.window.seconds += elapsed
+                p.seconds += elapsed
+                if log_now:
+                    self._log(lr)
                 if validate:
                     self._validate()
                 if save:

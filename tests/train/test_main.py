@@ -1,0 +1,154 @@
+"""lmp_trainer as a user runs it, bad input included: one sentence, exit code 2, nothing half-written."""
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lmplay.base.errors import UserError
+from lmplay.train.__main__ import dump_config, main, parse
+
+TINY = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '16', '--num-heads', '2', '--max-len', '32', '--set', 'tokenizer=bytes', '--quiet']
+
+
+def refused(capsys, *arguments):
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('lmp_trainer: ') and error.count('\n') == 1, error
+    return error
+
+
+def test_help_and_list_are_quick_and_import_no_torch():
+    for arguments in (['--help'], ['--exp', 'list'], ['--exp', 'list', '--json']):
+        code = ('import sys; from lmplay.train.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n'
+                'assert "torch" not in sys.modules and "pydantic" not in sys.modules and "datasets" not in sys.modules')
+        best = float('inf')
+        for _ in range(3):
+            began = time.perf_counter()
+            out = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True)
+            best = min(best, time.perf_counter() - began)
+        assert out.returncode == 0, out.stderr
+        assert 'gpt2ish' in out.stdout
+        print(arguments, f'{best:.2f} s')     # measured in benchmarks/, shown here
+
+
+def test_list_for_machines(capsys):
+    assert main(['--exp', 'list', '--json']) == 0
+    rows = {r['name']: r for r in json.loads(capsys.readouterr().out)}
+    assert rows['gpt2ish_med']['parameters']['num_blocks'] == 24 and rows['gpt2ish']['error'] is None
+
+
+def test_describe(capsys):
+    assert main(['--exp', 'gpt2ish', '--describe', '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['total_parameters'] == figures['trainable_parameters'] == figures['active_parameters'] == 120_560_209
+    assert figures['forward_flops_per_token'] * 3 / 1e6 == pytest.approx(543.01, abs=0.01)
+    assert figures['memory_bytes']['optimizer'] == 2 * 4 * 120_560_209
+    assert main(['--exp', 'gpt2ish', '--describe', '--num-blocks', '2', '--embed-dim=128', '--num-heads', '4']) == 0
+    out = capsys.readouterr().out
+    assert 'num_blocks' in out and 'parameters, trainable' in out
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--exp', 'gpt2sh'], "Unknown experiment 'gpt2sh'. Did you mean 'gpt2ish'?"),
+    (['--vaidation-interval', '3'], "Unknown option '--vaidation-interval'. Did you mean '--validation-interval'?"),
+    (['--num-block', '3'], "Did you mean '--num-blocks'?"), (['--num-blocks'], "'--num-blocks' needs a value"),
+    (['--set', 'embed_dim'], 'KEY=VALUE'), (['--set', 'embeddim=3'], "Did you mean 'embed_dim'?"),
+    (['--training-plan', 'quickstrt'], "Did you mean 'quickstart'?"), (['--optimizer', 'adamm'], "Unknown optimizer 'adamm'"),
+    (['--schedule', 'cosin'], "Did you mean 'cosine'?"), (['--lr', '-1'], 'lr: .*greater than 0'), (['--epochs', '-1'], 'greater than 0'),
+    (['--mini-batch-size', 'many'], "a whole number or 'auto'"), (['--device', 'gpu'], "Unknown device 'gpu'"), (['--device', 'cpux'], "Did you mean 'cpu'"),
+    (['--report-to', 'tensorbord'], "Did you mean 'tensorboard'?"), (['--use-config', '/none.yaml'], "Can't read the config"),
+    (['--embed-dim', '50', '--num-heads', '4'], 'multiple of num_heads; given: embed_dim 50, num_heads 4'),
+    (['--initial-model', '/none'], "No checkpoint at '/none'"), (['--row-length', '9999'], 'longer than the model')])
+def test_bad_input_is_one_sentence(capsys, tmp_path, tiny_plan, arguments, message):
+    import re
+    plan = [] if '--training-plan' in arguments else ['--training-plan', tiny_plan()]
+    error = refused(capsys, '--run-dir', tmp_path / 'run', *plan, '--quiet', *arguments)
+    assert re.search(message, error) or message in error, error
+    assert not (tmp_path / 'run/checkpoints').exists()
+
+
+def test_rows_longer_than_the_model(capsys, tmp_path, tiny_plan):
+    error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan({'s': {'row_length': 64}}), *TINY)
+    assert 'rows of 64 tokens are longer than the model\'s max_len of 32' in error
+
+
+def test_no_validation_rows(capsys, tmp_path, tiny_plan):
+    error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(validation_fraction=0), *TINY)
+    assert 'has no validation rows' in error
+
+
+def test_a_run_directory_that_cannot_be_written(capsys, tiny_plan):
+    assert "Can't write the run directory" in refused(capsys, '--run-dir', '/proc/run', '--training-plan', tiny_plan(), *TINY)
+
+
+def test_config_round_trip(tmp_path, capsys):
+    flags = ['--exp', 'test_runner', '--lr', '0.003', '--num-blocks', '3', '--set', 'ff_dropout=0.2', '--mini-batch-size', 'auto', '--amp']
+    text = dump_config(parse(flags))
+    assert yaml.safe_load(text) == {'exp': 'test_runner', 'lr': 0.003, 'mini_batch_size': 'auto', 'amp': True,
+                                    'model': {'num_blocks': 3, 'ff_dropout': 0.2}}
+    (tmp_path / 'c.yaml').write_text(text)
+    assert dump_config(parse(['--use-config', str(tmp_path / 'c.yaml')])) == text
+    assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--lr', '1', '--num-blocks', '9']).lr == 1
+    assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--num-blocks', '9']).model['num_blocks'] == 9
+    (tmp_path / 'c.yaml').write_text('learning_rate: 3\nlrr: 2\n')
+    with pytest.raises(UserError, match='Unknown option'):
+        parse(['--use-config', str(tmp_path / 'c.yaml')])
+
+
+def test_numbers_as_people_write_them():
+    args = parse(['--set', 'ff_dropout=1e-1', '--set', 'tokenizer=bytes'])
+    assert args.model == {'ff_dropout': 0.1, 'tokenizer': 'bytes'}
+
+
+def test_a_run_from_first_to_last(command, tiny_plan, tmp_path):
+    plan = tiny_plan({'one': {'steps': 6}, 'two': {'steps': 3, 'packing': 'pad', 'include_prompts': False}})
+    out = command('train', '--training-plan', plan, '--run-dir', 'run', '--report-to', 'tensorboard', '--check-grads',
+                  *[a for a in TINY if a != '--quiet'])
+    assert out.returncode == 0, out.stderr
+    run = tmp_path / 'run'
+    summary = json.loads((run / 'summary.json').read_text())
+    assert summary['steps'] == 9 and summary['validation_loss'] > 0 and summary['sample']
+    assert set(summary['evaluation']['domains']) == {'a', 'b'}
+    for name in ('metrics.jsonl', 'train_stats.csv', 'validate_stats.csv', 'samples.jsonl', 'settings.json', 'plan.json', 'environment.json',
+                 'curves.png', 'held_out-one.npz', 'held_out-two.npz'):
+        assert (run / name).stat().st_size > 0, name
+    assert (run / 'train_stats.csv').read_text().splitlines()[0] == 'iter,accuracy,loss,tokens'
+    assert list((run / 'tensorboard').iterdir())
+    for link in ('last', 'best', 'stage-one', 'stage-two'):
+        assert (run / 'checkpoints' / link / 'state.json').is_file()
+    assert 'Every trainable parameter gets a gradient' in out.stderr and 'Finished' in out.stderr and 'curves.png' in out.stderr
+    assert 'prompt' in out.stderr and 'prediction' in out.stderr
+
+
+def test_dry_run_and_save_datasets_train_nothing(command, tiny_plan, tmp_path):
+    plan = tiny_plan({'one': {'steps': 6}})
+    out = command('train', '--training-plan', plan, '--run-dir', 'run', '--dry-run', *TINY)
+    assert out.returncode == 0 and 'Nothing was trained' in out.stdout and '24 x 32' in out.stdout, out.stderr
+    out = command('train', '--training-plan', plan, '--run-dir', 'run', '--save-datasets', *[a for a in TINY if a != '--quiet'])
+    assert out.returncode == 0 and 'Everything is in' in out.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_initial_model_and_reset_history(tiny_plan, tmp_path, capsys):
+    plan = str(tiny_plan())
+    base = ['--training-plan', plan, *TINY]
+    assert main([*base, '--run-dir', str(tmp_path / 'a')]) == 0
+    first = json.loads((tmp_path / 'a/summary.json').read_text())
+    # a run that begins with those weights begins near where the first ended
+    assert main([*base, '--run-dir', str(tmp_path / 'b'), '--initial-model', str(tmp_path / 'a'), '--lr', '1e-9', '--ignore-optimizer']) == 0
+    second = json.loads((tmp_path / 'b/summary.json').read_text())
+    assert second['validation_loss'] == pytest.approx(first['best_validation_loss'], rel=1e-5)
+    assert main([*base, '--run-dir', str(tmp_path / 'a'), '--reset-history', '--lr', '1e-9']) == 0
+    third = json.loads((tmp_path / 'a/summary.json').read_text())
+    assert third['steps'] == 4 and third['validation_loss'] == pytest.approx(first['validation_loss'], rel=1e-5)
+    assert len((tmp_path / 'a/train_stats.csv').read_text().splitlines()) == 5
+    other = [a for a in base if a not in ('16',)]
+    other.insert(other.index('--embed-dim') + 1, '24')
+    assert 'another architecture' in refused(capsys, *other, '--run-dir', tmp_path / 'a')
+
+
+def test_frozen_weights_stay(tiny_plan, tmp_path, capsys):
+    assert 'No parameter of the model is trainable' in refused(capsys, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'r', '--default-freeze', *TINY)
