@@ -14,7 +14,7 @@ def finish(run, model: LMBase) -> dict:
     tokenizer = as_tokenizer(model.tokenizer)
     example = run.evaluation.example(tokenizer) if run.evaluation else {'prompt': ''}
     prompt = tokenizer.encode(example['prompt'])[-32:]
-    sample = generate(model, [prompt], max_new_tokens=64, temperature=0.8, top_k=50, seed=run.seed)[0]
+    sample = generate(model, [prompt], max_new_tokens=64, temperature=0.8, top_k=50, seed=run.seed, stop_token=tokenizer.eot_token)[0]
     text = tokenizer.decode(sample)
     summary = {'model': model.name, 'exp': run.exp, 'plan': run.plan.name, 'seed': run.seed, 'steps': p.total_step, 'samples': p.total_samples,
                'tokens': p.tokens, 'flops': p.flops, 'seconds': round(p.seconds, 1), 'train_loss': p.loss, 'validation_loss': p.validation_loss,

@@ -1,0 +1,159 @@
+"""Every registered experiment, at its smallest size, keeps the contract of lmplay.base.base_model."""
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmplay.base.base_model import LMOutput, StepContext
+from lmplay.base.runner_list import find_runner, list_experiments
+from lmplay.data.rows import IGNORE
+from lmplay.data.tokenizers import as_tokenizer
+from lmplay.train.__main__ import main
+from lmplay.train.checkpoint import load_model, save_checkpoint
+from lmplay.train.describe import check_runnable, describe
+from lmplay.train.objective import call, fuses_head, micro_loss
+from lmplay.train.optimizer import make_optimizer
+from lmplay.train.plan import Stage
+
+spec = importlib.util.spec_from_file_location('resume_tests', Path(__file__).resolve().parents[1] / 'train' / 'test_resume.py')
+resume = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(resume)
+
+SMALLEST = {'num_blocks': 4, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'num_experts': 4, 'd_ffn': 16, 'tokenizer': 'bytes', 'warmup_steps': 2}
+EXPERIMENTS = [e.name for e in list_experiments() if e.error is None]
+every_experiment = pytest.mark.parametrize('name', EXPERIMENTS)
+
+
+def smallest(name: str) -> dict:
+    declared = find_runner(name).function().parameters
+    sizes = {k: v for k, v in SMALLEST.items() if k in declared}
+    if declared.get('vocab_size'):
+        sizes['vocab_size'] = 264
+    if declared.get('top_k', 0) > 2:
+        sizes['top_k'] = 2
+    return sizes
+
+
+def build(name: str, device='cpu'):
+    torch.manual_seed(0)
+    return find_runner(name).function(**smallest(name)).build(device)
+
+
+def text(rows=2, length=24, seed=0):
+    return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(model, x):
+    out = model(x)
+    return out.logits if isinstance(out, LMOutput) else out
+
+
+def test_nothing_shipped_is_broken():
+    assert not [e for e in list_experiments() if e.error]
+
+
+@every_experiment
+def test_shape_figures_and_hyperparameters(name):
+    model = build(name, 'meta')
+    check_runnable(model)
+    figures = describe(model, rows=2, length=16, amp=False)
+    assert 0 < figures['trainable_parameters'] <= figures['total_parameters']
+    assert 0 < figures['active_parameters'] <= figures['total_parameters'] and figures['forward_flops_per_token'] > 0
+    json.dumps(model.hyperparameters)
+    assert model.hyperparameters['max_len'] == model.max_len == 32
+    assert as_tokenizer(model.tokenizer).name == 'bytes'
+
+
+@every_experiment
+def test_no_position_sees_the_future_and_rows_do_not_mix(name):
+    model = build(name).eval()
+    x = text()
+    with torch.no_grad():
+        before = logits_of(model, x)
+        changed = x.clone()
+        changed[0, 13:] = (changed[0, 13:] + 1) % 256
+        after = logits_of(model, changed)
+    torch.testing.assert_close(after[0, :13], before[0, :13], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after[1], before[1], atol=1e-5, rtol=1e-5)
+    assert (after[0, 13:] - before[0, 13:]).abs().max() > 1e-4
+
+
+@every_experiment
+def test_cached_generation_equals_the_full_forward(name):
+    model = build(name).eval()
+    x = text()
+    with torch.no_grad():
+        full = logits_of(model, x)
+        cache, at = [], 0
+        for n in (7, 1, 1, 5, 1):
+            logits, cache = model(x[:, at:at + n], cache=cache)
+            at += n
+            assert logits.shape == (2, 1, full.shape[-1])
+            torch.testing.assert_close(logits[:, 0], full[:, at - 1], atol=2e-5, rtol=1e-4)
+
+
+@every_experiment
+def test_features_and_head_are_the_forward(name):
+    model = build(name).eval()
+    if not fuses_head(model):
+        pytest.skip('gives logits only')
+    x = text()
+    with torch.no_grad():
+        out = call(model, model.features, x, torch.ones_like(x, dtype=torch.bool))
+        logits = logits_of(model, x)
+        torch.testing.assert_close(model.fc(out.features)[..., :logits.shape[-1]], logits, atol=1e-5, rtol=1e-5)     # a head may be padded
+
+
+@every_experiment
+def test_a_few_steps_train_every_trainable_parameter_and_lower_the_loss(name):
+    model = build(name)
+    stage = Stage(dataset='embedded', lr=3e-3)
+    optimizer = make_optimizer(model, stage)
+    x = text(4)
+    y = torch.cat([x[:, 1:], torch.full((4, 1), IGNORE)], 1)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    forward = model.features if fuses_head(model) else model
+    losses, touched = [], set()
+    for step in range(30):
+        torch.manual_seed(step)
+        model.before_step(StepContext('s', step, 30, 0))
+        optimizer.zero_grad()
+        micro = micro_loss(model, forward, x, y, mask, scored=int((y != IGNORE).sum()), tokens_share=1.0)
+        micro.objective.backward()
+        assert all(v.ndim == 0 and torch.isfinite(v) for v, _ in micro.output.losses.values())
+        assert not any(m.requires_grad for m in micro.output.metrics.values())
+        touched |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        optimizer.step()
+        model.after_step(StepContext('s', step, 30, 100))
+        losses.append(micro.loss.item())
+    # positions and expert choices not met in 30 steps of 24 tokens may stay without; whole layers may not
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in touched]
+    assert not missing, missing
+    assert losses[-1] < losses[0] - 0.1
+
+
+@every_experiment
+def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
+    model = build(name)
+    tokenizer = as_tokenizer(model.tokenizer)
+    save_checkpoint(tmp_path / 'c', model, None, {'exp': name, 'exp_file': None, 'parameters': {k: v for k, v in smallest(name).items() if k != 'tokenizer'},
+                                                  'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint}})
+    again, _ = load_model(tmp_path / 'c')
+    with torch.no_grad():
+        assert torch.equal(logits_of(again.eval(), text()), logits_of(model.eval(), text()))
+
+
+@every_experiment
+def test_killed_twice_it_ends_as_if_it_had_not_been(name, tiny_plan, cache, tmp_path):
+    """Two stages, more than an epoch, dropout as the experiment has it; SIGKILL at two random moments."""
+    plan = tiny_plan({'first': {'steps': 14, 'init_from': 'scratch'}, 'second': {'steps': 8, 'packing': 'pad', 'row_length': 24}}, model=smallest(name))
+    flags = ['--exp', name, '--validation-interval', '24', '--save-interval', '12', '--on-collapse', 'warn']
+    assert main(['--training-plan', str(plan), '--run-dir', str(tmp_path / 'whole'), '--device', 'cpu', '--quiet', *flags]) == 0
+    rng = random.Random(name)
+    for at in sorted(rng.sample(range(4, 22), 2)):
+        resume.kill_after_records(resume.start(plan, tmp_path / 'killed', cache, *flags), tmp_path / 'killed', at)
+    assert main(['--training-plan', str(plan), '--run-dir', str(tmp_path / 'killed'), '--device', 'cpu', '--quiet', *flags]) == 0
+    resume.assert_same_run(tmp_path / 'whole', tmp_path / 'killed')
