@@ -25,7 +25,7 @@ SEED = 0                        # of the perturbation
 def import_pretrained(model, source) -> list[str]:
     """See `UpcycledLM.import_pretrained`."""
     if isinstance(source, LMBase):
-        dense, lines = _dense_of(model, source)
+        dense, lines = dense_of(model, source)
         if dense is None:
             return lines
     else:
@@ -33,7 +33,7 @@ def import_pretrained(model, source) -> list[str]:
         folder = fetch(name) if str(source).startswith('pretrained:') else Path(source)
         dense = load_folder(folder, model.family)
         _check_settings(model, dense.config, name)
-        lines = [f'weights of {name}', *_adopt_tokenizer(model, folder)]
+        lines = [f'weights of {name}', *adopt_tokenizer(model, folder)]
     upcycle(model, dense)
     return lines + receipt_lines(model, dense)
 
@@ -112,7 +112,7 @@ def _check_settings(model, config, name: str) -> None:
     _refuse(problems, f"'{name}'", f'does not fit {model.name}')
 
 
-def _adopt_tokenizer(model, folder: Path) -> list[str]:
+def adopt_tokenizer(model, folder: Path) -> list[str]:
     """Weights mean something only with the tokenizer they were trained with: one that lies beside them becomes the model's,
     unless it encodes as the model's own does."""
     file = folder / BPETokenizer.FILE
@@ -131,7 +131,7 @@ def _adopt_tokenizer(model, folder: Path) -> list[str]:
     return [f'tokens are those of {file.name} beside the weights ({theirs.n_vocab:,} entries)']
 
 
-def _dense_of(model, source: LMBase):
+def dense_of(model, source: LMBase):
     """(dense model of transformers, lines), or (None, lines) where the source is a mixture of this very shape, taken over."""
     weights, own = source.state_dict(), model.state_dict()
     theirs, ours = as_tokenizer(source.tokenizer), as_tokenizer(model.tokenizer)

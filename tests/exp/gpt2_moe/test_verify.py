@@ -1,0 +1,112 @@
+"""The ten checks, on a small GPT-2 made here, and on what must fail them."""
+import json
+
+import pytest
+import torch
+
+from lmplay.base.runner_list import find_runner
+from lmplay.exp.gpt2_moe.checks import Checks
+from lmplay.exp.gpt2_moe.model import UpcycledLM
+from lmplay.exp.gpt2_moe.verify import main, tiny
+
+
+def results(model, dense):
+    return {title: check() for title, check in Checks(model, dense).all()}
+
+
+def passed(findings):
+    return all(good for good, _ in findings)
+
+
+def test_command_on_a_tiny_model(capsys):
+    assert main(['--tiny']) == 0
+    out = capsys.readouterr().out
+    assert '10 of 10 checks passed' in out and '| Layer |' in out
+    for title in ('Installation', 'Warm-start parity', 'Forward pass', 'Auxiliary outputs', 'Loss computation', 'Router gradient',
+                  'Noisy routing separation', 'Generation', 'Attention masking', 'Routing coverage'):
+        assert title in out
+
+
+def test_command_on_a_folder(tmp_path, capsys):
+    import transformers
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=8, n_embd=32, n_head=2, n_positions=64, vocab_size=257, bos_token_id=None,
+                                                         eos_token_id=None)).save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert 'mixtures in blocks [4, 5, 6, 7]' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('exp, expected', [('gpt2_moe_test', '9 of 10 checks passed, 1 did not apply'), ('gpt2ish', '10 of 10 checks passed')])
+def test_command_on_a_checkpoint(exp, expected, tmp_path, capsys):
+    """As the trainer writes it: a mixture is checked as it is, a dense model is upcycled first."""
+    from lmplay.train.checkpoint import save_checkpoint
+    parameters = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=64)
+    torch.manual_seed(0)
+    model = find_runner(exp).function(**parameters, tokenizer='bytes').build()
+    state = {'exp': exp, 'exp_file': None, 'parameters': parameters,
+             'tokenizer': {'name': 'bytes', 'fingerprint': model.tokenizer.fingerprint}}
+    save_checkpoint(tmp_path / 'checkpoints' / 'best', model, None, state)
+    assert main([str(tmp_path)]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_what_is_no_model(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    (tmp_path / 'config.json').write_text('{')
+    assert main([str(tmp_path)]) == 2
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'llama'}))
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count('lmp_verify_moe: ') == 3
+
+
+@pytest.fixture
+def made():
+    torch.manual_seed(0)
+    model, dense, _ = tiny()
+    return model, dense
+
+
+def test_equal_experts_fail(made):
+    model, dense = made
+    with torch.no_grad():
+        model.moe_layers[3].w1[2] = model.moe_layers[3].w1[5]
+    assert not passed(results(model, dense)['Installation'])
+
+
+def test_a_moved_expert_fails_parity(made):
+    model, dense = made
+    with torch.no_grad():
+        for expert in model.moe_layers[2].w2:
+            expert.mul_(1.5)
+    found = results(model, dense)
+    assert not passed(found['Warm-start parity']) and passed(found['Installation'])
+
+
+def test_a_collapsed_router_fails_coverage(made):
+    model, dense = made
+    with torch.no_grad():
+        model.moe_layers[2].router.weight[1:] = model.moe_layers[2].router.weight[0]
+    found = results(model, dense)
+    assert not passed(found['Routing coverage'])
+
+
+def test_a_router_cut_off_fails(made):
+    model, dense = made
+    layer = model.moe_layers[3]
+    route = layer.route
+    layer.route = lambda x, noisy: route(x.detach(), noisy=noisy)._replace(weights_NK=torch.ones(len(x), 1))
+    with pytest.raises((AttributeError, AssertionError)):       # no gradient at all reaches it
+        assert passed(results(model, dense)['Router gradient (STE)'])
+
+
+def test_a_model_that_sees_the_future_fails_masking(made):
+    model, dense = made
+    hook = model.trunk.register_forward_hook(
+        lambda _, args, out: out.__class__(last_hidden_state=out.last_hidden_state + out.last_hidden_state.mean(1, keepdim=True)))
+    assert not passed(results(model, dense)['Attention masking'])
+    hook.remove()
+
+
+def test_a_trained_mixture_has_no_parity_to_check():
+    model = UpcycledLM(num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes')
+    found = results(model, None)
+    assert found['Warm-start parity'] is None and all(passed(f) for f in found.values() if f is not None)
