@@ -48,6 +48,36 @@ class StepContext:
     stepped: bool = True
 
 
+@dataclass(frozen=True)
+class RoutedLayer:
+    """What one routed layer did with a batch; from `LMBase.routing`.
+
+    name         what reports call it, e.g. 'block 8'
+    num_experts  E
+    expert_ids   (B, T, K) int64: the experts that serve a token
+    weights      (B, T, K) their gate weights
+    entropy      (B, T) of the clean router's distribution over the experts, in nats
+    """
+    name: str
+    num_experts: int
+    expert_ids: Tensor
+    weights: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What the experts of one routed layer have become, whatever the text; from `LMBase.experts`, in the order of `routing`.
+
+    weights  their trained parameters, each stacked (E, ...); empty where experts are frozen
+    keys     (E, D) where each expert sits, if the router knows places
+    usage    (E,) running usage, in any unit, if the model keeps it
+    """
+    weights: tuple[Tensor, ...] = ()
+    keys: Tensor | None = None
+    usage: Tensor | None = None
+
+
 class LMBase(nn.Module):
     """Base class of every language model here.
 
@@ -60,6 +90,8 @@ class LMBase(nn.Module):
     - a keyword `mask` in `forward` / `features`: receives (B, T) bool, True at real tokens, False at padding.
     - `import_pretrained(source)`: warm start from another model's weights. `source` is 'pretrained:NAME', the path of a
       folder, or an LMBase that was trained before; returns a list of lines for the log.
+    - `routing(x)` and `experts()`: lists with a RoutedLayer and an Experts per routed layer, for `lmp_routing`; called in
+      evaluation mode, x (B, T) with any padding at the end of rows.
     """
 
     def __init__(self, name: str, *, max_len: int, **hyperparameters: Any):

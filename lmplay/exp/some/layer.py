@@ -48,14 +48,20 @@ class SoMELayer(nn.Module):
         mask (B, T) bool is False at padding, which the key update then leaves out (unless include_padding).
         """
         x_ND = x.flatten(0, 1)
-        queries_ND = F.normalize(self.query(x_ND).to(self.keys.vectors.dtype), dim=1)
-        top_NK, expert_ids_NK = self.keys.scores(queries_ND).topk(self.top_k, dim=1)
-        gates_NK = (top_NK / (self.temperature if self.training else self.eval_temperature)).softmax(1)
+        queries_ND, _, expert_ids_NK, gates_NK = self.route(x_ND)
         y_ND = experts_mlp(x_ND, expert_ids_NK=expert_ids_NK, weights_NK=gates_NK, **self._experts(x_ND))
         mask_N = None if mask is None or self.include_padding else mask.flatten()
         if self.training:
             self.keys.collect(queries_ND, expert_ids_NK, mask_N)
         return y_ND.view_as(x), self._load(expert_ids_NK, mask_N)
+
+    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries (N, D), scores of all experts (N, E), the chosen ones (N, K) and their gates (N, K)."""
+        queries_ND = F.normalize(self.query(x_ND).to(self.keys.vectors.dtype), dim=1)
+        scores_NE = self.keys.scores(queries_ND)
+        top_NK, expert_ids_NK = scores_NE.topk(self.top_k, dim=1)
+        gates_NK = (top_NK / (self.temperature if self.training else self.eval_temperature)).softmax(1)
+        return queries_ND, scores_NE, expert_ids_NK, gates_NK
 
     def _experts(self, x: Tensor) -> dict[str, Tensor | None]:
         """The stacked weights in the precision of the products; converted once, and exactly, for they are bfloat16 numbers."""

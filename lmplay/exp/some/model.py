@@ -7,7 +7,7 @@ from math import log, sqrt
 import torch
 from torch import Tensor, nn
 
-from lmplay.base.base_model import LMBase, LMOutput, StepContext
+from lmplay.base.base_model import Experts, LMBase, LMOutput, RoutedLayer, StepContext
 from lmplay.base.errors import ExperimentError, unknown
 from lmplay.data.tokenizers import get_tokenizer
 from lmplay.modules import CausalSelfAttention, FeedForward, cached_length, layer_cache
@@ -158,6 +158,23 @@ class SoME(Backbone):
         usage_LE = torch.stack([layer.keys.usage for layer in self.layers])
         gini_L, entropy_L, middle = gini(usage_LE), entropy_bits(usage_LE), len(self.blocks) // 2
         return {'some_gini': gini_L, 'some_entropy': entropy_L, 'gini_middle': gini_L[middle], 'entropy_middle': entropy_L[middle]}
+
+    def routing(self, x: Tensor) -> list[RoutedLayer]:
+        """What each layer decides about the tokens x (B, T). The entropy is that of softmax(scores / eval_temperature) over all
+        experts, of which the gates keep the top_k."""
+        routed, h = [], self.embed(x, None)
+        for i, block in enumerate(self.blocks):
+            attended = block.attend(h)
+            _, scores_NE, expert_ids_NK, gates_NK = block.ff.route(attended.flatten(0, 1))
+            log_p_NE = (scores_NE / block.ff.eval_temperature).log_softmax(-1)
+            routed.append(RoutedLayer(f'block {i}', self.layer_options['num_experts'], expert_ids_NK.view(*x.shape, -1),
+                                      gates_NK.view(*x.shape, -1), -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape)))
+            h = block.ln2(attended + block.ff(attended)[0])
+        return routed
+
+    def experts(self) -> list[Experts]:
+        """Nothing of the experts is trained; their keys move."""
+        return [Experts(keys=layer.keys.vectors, usage=layer.keys.usage) for layer in self.layers]
 
     def before_step(self, ctx: StepContext) -> None:
         for layer in self.layers:
