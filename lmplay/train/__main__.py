@@ -88,7 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         key, equals, value = item.partition('=')
         if not equals:
             raise UserError(f"--set takes KEY=VALUE; given: '{item}'.")
-        args.model[key.replace('-', '_')] = _value(value)
+        args.model[key.replace('-', '_')] = read_value(value)
     flags = [option for action in parser._actions for option in action.option_strings]
     while rest:
         flag, equals, value = rest.pop(0).partition('=')
@@ -101,7 +101,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             if not rest or rest[0].startswith('--'):
                 raise UserError(f"Option '{flag}' needs a value.")
             value = rest.pop(0)
-        args.model[name] = _value(value)
+        args.model[name] = read_value(value)
     if args.mini_batch_size not in (None, 'auto'):
         try:
             args.mini_batch_size = int(args.mini_batch_size)
@@ -121,7 +121,8 @@ def _declared(args: argparse.Namespace, name: str) -> list[str]:
     return list(find_runner(exp).function().declared)
 
 
-def _value(text: str):
+def read_value(text: str):
+    """A value from the command line: 3, 6e-4, true, null, a list, or a string."""
     import yaml
     try:
         value = yaml.safe_load(text)

@@ -22,12 +22,13 @@ class Evaluation:
     metrics: dict
     model_metrics: dict[str, torch.Tensor]
     documents: dict[str, np.ndarray]
-    row: tuple[np.ndarray, np.ndarray, np.ndarray]      # x, y and the prediction of one row, for the example
+    rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]      # domain -> x, y and the prediction of its first row
 
-    def example(self, tokenizer, length: int = 64) -> dict:
-        """prompt, truth and prediction as text: the head of a held-out row, and what the model predicts for each next token."""
+    def example(self, tokenizer, domain: str | None = None, length: int = 64) -> dict:
+        """prompt, truth and prediction as text: the head of a domain's first held-out row, and what the model predicts for each
+        next token."""
         tokenizer = as_tokenizer(tokenizer)
-        x, y, prediction = self.row
+        x, y, prediction = self.rows[domain if domain is not None else next(iter(self.rows))]
         scored = np.flatnonzero(y != IGNORE)
         if not len(scored):
             return {'prompt': '', 'truth': '', 'prediction': ''}
@@ -49,7 +50,7 @@ def evaluate(model: LMBase, held_out: HeldOut, *, forward, device: torch.device,
     n = len(held_out.documents)
     nll, right, tokens = torch.zeros(n, dtype=torch.float64), torch.zeros(n), torch.zeros(n)
     pad_nll = pad_tokens = 0.0
-    row, reported, real_tokens = None, {}, 0
+    rows, reported, real_tokens = {}, {}, 0
     for batch in held_out.batches(rows_per_batch):
         x, y = batch.x.to(device), batch.y.to(device)
         mask = torch.arange(x.shape[1], device=device) < batch.lengths.to(device)[:, None]
@@ -58,8 +59,9 @@ def evaluate(model: LMBase, held_out: HeldOut, *, forward, device: torch.device,
         real_tokens += batch.tokens
         for name, value in output.metrics.items():
             reported[name] = reported.get(name, 0) + value.float() * batch.tokens
-        if row is None:
-            row = (batch.x[0].numpy(), batch.y[0].numpy(), prediction[0].cpu().numpy())
+        domain = held_out.documents[int(batch.documents[0, 0])]['domain']       # a batch is of one domain
+        if domain not in rows:
+            rows[domain] = (batch.x[0].numpy(), batch.y[0].numpy(), prediction[0].cpu().numpy())
         scored = y != IGNORE
         if pad_token is not None:       # a padding target stands where no real token follows
             padding = torch.arange(x.shape[1], device=device) >= batch.lengths.to(device)[:, None] - 1
@@ -81,7 +83,7 @@ def evaluate(model: LMBase, held_out: HeldOut, *, forward, device: torch.device,
     if pad_token is not None:
         with_pad = (table['loss'].sum() + pad_nll) / max(1.0, table['tokens'].sum() + pad_tokens)
         metrics |= {'loss_with_pad': with_pad, 'perplexity_with_pad': math.exp(min(with_pad, 700.0))}
-    return Evaluation(metrics, {k: v / max(1, real_tokens) for k, v in reported.items()}, table, row)
+    return Evaluation(metrics, {k: v / max(1, real_tokens) for k, v in reported.items()}, table, rows)
 
 
 def _summary(table: dict[str, np.ndarray]) -> dict:

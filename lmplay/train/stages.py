@@ -21,6 +21,7 @@ from ..stats.recorder import Recorder
 from .checkpoint import (OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state,
                          save_checkpoint)
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
+from .fingerprints import record_stage, stage_facts
 from .optimizer import make_optimizer
 from .plan import Plan, Stage
 from .trainer import Progress, StopTraining, Trainer
@@ -349,6 +350,7 @@ class Run:
             self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,} of {data.steps:,}.')
         else:
             p.stage, p.step, p.samples, p.mini_batch_size = index, 0, 0, None
+        record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=self.exp), index=index)
         self.view.stage(stage, data, model, self)
         trainer = Trainer(self, model, optimizer, stage, data)
         if scaler_state:
@@ -358,7 +360,7 @@ class Run:
         except StopTraining:
             self.save(model, optimizer, trainer.scaler)
             raise
-        if self.evaluation is None and not (self.dir / f'held_out-{stage.name}.npz').is_file():
+        if self.evaluation is None:
             trainer.evaluate()      # killed after the stage's last checkpoint
         if self.settings.check_grads:
             self.view.gradients(model)
