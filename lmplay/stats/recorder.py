@@ -52,6 +52,13 @@ def _finite(value: Any) -> bool:
     return all(map(_finite, value))
 
 
+def _load_summary(load_LE: Any) -> dict[str, list]:
+    """By layer, from the mean load of a routed model's experts (lists of shares): the busiest one's share, and how many got nothing."""
+    if not isinstance(load_LE, list) or not all(isinstance(row, list) and row and None not in row for row in load_LE):
+        return {}
+    return {'busiest_share': [max(row) for row in load_LE], 'dead_experts': [row.count(0) for row in load_LE]}
+
+
 def to_json(record: Mapping[str, Any]) -> str:
     """One line of strict JSON. Fields that hold a NaN or an infinity are named under `non_finite`, null in their place."""
     line = plain(record)
@@ -179,6 +186,7 @@ class Recorder:
 
     def _curve(self, kind: str, csv: str, record: Mapping[str, Any]):
         rare = kind != 'train'
+        record = {**record, **_load_summary(plain(record.get('expert_load')))}
         values = ('' if (v := plain(record.get(k))) is None else str(v) for k in ('samples', 'accuracy', 'loss', 'tokens'))
         self._write(csv, ','.join(values) + '\n', flush=False)
         self._write(METRICS, to_json({'kind': kind, **record}) + '\n', flush=rare)

@@ -36,6 +36,17 @@ def record(recorder, first, last):
             recorder.event({'message': 'something', 'step': n})
 
 
+def test_busiest_and_dead_experts_follow_from_the_load(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.train(point(5, expert_load=torch.tensor([[0.25, 0.75, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])))
+    recorder.validation(point(5, expert_load=[[1.0, math.nan]]))
+    recorder.train(point(6))
+    recorder.close()
+    first, second, third = read_metrics(tmp_path)
+    assert first['busiest_share'] == [0.75, 0.25] and first['dead_experts'] == [2, 0]
+    assert 'busiest_share' not in second and 'busiest_share' not in third
+
+
 def test_what_is_written_is_read_back(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.train(point(5, loss=torch.tensor(0.5), accuracy=None, load=torch.tensor([[1.0, 0.0]])))

@@ -126,9 +126,8 @@ class UpcycledLM(LMBase):
         load_LE, balance_L, z_L = torch.stack(load), torch.stack(balance), torch.stack(z)
         output.losses = {'load_balance': (balance_L.mean(), self.hyperparameters['lb_coef']),
                          'z_loss': (z_L.mean(), self.hyperparameters['z_coef'])}
-        output.metrics = {'expert_load': load_LE, 'busiest_share': load_LE.amax(1), 'dead_experts': (load_LE == 0).float().sum(1),
-                          'router_entropy': torch.stack(entropy), 'load_balance_by_layer': balance_L.detach(),
-                          'z_loss_by_layer': z_L.detach()}
+        output.metrics = {'expert_load': load_LE, 'router_entropy': torch.stack(entropy),
+                          'load_balance_by_layer': balance_L.detach(), 'z_loss_by_layer': z_L.detach()}
 
     def routing(self, x: Tensor) -> list[RoutedLayer]:
         """What each routed layer decides about the tokens x (B, T)."""
@@ -143,6 +142,21 @@ class UpcycledLM(LMBase):
 
     def experts(self) -> list[Experts]:
         return [Experts(weights=layer.experts) for layer in self.moe_layers.values()]
+
+    @torch.no_grad()
+    def routing(self, x: Tensor) -> list[RoutedLayer]:
+        """What each routed layer decides about the tokens x (B, T)."""
+        self.trunk(input_ids=x, use_cache=False)
+        routed = []
+        for i, layer in self.moe_layers.items():
+            r, layer.routing = layer.routing, None
+            log_p_NE = r.logits_NE.log_softmax(-1)
+            routed.append(RoutedLayer(f'block {i}', r.logits_NE.shape[1], r.expert_ids_NK.view(*x.shape, -1),
+                                      r.weights_NK.view(*x.shape, -1), -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape)))
+        return routed
+
+    def experts(self) -> list[Experts]:
+        return [Experts(weights=tuple(p.detach() for p in layer.experts)) for layer in self.moe_layers.values()]
 
     def before_step(self, ctx: StepContext) -> None:
         """Sets the router noise of this step."""

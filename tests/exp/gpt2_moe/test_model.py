@@ -79,6 +79,19 @@ def test_output(either):
     assert all(layer.routing is None for layer in either.moe_layers.values())      # nothing is kept alive
 
 
+def test_routing_tells_what_the_layers_do(either):
+    either.eval()
+    x = tokens()
+    layer, = either.routing(x)
+    assert layer.name == 'block 1' and layer.num_experts == 4 and layer.expert_ids.shape == layer.weights.shape == (2, 20, 1)
+    metrics = either(x).metrics
+    load = torch.bincount(layer.expert_ids.flatten(), minlength=4) / 40
+    torch.testing.assert_close(load, metrics['expert_load'][0])
+    torch.testing.assert_close(layer.entropy.mean(), metrics['router_entropy'][0])
+    experts, = either.experts()
+    assert [tuple(w.shape) for w in experts.weights] == [(4, 32, 128), (4, 128), (4, 128, 32), (4, 32)]
+
+
 def test_dense_has_neither_losses_nor_metrics():
     out = UpcycledLM(**TINY | dict(moe_layers='none')).features(tokens())
     assert out.losses == {} and out.metrics == {}
