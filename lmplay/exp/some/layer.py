@@ -2,15 +2,26 @@
 
 B rows, T positions, D width; routed code: N = B * T tokens, E experts, K choices per token, F inner width.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmplay.base.errors import CheckpointError, ExperimentError
 from lmplay.modules.experts import experts_mlp
+from lmplay.modules.routing import expert_load
 
 from .frozen import frozen_experts
 from .keys import Keys
+
+
+class Choice(NamedTuple):
+    """Unit queries, scores over the temperature, the chosen experts by rank, and their gate weights."""
+    queries_ND: Tensor
+    logits_NE: Tensor
+    expert_ids_NK: Tensor
+    gates_NK: Tensor
 
 
 class SoMELayer(nn.Module):
@@ -48,20 +59,18 @@ class SoMELayer(nn.Module):
         mask (B, T) bool is False at padding, which the key update then leaves out (unless include_padding).
         """
         x_ND = x.flatten(0, 1)
-        queries_ND, _, expert_ids_NK, gates_NK = self.route(x_ND)
-        y_ND = experts_mlp(x_ND, expert_ids_NK=expert_ids_NK, weights_NK=gates_NK, **self._experts(x_ND))
+        choice = self.route(x_ND)
+        y_ND = experts_mlp(x_ND, expert_ids_NK=choice.expert_ids_NK, weights_NK=choice.gates_NK, **self._experts(x_ND))
         mask_N = None if mask is None or self.include_padding else mask.flatten()
         if self.training:
-            self.keys.collect(queries_ND, expert_ids_NK, mask_N)
-        return y_ND.view_as(x), self._load(expert_ids_NK, mask_N)
+            self.keys.collect(choice.queries_ND, choice.expert_ids_NK, mask_N)
+        return y_ND.view_as(x), expert_load(choice.expert_ids_NK, len(self.keys.vectors), mask_N)
 
-    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries (N, D), scores of all experts (N, E), the chosen ones (N, K) and their gates (N, K)."""
+    def route(self, x_ND: Tensor) -> Choice:
         queries_ND = F.normalize(self.query(x_ND).to(self.keys.vectors.dtype), dim=1)
-        scores_NE = self.keys.scores(queries_ND)
-        top_NK, expert_ids_NK = scores_NE.topk(self.top_k, dim=1)
-        gates_NK = (top_NK / (self.temperature if self.training else self.eval_temperature)).softmax(1)
-        return queries_ND, scores_NE, expert_ids_NK, gates_NK
+        logits_NE = self.keys.scores(queries_ND) / (self.temperature if self.training else self.eval_temperature)
+        top_NK, expert_ids_NK = logits_NE.topk(self.top_k, dim=1)
+        return Choice(queries_ND, logits_NE, expert_ids_NK, top_NK.softmax(1))
 
     def _experts(self, x: Tensor) -> dict[str, Tensor | None]:
         """The stacked weights in the precision of the products; converted once, and exactly, for they are bfloat16 numbers."""
@@ -73,13 +82,6 @@ class SoMELayer(nn.Module):
                 setattr(self, name, getattr(self, name).to(dtype))
         return dict(w1_EDF=self.w1, b1_EF=self.b1 if self.biased else None,
                     w2_EFD=self.w2, b2_ED=self.b2 if self.biased else None)
-
-    def _load(self, expert_ids_NK: Tensor, mask_N: Tensor | None) -> Tensor:
-        E = len(self.keys.vectors)
-        weight_NK = torch.ones_like(expert_ids_NK, dtype=torch.float32) if mask_N is None else mask_N[:, None].expand_as(
-            expert_ids_NK).float()
-        counts = weight_NK.new_zeros(E).scatter_add_(0, expert_ids_NK.flatten(), weight_NK.flatten())
-        return counts / counts.sum().clamp(min=1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, mine = state_dict.get(f'{prefix}expert_digest'), self.expert_digest

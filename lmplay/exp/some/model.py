@@ -160,16 +160,17 @@ class SoME(Backbone):
         return {'some_gini': gini_L, 'some_entropy': entropy_L, 'gini_middle': gini_L[middle], 'entropy_middle': entropy_L[middle]}
 
     def routing(self, x: Tensor) -> list[RoutedLayer]:
-        """What each layer decides about the tokens x (B, T). The entropy is that of softmax(scores / eval_temperature) over all
+        """What each layer decides about the tokens x (B, T). The entropy is that of softmax(scores / temperature) over all
         experts, of which the gates keep the top_k."""
         routed, h = [], self.embed(x, None)
         for i, block in enumerate(self.blocks):
-            attended = block.attend(h)
-            _, scores_NE, expert_ids_NK, gates_NK = block.ff.route(attended.flatten(0, 1))
-            log_p_NE = (scores_NE / block.ff.eval_temperature).log_softmax(-1)
-            routed.append(RoutedLayer(f'block {i}', self.layer_options['num_experts'], expert_ids_NK.view(*x.shape, -1),
-                                      gates_NK.view(*x.shape, -1), -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape)))
-            h = block.ln2(attended + block.ff(attended)[0])
+            h = block.attend(h)
+            choice = block.ff.route(h.flatten(0, 1))
+            log_p_NE = choice.logits_NE.log_softmax(-1)
+            entropy_N = -(log_p_NE.exp() * log_p_NE).sum(-1)
+            routed.append(RoutedLayer(f'block {i}', self.layer_options['num_experts'], choice.expert_ids_NK.view(*x.shape, -1),
+                                      choice.gates_NK.view(*x.shape, -1), entropy_N.view(x.shape)))
+            h = block.ln2(h + block.ff(h)[0])
         return routed
 
     def experts(self) -> list[Experts]:

@@ -226,3 +226,17 @@ def test_experts_stay_out_of_memory_of_gradients():
     model(torch.randint(0, 257, (2, 8))).logits.sum().backward()
     assert all(layer.w1.grad is None and not layer.w1.requires_grad for layer in model.layers)
     assert not any(re.search(r'\.w[12]$', name) for name in model.state_dict())
+
+
+def test_routing_is_that_of_the_forward_pass():
+    model = build().eval()
+    x = torch.randint(0, 257, (3, 10))
+    load = model(x).metrics['expert_load']
+    layers, experts = model.routing(x), model.experts()
+    assert [layer.name for layer in layers] == ['block 0', 'block 1'] and len(experts) == 2
+    for layer, expected, found, inner in zip(layers, load, experts, model.layers):
+        assert layer.expert_ids.shape == layer.weights.shape == (3, 10, 4) and layer.entropy.shape == (3, 10)
+        torch.testing.assert_close(torch.bincount(layer.expert_ids.flatten(), minlength=16) / (30 * 4), expected)
+        torch.testing.assert_close(layer.weights.sum(2), torch.ones(3, 10))
+        assert (layer.entropy > 0).all() and (layer.entropy <= torch.tensor(16.0).log()).all()
+        assert found.weights == () and found.keys is inner.keys.vectors and found.usage is inner.keys.usage
