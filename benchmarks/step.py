@@ -1,0 +1,62 @@
+"""The training step: tokens per second, share of this machine's own matmul speed, and peak memory, each in a process of its own.
+
+`ours` is lmp_trainer as a user starts it. Nobody gets an environment variable but, where threads are asked for, their number;
+so everybody runs with the C library's default allocator, and ours with what it sets for itself.
+"""
+import contextlib
+import tempfile
+from collections.abc import Iterator
+
+from .measure import VOCAB, Process, by_turns, shape_of, speeds
+
+# name of a row -> (contender, its options)
+CONTENDERS = {'ours': ('ours', {}), 'ours_compiled': ('ours', {'flags': ['--compile-model']}), 'limit': ('limit', {}),
+              'hf': ('hf', {}), 'hf_trainer': ('hf_trainer', {}), 'nanogpt': ('nanogpt', {}), 'nanogpt_compiled': ('nanogpt', {'compiled': True}),
+              'original': ('original', {}), 'original_variable': ('original', {'variable': True})}
+COLUMNS = ['name', 'dtype', 'shape', 'threads', 'tokens_per_second', 'gflops', 'matmul_gflops', 'mfu', 'peak_mb']
+
+
+def flops_per_token(shape: str, context: int) -> float:
+    """Forward and backward: 6 for each parameter in a product, and attention counted in full; recomputation never."""
+    s = shape_of(shape)
+    return 6 * (12 * s['layers'] * s['dim'] ** 2 + s['dim'] * VOCAB) + 12 * s['layers'] * s['dim'] * context
+
+
+@contextlib.contextmanager
+def prepared(*, context: int, count: int = 512, quick: bool = False) -> Iterator[dict]:
+    """A temporary folder with a plan and the same packed rows for everybody, as options of a contender."""
+    with tempfile.TemporaryDirectory(prefix='lmplay-benchmark-') as folder:
+        options = {'folder': folder, 'context': context}
+        process = Process('prepare', options | {'count': count, 'quick': quick})
+        try:
+            process.receive()
+        finally:
+            process.close()
+        yield options
+
+
+def run(args) -> list[dict]:
+    rows, context = args.rows or (2 if args.quick else 8), args.context or (32 if args.quick else 256)
+    names = args.only or [name for name in CONTENDERS if not args.quick or 'compiled' not in name]
+    table = []
+    with prepared(context=context, quick=args.quick) as data:
+        for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
+            for dtype in args.dtype:
+                for threads in args.threads:
+                    options = data | {'shape': shape, 'dtype': dtype, 'rows': rows, 'device': args.device}
+                    if args.quick:
+                        options['compiled'] = False
+                    given = [(CONTENDERS[name][0], options | CONTENDERS[name][1] | {'row': name}) for name in names]
+                    table += [row(process, context) for process in by_turns(
+                        given, rounds=args.rounds, seconds=args.seconds, warm_up=1 if args.quick else 2, threads=threads, tell=args.tell)]
+    return table
+
+
+def row(process: Process, context: int) -> dict:
+    o = process.options
+    found = speeds(process, 'tokens_per_second')
+    gflops = flops_per_token(o['shape'], context) * found['tokens_per_second'] / 1e9
+    return {'name': o['row'], 'dtype': o['dtype'], 'shape': o['shape'], 'context': context, 'rows': o['rows'], **found, 'gflops': round(gflops, 1),
+            'mfu': round(gflops / found['matmul_gflops'], 3), 'peak_mb': process.report['peak_mb'], 'threads': process.report['threads'],
+            'steps': sum(s['steps'] for s in process.samples), 'allocator': "the C library's default" + (
+                ', and what lmp_trainer sets for itself' if o['row'].startswith('ours') else '')}

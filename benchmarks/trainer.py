@@ -1,0 +1,61 @@
+"""Ours as its user starts it: the command line of lmp_trainer, on a plan, over prepared data."""
+import json
+import time
+from pathlib import Path
+
+QUICK_DATA = {'loader': 'embedded', 'domains': ['math'], 'problems': 2000}
+DATA = {'loader': 'embedded', 'domains': ['code', 'math'], 'max_bytes': 4_000_000}
+
+
+def command_line(*, shape: str, context: int, rows: int, dtype: str, device: str, folder: str, exp: str = 'gpt2ish', flags: list[str] | None = None,
+                 **_) -> list[str]:
+    layers, dim = map(int, shape.split('x'))
+    return ['--exp', exp, '--training-plan', str(Path(folder) / 'plan.json'), '--run-dir', str(Path(folder) / f'run-{time.time_ns()}'),
+            '--device', device, '--num-blocks', str(layers), '--embed-dim', str(dim), '--num-heads', str(max(1, dim // 64)), '--max-len', str(context),
+            '--attn-dropout', '0', '--ff-dropout', '0', '--embed-dropout', '0', '--batch-size', str(rows), '--mini-batch-size', str(rows),
+            *(['--amp'] if dtype == 'bf16' else []), *(flags or [])]
+
+
+def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
+    """Writes the plan, makes its token store, and writes the same rows for the references: as tokens and as text."""
+    import numpy as np
+
+    from lmplay.data.rows import PackedRows
+    from lmplay.data.sources import open_source
+    from lmplay.data.store import open_store
+    from lmplay.data.tokenizers import get_tokenizer
+    plan = {'datasets': {'text': QUICK_DATA if quick else DATA},
+            'stages': {'benchmark': {'dataset': 'text', 'steps': 10 ** 6, 'validation_interval': 10 ** 9, 'validation_bytes': 4096}}}
+    (Path(folder) / 'plan.json').write_text(json.dumps(plan))
+    tokenizer = get_tokenizer('gpt2')
+    store = open_store(open_source('text', plan['datasets']['text']), tokenizer)
+    documents = store.split(0.02)[0]
+    packed = PackedRows(store, documents, length=context, tokenizer=tokenizer)
+    count = min(count, packed.count - 1)
+    rows = np.zeros((count, context + 1), np.uint16)
+    x, y, order = np.zeros(context, np.int64), np.zeros(context, np.int64), packed.order(0)
+    for i in range(count):
+        packed.fill(order, i, x, y)
+        rows[i, :-1], rows[i, -1] = x, y[-1]
+    np.save(Path(folder) / 'rows.npy', rows)
+    (Path(folder) / 'texts.json').write_text(json.dumps([tokenizer.decode(row.tolist()) for row in rows]))
+    short = [int(d) for d in order[0] if 16 <= store.lengths[d] <= context][:count]
+    (Path(folder) / 'documents.json').write_text(json.dumps(
+        [tokenizer.decode(store.tokens[store.starts[d]:store.starts[d + 1] - 1].tolist()) for d in short]))
+    meter.answer({'rows': count, 'documents': len(short), 'mean_document': float(np.mean(store.lengths[short])) if short else None})
+
+
+def run_ours(meter, **options) -> None:
+    """lmp_trainer; a step is counted where the run records it."""
+    from lmplay.stats.recorder import Recorder
+    from lmplay.train.__main__ import main
+    record, done = Recorder.train, 0
+
+    def train(self, what):
+        nonlocal done
+        record(self, what)
+        new, done = what['tokens'] - done, what['tokens']
+        meter.tick(new)
+
+    Recorder.train = train
+    raise SystemExit(main([*command_line(**options), '--quiet']))
