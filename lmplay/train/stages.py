@@ -16,7 +16,7 @@ from ..base.runner_list import find_entry, find_runner
 from ..data.rows import HeldOut, Mixture, PackedRows, PaddedRows
 from ..data.sources import open_source
 from ..data.store import open_store, train_bpe
-from ..data.tokenizers import Tokenizer, as_tokenizer, get_tokenizer
+from ..data.tokenizers import Tokenizer, as_tokenizer, get_tokenizer, load_tokenizer
 from ..stats.recorder import Recorder
 from .checkpoint import (OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state,
                          save_checkpoint)
@@ -325,6 +325,8 @@ class Run:
             self.runner = self.runner_of(self.exp, stage.model, tokenizer)
             model = self.runner.build(self.device)
             saved = read_state(self.checkpoints / 'last')['tokenizer']
+            if 'tokenizer' in self.runner.declared and 'tokenizer' not in self.runner.given:
+                model.tokenizer = load_tokenizer(saved['name'], self.checkpoints / 'last')      # imported weights may have brought it
             if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
                 raise CheckpointError(f"The run in '{self.dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir.")
             try:

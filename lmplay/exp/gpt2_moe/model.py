@@ -129,20 +129,6 @@ class UpcycledLM(LMBase):
         output.metrics = {'expert_load': load_LE, 'router_entropy': torch.stack(entropy),
                           'load_balance_by_layer': balance_L.detach(), 'z_loss_by_layer': z_L.detach()}
 
-    def routing(self, x: Tensor) -> list[RoutedLayer]:
-        """What each routed layer decides about the tokens x (B, T)."""
-        self.trunk(input_ids=x, use_cache=False)
-        layers = []
-        for i, layer in self.moe_layers.items():
-            routing, layer.routing = layer.routing, None
-            log_p_NE = routing.logits_NE.log_softmax(-1)
-            layers.append(RoutedLayer(f'block {i}', self.hyperparameters['num_experts'], routing.expert_ids_NK.view(*x.shape, -1),
-                                      routing.weights_NK.view(*x.shape, -1), -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape)))
-        return layers
-
-    def experts(self) -> list[Experts]:
-        return [Experts(weights=layer.experts) for layer in self.moe_layers.values()]
-
     @torch.no_grad()
     def routing(self, x: Tensor) -> list[RoutedLayer]:
         """What each routed layer decides about the tokens x (B, T)."""

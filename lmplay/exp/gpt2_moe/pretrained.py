@@ -26,6 +26,10 @@ def import_pretrained(model, source) -> list[str]:
     """See `UpcycledLM.import_pretrained`."""
     if isinstance(source, LMBase):
         dense, lines = dense_of(model, source)
+        theirs = as_tokenizer(source.tokenizer)
+        if theirs.fingerprint != as_tokenizer(model.tokenizer).fingerprint:
+            model.tokenizer = source.tokenizer
+            lines.append(f'tokens are those of {source.name} ({theirs.name}, {theirs.n_vocab:,} entries)')
         if dense is None:
             return lines
     else:
@@ -134,9 +138,6 @@ def adopt_tokenizer(model, folder: Path) -> list[str]:
 def dense_of(model, source: LMBase):
     """(dense model of transformers, lines), or (None, lines) where the source is a mixture of this very shape, taken over."""
     weights, own = source.state_dict(), model.state_dict()
-    theirs, ours = as_tokenizer(source.tokenizer), as_tokenizer(model.tokenizer)
-    if theirs.fingerprint != ours.fingerprint:
-        raise CheckpointError(f'{source.name} was trained with the tokenizer {theirs.name}; {model.name} is to use {ours.name}.')
     h = source.hyperparameters
     if h.get('num_heads') != model.hyperparameters['num_heads']:
         raise CheckpointError(f'{source.name} has {h.get("num_heads")} heads; {model.name} has {model.hyperparameters["num_heads"]} '
