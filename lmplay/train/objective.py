@@ -13,20 +13,23 @@ from torch import Tensor, nn
 
 from ..base.base_model import LMBase, LMOutput
 from ..data.rows import IGNORE
+from ..modules.onednn import product
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """scale * summed cross-entropy of features_ND @ weight_VD.T + bias_V, and the number of right predictions.
 
-    Works through `chunk` tokens at a time: the gradient of the logits is formed in the forward pass and used at once, so
+    Works through a chunk of tokens at a time: the gradient of the logits is formed in the forward pass and used at once, so
     that N x V numbers are never in memory together (the idea of Wijmans et al. 2024, "Cut your losses", in plain torch).
     """
 
     @staticmethod
-    def forward(ctx, features, weight, bias, targets, scale: float, chunk: int):
+    def forward(ctx, features, weight, bias, targets, scale: float, chunk: int | None):
         needs = ctx.needs_input_grad
-        dtype = torch.get_autocast_dtype(features.device.type) if torch.is_autocast_enabled(features.device.type) else features.dtype
-        with torch.autocast(features.device.type, enabled=False):
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        chunk = chunk or (256 if device == 'cpu' and dtype is torch.float32 else 1024)
+        with torch.autocast(device, enabled=False):
             features = features.to(dtype)
             w = weight.detach().to(dtype)
             b = bias.detach().to(dtype) if bias is not None else None
@@ -37,27 +40,18 @@ class LinearCrossEntropy(torch.autograd.Function):
             loss = torch.zeros((), dtype=wide, device=features.device)
             correct = torch.zeros((), dtype=torch.int64, device=features.device)
             for x, t, start in zip(features.split(chunk), targets.split(chunk), range(0, len(targets), chunk)):
-                logits = F.linear(x, w, b)
-                scored = (t != IGNORE)[:, None]
-                t = t.clamp(min=0)[:, None]
-                log_p = torch.log_softmax(logits, -1, dtype=wide)
-                picked = log_p.gather(1, t)
-                loss -= (picked * scored).sum()
-                correct += ((picked == log_p.amax(-1, keepdim=True)) & scored).sum()
-                if not any(needs[:3]):
-                    continue
-                grad = log_p.exp_().mul_(scored.to(wide) * scale)   # d loss / d logits: softmax - one-hot, scaled
-                grad.scatter_add_(1, t, scored.to(wide) * -scale)
-                grad = grad.to(dtype)
+                logits = product(x, w, b)
+                scored = t != IGNORE
+                row_loss, hit = softmax_minus_target_(logits, t)
+                grad = logits                   # d row_loss / d logits; the rows' scale is applied to the small factors below
+                loss += torch.where(scored, row_loss, 0.0).sum()
+                correct += (hit & scored).sum()
                 if grad_features is not None:
-                    torch.mm(grad, w, out=grad_features[start:start + len(x)])
+                    grad_features[start:start + len(x)] = product(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
                 if grad_weight is not None:
-                    if dtype == wide:
-                        grad_weight.addmm_(grad.t(), x)
-                    else:
-                        grad_weight += grad.t() @ x
+                    grad_weight.add_(product(grad.t(), torch.where(scored[:, None], x, 0.0).t()), alpha=scale)
                 if grad_bias is not None:
-                    grad_bias += grad.sum(0, dtype=wide)
+                    grad_bias.add_((scored.to(dtype)[None] @ grad)[0], alpha=scale)
         ctx.save_for_backward(grad_features, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
         ctx.mark_non_differentiable(correct)
@@ -65,14 +59,32 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        grads = [None if g is None else g.mul_(grad_loss.to(g.dtype)) if not _is_one(grad_loss) else g for g in ctx.saved_tensors]
+        one = grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0      # elsewhere reading it would wait for the device
+        grads = [g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors]
         for i, dtype in enumerate(ctx.dtypes, start=1):
             grads[i] = None if grads[i] is None else grads[i].to(dtype)
         return (*grads, None, None, None)
 
 
-def _is_one(scalar: Tensor) -> bool:
-    return scalar.device.type == 'cpu' and scalar.item() == 1.0      # elsewhere reading it would wait for the device
+def softmax_minus_target_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns logits, in place, into the gradient of each row's cross-entropy: softmax less one at the target.
+
+    Returns (cross-entropy (N,), whether the target was the most probable (N,)). A target of IGNORE counts as 0; the caller
+    drops such rows. On a CPU it goes by few rows, which stay in its cache from one operation to the next.
+    """
+    rows = 8 if logits_NV.device.type == 'cpu' else len(logits_NV)
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    losses, hits = [], []
+    for block, targets in zip(logits_NV.split(rows), targets_N.clamp(min=0)[:, None].split(rows)):
+        logits = block.to(wide)
+        largest, picked = logits.amax(-1, keepdim=True), logits.gather(1, targets)
+        p = torch.softmax(logits, -1)
+        # log of the largest probability never underflows, the target's may
+        losses.append((largest - picked - p.amax(-1, keepdim=True).log())[:, 0])
+        hits.append((picked == largest)[:, 0])
+        p.scatter_add_(1, targets, torch.full_like(picked, -1.0))
+        block.copy_(p)
+    return torch.cat(losses), torch.cat(hits)
 
 
 @dataclass
@@ -85,7 +97,7 @@ class MicroLoss:
 
 
 def micro_loss(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, scored: int, tokens_share: float,
-               chunk: int = 1024) -> MicroLoss:
+               chunk: int | None = None) -> MicroLoss:
     """The part of a step's objective that a micro-batch gives.
 
     forward: `model.features` or `model`, or its compiled form; x, y, mask (B, T); scored: scored tokens of the WHOLE step;

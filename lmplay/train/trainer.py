@@ -17,6 +17,7 @@ from torch import Tensor
 from ..base.base_model import LMBase, StepContext
 from ..base.errors import UserError
 from ..data.rows import Batch, Mixture
+from ..modules.onednn import speed_up_linears
 from ..stats.alarm import CollapseAlarm
 from .device import autocast, memory_in_use
 from .evaluate import Evaluation, evaluate
@@ -69,6 +70,8 @@ class Trainer:
         self.progress: Progress = run.progress
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        if self.device.type == 'cpu' and self.dtype is None:
+            speed_up_linears(model)
         self.forward = self.eager = model.features if fuses_head(model) else model
         if run.settings.compile_model:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
