@@ -1,0 +1,174 @@
+"""What the loop does when things go wrong, and what it must never do. The models are experiments given by their path."""
+import json
+
+import pytest
+import torch
+
+from lmplay.stats.recorder import read_metrics
+from lmplay.train.__main__ import main
+from lmplay.train.checkpoint import load_model
+from lmplay.train.trainer import step_seed
+
+MODEL = """
+import torch
+from torch import nn
+from lmplay.base.base_model import BasicModelRunner, LMBase, LMOutput
+from lmplay.base.runner_list import expose_runner
+from lmplay.data.tokenizers import BytesTokenizer
+
+class Troubled(LMBase):
+    def __init__(self, max_len=32, nan_from=10**9, nan_to=10**9, rows_that_fit=10**9, load=0.0, log=None):
+        super().__init__('troubled', max_len=max_len)
+        self.tokenizer = BytesTokenizer()
+        self.embed = nn.Embedding(257, 8)
+        self.drop = nn.Dropout(0.2)
+        self.out = nn.Linear(8, 257)
+        self.nan_from, self.nan_to, self.rows_that_fit, self.load, self.log = nan_from, nan_to, rows_that_fit, load, log
+        self.nan = False
+
+    def before_step(self, ctx):
+        self.nan = self.nan_from <= ctx.step < self.nan_to
+
+    def after_step(self, ctx):
+        if self.log:
+            with open(self.log, 'a') as file:
+                print(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens, bool(ctx.stepped), file=file)
+
+    def forward(self, x, cache=None):
+        if self.training and x.shape[0] > self.rows_that_fit:
+            raise torch.OutOfMemoryError('simulated')
+        logits = self.out(self.drop(self.embed(x)))
+        if self.training and self.nan:
+            logits = logits * float('nan')
+        metrics = {'expert_load': torch.tensor([[self.load, 1 - self.load]])} if self.load else {}
+        return LMOutput(logits, metrics=metrics) if cache is None else (logits[:, -1:], cache)
+
+@expose_runner('%s')
+def runner(*args, **kwargs):
+    return BasicModelRunner(Troubled, *args, **kwargs)
+"""
+
+
+@pytest.fixture
+def train(tmp_path, tiny_plan):
+    """Trains the troubled model; returns (exit code, run directory)."""
+    (tmp_path / 'exp').mkdir()
+    file = tmp_path / 'exp' / 'versions.py'
+    file.write_text(MODEL % tmp_path.name)
+
+    def run(name='run', stage=None, flags=(), **parameters):
+        plan = tiny_plan({'s': {'steps': 12} | (stage or {})})
+        sets = [f'--set={k}={v}' for k, v in parameters.items()]
+        code = main(['--exp', str(file), '--training-plan', str(plan), '--run-dir', str(tmp_path / name), '--device', 'cpu', '--quiet', *sets, *flags])
+        return code, tmp_path / name
+    return run
+
+
+def weights(run):
+    return load_model(run / 'checkpoints/last')[0].state_dict()
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_told(train, tmp_path):
+    code, run = train(nan_from=3, nan_to=5, log=str(tmp_path / 'log'))
+    assert code == 0
+    summary = json.loads((run / 'summary.json').read_text())
+    assert summary['skipped_steps'] == 2 and summary['validation_loss'] > 0
+    assert all(torch.isfinite(w).all() for w in weights(run).values())
+    assert [r['message'] for r in read_metrics(run) if r.get('event') == 'skipped'] == [f'step {i}: 1 step(s) skipped, the gradient was not finite' for i in (4, 5)]
+    lines = [line.split() for line in (tmp_path / 'log').read_text().splitlines()]
+    assert [line[4] for line in lines] == ['True'] * 3 + ['False'] * 2 + ['True'] * 7
+    assert [int(line[1]) for line in lines] == list(range(12)) and {line[2] for line in lines} == {'12'}
+    assert int(lines[-1][3]) == summary['tokens']
+
+
+def test_it_stops_there_if_asked_with_the_state_kept(train, capsys):
+    code, run = train(stage={'on_nan': 'stop', 'save_interval': 1000}, nan_from=6, nan_to=7)
+    assert code == 1
+    state = json.loads((run / 'checkpoints/last/state.json').read_text())
+    assert state['progress']['step'] == 7 and all(torch.isfinite(w).all() for w in weights(run).values())
+    assert any('not finite at step 7' in r.get('message', '') for r in read_metrics(run))
+
+
+def test_a_run_that_never_recovers_stops(train):
+    code, run = train(stage={'steps': 60}, nan_from=5, nan_to=10 ** 9)
+    assert code == 1 and json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 25
+
+
+def test_auto_halves_what_does_not_fit_without_changing_the_steps(train):
+    code, run = train(stage={'mini_batch_size': 'auto'}, rows_that_fit=2)
+    assert code == 0
+    assert json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['mini_batch_size'] == 2
+    code, plain = train('plain', stage={'mini_batch_size': 2}, rows_that_fit=2)
+    for name, w in weights(plain).items():
+        assert torch.equal(w, weights(run)[name])
+
+
+def test_without_auto_it_says_what_to_do(train, capsys):
+    code, _ = train(stage={'mini_batch_size': 4}, rows_that_fit=2)
+    assert code == 2 and 'Use --mini-batch-size auto' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('on_collapse, code', [('warn', 0), ('stop', 1), ('snapshot', 0)])
+def test_the_collapse_alarm(train, on_collapse, code):
+    got, run = train(stage={'on_collapse': on_collapse, 'validation_interval': 8}, load=0.75)
+    assert got == code
+    events = [r['event'] for r in read_metrics(run) if r['kind'] == 'event']
+    assert events[:3] == ['warning', 'warning', 'collapse']
+    snapshots = [f.name for f in (run / 'checkpoints').iterdir() if f.name.startswith('collapse-')]
+    assert bool(snapshots) == (on_collapse == 'snapshot')
+    assert (json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 6) == (on_collapse == 'stop')
+
+
+def test_no_alarm_for_a_balanced_load(train):
+    _, run = train(stage={'validation_interval': 8}, load=0.55)
+    assert not [r for r in read_metrics(run) if r['kind'] == 'event']
+
+
+def test_evaluation_changes_nothing_in_training(train):
+    """However often it is evaluated and saved, the weights are the same: no gradients, no random numbers, no mode left behind."""
+    _, rare = train('rare', stage={'validation_interval': 10 ** 6, 'save_interval': 10 ** 6})
+    _, often = train('often', stage={'validation_interval': 4, 'save_interval': 4})
+    for name, w in weights(rare).items():
+        assert torch.equal(w, weights(often)[name])
+
+
+def test_the_loop_neither_decodes_nor_waits(train, monkeypatch):
+    """Between logging points no step turns ids into text or tensors into numbers."""
+    from lmplay.data.tokenizers import BytesTokenizer
+    from lmplay.train import trainer
+
+    calls = []
+    monkeypatch.setattr(BytesTokenizer, 'decode', lambda self, ids: calls.append('decode') or '')
+    original = trainer.Trainer._train_step
+
+    def watched(self, batch, ctx, lr):
+        before = len(calls)
+        read = {name: getattr(torch.Tensor, name) for name in ('tolist', 'numpy')}
+        for name in read:
+            monkeypatch.setattr(torch.Tensor, name, lambda *a, n=name: calls.append(n) or read[n](*a))
+        out = original(self, batch, ctx, lr)
+        for name, method in read.items():
+            monkeypatch.setattr(torch.Tensor, name, method)
+        assert len(calls) == before, calls
+        return out
+
+    monkeypatch.setattr(trainer.Trainer, '_train_step', watched)
+    assert train()[0] == 0
+    assert 'decode' in calls        # evaluation does show an example
+
+
+def test_seeds_of_steps_differ():
+    seeds = {step_seed(seed, stage, step) for seed in range(5) for stage in 'ab' for step in range(50)}
+    assert len(seeds) == 500 and all(0 <= s < 2 ** 63 for s in seeds)
+
+
+def test_amp_on_the_cpu_trains_and_resumes(train):
+    code, run = train(flags=['--amp'])
+    assert code == 0 and json.loads((run / 'summary.json').read_text())['validation_loss'] < 5.7
+
+
+def test_loss_falls_and_the_seed_decides_everything(train):
+    runs = [train(name, stage={'steps': 60, 'lr': 0.01}, flags=['--seed', seed])[1] for name, seed in (('a', '3'), ('b', '3'), ('c', '4'))]
+    losses = [[r['loss'] for r in read_metrics(run) if r['kind'] == 'train'] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0][-1] < losses[0][0] - 1.0
