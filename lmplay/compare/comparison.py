@@ -1,0 +1,262 @@
+"""One comparison from what was asked for to its report. Everything it does is kept in its directory, so that it can go on."""
+import copy
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..train.plan import load_plan
+from .judge import early_warning, judge, noise
+from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, scale_lr
+from .report import write_report
+from .results import Run, check_comparable, fingerprints_of, read_run
+from .runner import Job, measure_speed, run_jobs
+
+TUNE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+TUNE_SHARE = 0.2            # of the budget, for each learning rate tried
+TUNE_SEED = 987_654         # none of the comparison's
+CALIBRATION_SECONDS = (5.0, 30.0)
+OFF_BUDGET = 0.05
+
+
+@dataclass
+class Request:
+    """What was asked for. experiments: specs as written, the baseline first."""
+    experiments: list[str]
+    plan: str
+    seeds: int = 3
+    budget: Budget | None = None
+    metric: str = 'loss'
+    device: str = 'auto'
+    amp: bool = False
+    tune: str | None = None
+    settings: list[str] = field(default_factory=list)       # KEY=VALUE for every experiment
+    jobs: int = 1
+    out: Path | None = None
+
+    @property
+    def asked(self) -> dict:
+        """What must not change between two starts in one directory."""
+        return {'plan': self.plan, 'budget': str(self.budget) if self.budget else None, 'metric': self.metric, 'amp': self.amp, 'tune': self.tune,
+                'set': self.settings}
+
+
+def write_json(file: Path, content) -> None:
+    temporary = file.with_name(f'.{file.name}')
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    os.replace(temporary, file)
+
+
+def devices_of(given: str) -> list[str]:
+    """The devices that runs are spread over: those named, or every GPU where 'cuda' or 'auto' finds some."""
+    from ..train.device import find_device
+    names = given.split(',')
+    found = [find_device(n) for n in names]
+    if len(found) == 1 and found[0].type == 'cuda' and found[0].index is None:
+        import torch
+        return [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    if len({d.type for d in found}) > 1:
+        raise UserError(f"--device: the runs of a comparison need devices of one kind; given: '{given}'.")
+    return [str(d) for d in found]
+
+
+class Comparison:
+    """Trains what is missing, then judges. `say` is told what happens."""
+
+    def __init__(self, request: Request, say: Callable[[str], None]):
+        self.request, self.say = request, say
+        self.plan = load_plan(request.plan)
+        self.specs: list[Spec] = [parse_spec(text, request.settings) for text in request.experiments]
+        labels = [s.label for s in self.specs]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UserError(f"'{label}' is given twice; a comparison is of different experiments. Copies differ by name: lmp_new.")
+        if len(labels) < 2:
+            raise UserError('A comparison needs a baseline and at least one more experiment.')
+        self.devices = devices_of(request.device)
+        if request.budget and request.budget.kind == 'seconds' and request.jobs > len(self.devices):
+            raise UserError(f'--budget seconds needs a device for every job, for runs on one device slow each other down; jobs {request.jobs}, '
+                            f'devices {len(self.devices)}.')
+        self.out = request.out or Path('compare') / f'{"+".join(Path(s.exp).stem for s in self.specs)}-{self.plan.name}'
+        self.notes: list[str] = []
+
+    def run(self) -> Path:
+        """The report's path. Raises UserError for what can't be compared, before anything is trained where that is possible."""
+        prepared = prepare(self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say)
+        check_comparable({p.spec.label: p.fingerprints for p in prepared}, self.request.metric)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = open(self.out / '.lock', 'w')    # noqa: SIM115  held as long as the comparison
+        except OSError as error:
+            raise UserError(f"Can't write the comparison '{self.out}': {error.strerror}.") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"Another lmp_compare works in '{self.out}'. Wait for it, or give another --out.") from None
+            return self._run(prepared)
+
+    def _run(self, prepared: list[Prepared]) -> Path:
+        self._remember()
+        speeds = self._calibrate(prepared)
+        for p in prepared:
+            apply_budget(p, self.request.budget, tokens_per_second=speeds.get(p.spec.label))
+        tuning = self._tune(prepared) if self.request.tune else None
+        runs = self._train(prepared)
+        if speeds:
+            self._say_how_exact(runs)
+        check_comparable(fingerprints_of(runs), self.request.metric)
+        write_json(self.out / 'noise.json', noise(runs[self.specs[0].label], self.request.metric))
+        findings = judge(runs, metric=self.request.metric, notes=self.notes)
+        findings |= {'title': ' against '.join([self.specs[0].label, ', '.join(s.label for s in self.specs[1:])]), 'plan': self.plan.name,
+                     'budget': str(self.request.budget) if self.request.budget else None, 'tuning': tuning,
+                     'conversion': {p.spec.label: {'flops_per_token': p.flops_per_token, 'tokens': [round(t) for t in p.tokens],
+                                                   'tokens_per_second': speeds.get(p.spec.label)} for p in prepared}}
+        return write_report(findings, runs, self.out)
+
+    def _remember(self) -> None:
+        """Keeps what was asked for; refuses to mix it with something else that was asked for in the same directory."""
+        file = self.out / 'comparison.json'
+        looks = []
+        if file.is_file():
+            known = json.loads(file.read_text())
+            for key, value in self.request.asked.items():
+                if known['asked'].get(key) != value:
+                    raise UserError(f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} there, {value} now. "
+                                    f'Give another --out.')
+            looks = known['seeds']
+        looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
+        write_json(file, {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks})
+        if len(looks) > 1:
+            self.notes.append(f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). Adding seeds until a verdict '
+                              f'appears makes a false one likelier than {0.05:.0%}; a fresh comparison with the last number settles it.')
+
+    def _jobs(self, p: Prepared, folder: str, seeds: list[int], *extra: str) -> list[Job]:
+        plan = self.out / 'plans' / f'{p.folder}.json'
+        plan.parent.mkdir(exist_ok=True)
+        write_json(plan, p.plan)
+        arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else []), *extra]
+        for key, value in p.spec.model.items():
+            arguments += ['--set', f'{key}={json.dumps(value)}']
+        return [Job(f'{p.spec.label} seed {seed}' if folder == 'runs' else f'{p.spec.label} {folder}', self._place(p, folder, seed),
+                    [*arguments, '--seed', str(seed)], sum(p.tokens)) for seed in seeds]
+
+    def _place(self, p: Prepared, folder: str, seed: int) -> Path:
+        """Where a run is or will be kept; a finished one with the same settings serves, also of another comparison beside this."""
+        own = self.out / folder / p.folder / f'seed-{seed}'
+        if (own / 'summary.json').is_file():
+            return own
+        others = sorted(self.out.resolve().parent.glob(f'*/{folder}/*-{p.digest}/seed-{seed}/summary.json'))
+        if others:
+            self.say(f'{p.spec.label} seed {seed}: {others[0].parent} is used again.')
+            return others[0].parent
+        return own
+
+    def _calibrate(self, prepared: list[Prepared]) -> dict[str, float]:
+        """Tokens per second of each experiment on this machine, measured once; empty unless the budget is in seconds."""
+        budget = self.request.budget
+        if budget is None or budget.kind != 'seconds':
+            return {}
+        file = self.out / 'calibration.json'
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        least, most = CALIBRATION_SECONDS
+        for p in prepared:
+            p = copy.deepcopy(p)
+            apply_budget(p, None)
+            if p.folder not in known:
+                self.say(f'{p.spec.label}: measuring its speed.')
+                endless = ['--epochs', '100000', '--validation-interval', '1000000000', '--validation-bytes', '1024', '--reset-history']
+                job = self._jobs(p, 'calibration', [0], *endless)[0]
+                known[p.folder] = measure_speed(job, device=self.devices[0], seconds=min(most, max(least, budget.amount / 10)))
+                write_json(file, known)
+            self.say(f'{p.spec.label}: {known[p.folder]:,.0f} tokens per second.')
+        speeds = {}
+        for p in prepared:
+            apply_budget(p, None)
+            speeds[p.spec.label] = known[p.folder]
+        return speeds
+
+    def _say_how_exact(self, runs: dict[str, list[Run]]) -> None:
+        asked = self.request.budget.amount
+        for label, members in runs.items():
+            used = [r.cost['seconds'] for r in members]
+            text = f'{label} trained {min(used):.1f} to {max(used):.1f} s of the {asked:g} s asked for'
+            off = max(abs(u / asked - 1) for u in used)
+            self.notes.append(text + (f', up to {off:.0%} off: the speed of this machine changed after it was measured.' if off > OFF_BUDGET else '.'))
+
+    def _tune(self, prepared: list[Prepared]) -> dict:
+        """Gives every experiment the learning rate that did best in the same short search; the search is logged."""
+        trials = []
+        for p in prepared:
+            for factor in TUNE_FACTORS:
+                trial = copy.deepcopy(p)
+                trial.tokens = [t * TUNE_SHARE for t in trial.tokens]
+                apply_budget(trial, Budget('tokens', sum(trial.tokens)))
+                scale_lr(trial, factor)
+                job = self._jobs(trial, 'tuning', [TUNE_SEED])[0]
+                job.name = f'{p.spec.label} lr x {factor:g}'
+                trials.append((p, factor, trial, job))
+        self.say(f'Trying {len(TUNE_FACTORS)} learning rates with each experiment, on {TUNE_SHARE:.0%} of the budget.')
+        run_jobs([job for *_, job in trials], devices=self.devices, workers=self.request.jobs, say=self.say)
+        log = {}
+        for p in prepared:
+            points = []
+            for owner, factor, trial, job in trials:
+                if owner is p:
+                    rates = [s['lr'] for s in trial.plan['stages'].values()]
+                    loss = read_run(job.folder).loss(self.request.metric) if job.finished else None
+                    points.append({'factor': factor, 'lr': rates, 'loss': loss if loss is not None and loss == loss else None})
+            usable = [x for x in points if x['loss'] is not None]
+            if not usable:
+                raise UserError(f'No learning rate worked for {p.spec.label}: every trial diverged or stopped. See {self.out / "tuning"}.')
+            best = min(usable, key=lambda x: x['loss'])
+            scale_lr(p, best['factor'])
+            log[p.spec.label] = {'points': points, 'chosen': best['lr'], 'share': TUNE_SHARE, 'seed': TUNE_SEED}
+            self.say(f'{p.spec.label}: learning rate {", ".join(f"{r:g}" for r in best["lr"])} did best.')
+            if best['factor'] in (TUNE_FACTORS[0], TUNE_FACTORS[-1]):
+                self.notes.append(f'{p.spec.label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a better one may lie beyond.')
+        write_json(self.out / 'tuning.json', log)
+        return log
+
+    def _train(self, prepared: list[Prepared]) -> dict[str, list[Run]]:
+        seeds = list(range(self.request.seeds))
+        jobs = {p.spec.label: self._jobs(p, 'runs', seeds) for p in prepared}
+        baseline, *others = jobs.values()
+        ordered = [*baseline, *(job for of_seed in zip(*others) for job in of_seed)]
+        owner = {job.name: label for label, members in jobs.items() for job in members}
+        metric = self.request.metric
+
+        def finished(label: str) -> list[Run]:
+            return [read_run(j.folder, label) for j in jobs[label] if j.finished]
+
+        def tell_noise() -> None:
+            measured = noise(finished(self.specs[0].label), metric)
+            write_json(self.out / 'noise.json', measured)
+            if measured['sd'] is not None:
+                self.say(f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard deviation over {len(seeds)} seeds): '
+                         f'differences below about {measured["detectable"]:.4f} may stay within noise.')
+
+        def on_finish(job: Job) -> None:
+            label, base = owner[job.name], self.specs[0].label
+            if job.stopped or not all(j.finished for j in baseline):
+                return
+            if label == base:
+                tell_noise()
+            elif len(finished(label)) < len(seeds) and (text := early_warning(finished(label), finished(base), metric)):
+                self.say(text)
+
+        if all(j.finished for j in baseline):
+            tell_noise()
+        run_jobs(ordered, devices=self.devices, workers=self.request.jobs, say=self.say, on_finish=on_finish)
+        for job in ordered:
+            if job.stopped:
+                self.notes.append(f'{job.name} stopped early and is left out: {job.stopped}')
+        runs = {label: found for label in jobs if (found := finished(label))}
+        if self.specs[0].label not in runs or len(runs) < 2:
+            raise UserError('There is nothing to compare, for runs stopped early: ' + ' '.join(j.stopped for j in ordered if j.stopped))
+        return runs
+
+

@@ -1,0 +1,186 @@
+"""The pictures of a comparison: SVG that follows the reader's light or dark theme, and PNG."""
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..stats.plot import COLOURS, LABELS
+from .results import Run
+from .statistics import paired_t
+
+AXES = {'tokens': 'tokens trained', 'flops': 'training FLOPs', 'seconds': 'seconds of training'}
+INK, GRID = '#1b1f24', '#d0d7de'        # stand-ins that `themed` turns into colours of the page
+STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lmplay', 'font.size': 10, 'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
+         'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': GRID, 'grid.linewidth': 0.6,
+         'axes.axisbelow': True, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'legend.frameon': False, 'legend.fontsize': 9}
+WIDTH, HEIGHT = 4.9, 3.3                # inches: on a phone's page letters keep their size
+
+
+def colour_of(labels: Sequence[str]) -> dict[str, str]:
+    """Colours that colour-blind eyes tell apart; black, the last of them, follows the theme."""
+    return {label: INK if (c := COLOURS[i % len(COLOURS)]) == '#000000' else c for i, label in enumerate(labels)}
+
+
+def themed(svg: str, *, title: str, description: str, number: int) -> str:
+    """An SVG for inline use: lines and letters in the page's colours, a title and a description for screen readers."""
+    svg = svg[svg.index('<svg'):].replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+    names = sorted(set(re.findall(r'id="([^"]+)"', svg)), key=len, reverse=True)
+    svg = re.sub(r'id="([^"]+)"', rf'id="f{number}-\1"', svg)           # several pictures share the page's names
+    for name in names:
+        svg = svg.replace(f'url(#{name})', f'url(#f{number}-{name})').replace(f'href="#{name}"', f'href="#f{number}-{name}"')
+    svg = re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', lambda m: (
+        f'<svg viewBox="{m[1]}" role="img" aria-labelledby="t{number} d{number}" xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="t{number}">{_escape(title)}</title><desc id="d{number}">{_escape(description)}</desc>'),
+        svg, count=1, flags=re.DOTALL)
+    return svg.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', '').replace('xlink:href', 'href')
+
+
+def _escape(text: str) -> str:
+    return text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+
+
+def save(figure, name: str, folder: Path) -> str:
+    """Writes folder/name.png; returns the figure as SVG."""
+    out = io.StringIO()
+    figure.savefig(out, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f'{name}.png', dpi=160, facecolor='white', metadata={'Software': None})
+    return out.getvalue()
+
+
+def _figure(height: float = HEIGHT):
+    from matplotlib.figure import Figure        # not pyplot: needs no display, and shares no state with a caller's
+    figure = Figure(figsize=(WIDTH, height), layout='constrained')
+    return figure, figure.subplots()
+
+
+def style():
+    """The look of all pictures, as a context."""
+    from matplotlib import rc_context
+    return rc_context(STYLE)
+
+
+def curves(members: Sequence[Run], x: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(x averaged over seeds (P,), metric by seed (S, P)) at the evaluations that all seeds have."""
+    points = min(len(r.validations) for r in members)
+    xs = np.array([[float(v[x]) for v in r.validations[:points]] for r in members])
+    ys = np.array([[np.nan if v[metric] is None else v[metric] for v in r.validations[:points]] for r in members], float)
+    return xs.mean(0), ys
+
+
+def _axis(axes, x: str) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+    axes.set_xlabel(AXES[x])
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.02)
+
+
+def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
+    """Held-out loss over x: a line for the mean of the seeds, a band from the least to the greatest."""
+    figure, axes = _figure()
+    top, bottom = [], []
+    for label, colour in colour_of(list(runs)).items():
+        xs, ys = curves(runs[label], x, metric)
+        mean = ys.mean(0)
+        axes.plot(xs, mean, color=colour, lw=1.8, label=label, marker='o' if len(xs) < 3 else None)
+        if len(ys) > 1:
+            axes.fill_between(xs, ys.min(0), ys.max(0), color=colour, alpha=0.2, lw=0)
+        known = mean[np.isfinite(mean)]
+        if len(known):
+            top.append(known[min(len(known) - 1, max(1, len(known) // 10))])    # the steep beginning would flatten the rest
+            bottom.append(known.min())
+    if top and max(top) > min(bottom):
+        room = 0.06 * (max(top) - min(bottom))
+        axes.set_ylim(min(bottom) - room, max(top) + room)
+    axes.set_ylabel(LABELS[metric])
+    _axis(axes, x)
+    axes.legend(loc='upper right')
+    return figure
+
+
+def difference_curve(baseline: Sequence[Run], members: Sequence[Run], x: str, metric: str, *, alpha: float):
+    """(x, mean difference, low, high) over the course of training, paired by seed; low and high None for a single seed.
+
+    Where the two were evaluated at different x, the baseline's curve is interpolated.
+    """
+    base = {r.seed: r for r in baseline}
+    pairs = [(base[r.seed], r) for r in members if r.seed in base]
+    if not pairs:
+        return None
+    xs, ys = curves([r for _, r in pairs], x, metric)
+    bx, by = curves([b for b, _ in pairs], x, metric)
+    inside = (xs >= bx[0]) & (xs <= bx[-1] * (1 + 1e-9))
+    differences = np.stack([own[inside] - np.interp(xs[inside], bx, other) for own, other in zip(ys, by)])
+    if not inside.any() or not np.isfinite(differences).all():
+        return None
+    if len(pairs) < 2:
+        return xs[inside], differences[0], None, None
+    results = [paired_t(column, alpha=alpha) for column in differences.T]
+    return xs[inside], *(np.array([getattr(t, k) for t in results]) for k in ('mean', 'low', 'high'))
+
+
+def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: float):
+    """Difference to the baseline over x with its interval; None where there is none to draw."""
+    baseline, *others = runs
+    colours = colour_of(list(runs))
+    found = {label: d for label in others if (d := difference_curve(runs[baseline], runs[label], x, metric, alpha=alpha)) is not None}
+    if not found:
+        return None
+    figure, axes = _figure()
+    axes.axhline(0, color=colours[baseline], lw=1.4, label=baseline)
+    extent = 0.0
+    for label, (xs, mean, low, high) in found.items():
+        axes.plot(xs, mean, color=colours[label], lw=1.8, label=label, marker='o' if len(xs) < 3 else None)
+        late = slice(len(xs) // 4, None)
+        extent = max(extent, np.abs(mean[late]).max() * 1.3)
+        if low is not None:
+            axes.fill_between(xs, low, high, color=colours[label], alpha=0.2, lw=0)
+            extent = max(extent, np.quantile(np.abs([low[late], high[late]]), 0.9))
+    if extent:
+        axes.set_ylim(-extent, extent)
+    axes.set_ylabel(f'difference, {LABELS[metric]}')
+    _axis(axes, x)
+    axes.legend(loc='upper right')
+    return figure
+
+
+def draw_verdicts(findings: dict):
+    """Each experiment's difference to the baseline: a dot for each seed, the mean, its interval."""
+    rows = [e for e in findings['experiments'] if 'comparison' in e and e['comparison']['mean'] is not None]
+    if not rows:
+        return None
+    colours = colour_of([e['label'] for e in findings['experiments']])
+    figure, axes = _figure(0.9 + 0.55 * len(rows))
+    axes.axvline(0, color=INK, lw=1.2)
+    for i, entry in enumerate(rows):
+        found, colour = entry['comparison'], colours[entry['label']]
+        low, high = (found['low'], found['high']) if found.get('low') is not None else (found['documents'] or (found['mean'], found['mean']))
+        axes.plot([low, high], [i, i], color=colour, lw=2.5 if found.get('low') is not None else 1.2, solid_capstyle='butt')
+        axes.plot(list(found['differences'].values()), [i - 0.18] * len(found['differences']), '.', color=colour, ms=5, alpha=0.7)
+        axes.plot(found['mean'], i, 'D', color=colour, ms=7)
+    extent = max(abs(v) for v in axes.get_xlim())
+    axes.set_xlim(-extent, extent)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [e['label'] if len(e['label']) < 22 else e['label'][:20] + '…' for e in rows])
+    axes.grid(axis='y', visible=False)
+    axes.set_xlabel(f'← better      difference in {findings["unit"]}      worse →')
+    return figure
+
+
+def draw_routing(load: list[list[float]]):
+    """Heat map of the share of assignments that each expert (column) of each routed layer (row) took."""
+    values = np.array(load, float) * len(load[0])       # 1: its equal share
+    figure, axes = _figure(1.1 + min(2.5, 0.28 * len(values)))
+    image = axes.imshow(values, aspect='auto', interpolation='none', cmap='viridis', vmin=0, vmax=max(2.0, float(np.nanmax(values))))
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(values)))
+    axes.set_xlabel('expert')
+    axes.set_ylabel('routed layer')
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.set_label('load (1: equal)')
+    bar.outline.set_visible(False)
+    return figure

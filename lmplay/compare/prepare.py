@@ -1,0 +1,193 @@
+"""What is compared, made fair before anything is trained: one plan, one budget, one row length, the same held-out tokens."""
+import copy
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import PlanError, UserError, unknown
+from ..base.runner_list import find_entry, find_runner
+from ..data.tokenizers import as_tokenizer
+from ..train.__main__ import STAGE_OPTIONS, read_value
+from ..train.device import find_device
+from ..train.fingerprints import fingerprints
+from ..train.plan import Plan, parse_plan
+from ..train.stages import Run, Settings, open_data, open_tokenizer
+from ..train.view import View
+
+BUDGETS = ('tokens', 'flops', 'seconds')
+CODE = ('base', 'modules', 'data', 'train')     # of the package: what trains a model
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An experiment as it was asked for: EXP, or EXP,key=value,... with model parameters and stage keys of its own."""
+    label: str
+    exp: str
+    model: dict = field(default_factory=dict)
+    stage: dict = field(default_factory=dict)
+
+
+def parse_spec(text: str, common: list[str]) -> Spec:
+    """Raises UserError for an unknown experiment or key. common: KEY=VALUE for every experiment (--set)."""
+    exp, *own = text.split(',')
+    model, stage = {}, {}
+    entry = find_entry(exp)
+    declared = find_runner(exp).function().declared
+    for item in [*common, *own]:
+        key, equals, value = item.partition('=')
+        key = key.strip().replace('-', '_')
+        if not equals:
+            raise UserError(f"'{text}': after the experiment come KEY=VALUE pairs; given: '{item}'.")
+        if key in declared:
+            model[key] = read_value(value)
+        elif key in STAGE_OPTIONS and key not in ('epochs', 'tokens', 'steps'):
+            stage[key] = read_value(value)
+        else:
+            raise UserError(unknown('model parameter or training option', key, [*declared, *STAGE_OPTIONS], entry.name))
+    label = ','.join([exp if not exp.endswith('.py') else entry.name, *own])
+    return Spec(label, exp, model, stage)
+
+
+@dataclass(frozen=True)
+class Budget:
+    kind: str       # one of BUDGETS
+    amount: float
+
+    def __str__(self) -> str:
+        return f'{self.kind}={self.amount:g}'
+
+
+def parse_budget(text: str) -> Budget:
+    """'tokens=20M', 'flops=1e15', 'seconds=600'; k, M, G, T are thousands, millions, ..."""
+    kind, _, amount = text.partition('=')
+    if kind not in BUDGETS:
+        raise UserError(unknown('budget', kind, BUDGETS) + ' Example: --budget tokens=20M.')
+    match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e[+-]?\d+)?)([kKMGT]?)', amount)
+    value = float(match[1]) * {'': 1, 'k': 1e3, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}[match[2]] if match else 0
+    if value <= 0:
+        raise UserError(f"--budget {kind} takes a number above 0, such as 20M or 1e15; given: '{amount}'.")
+    return Budget(kind, value)
+
+
+@dataclass
+class Prepared:
+    """An experiment ready to be trained. plan: complete, with budget and row length filled in.
+
+    flops_per_token: of training, by stage; tokens: planned, by stage; digest: of all that decides what a run does, but its seed.
+    """
+    spec: Spec
+    plan: dict
+    tokens: list[float]
+    flops_per_token: list[float]
+    fingerprints: dict[str, str]
+    device_kind: str
+    amp: bool
+    digest: str = ''
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r'[^\w.=,+-]', '_', self.spec.label) + f'-{self.digest}'
+
+
+def with_stages(plan: dict, change: Callable[[str, dict], dict]) -> dict:
+    """A copy of a plan's JSON with each stage's keys updated by `change(name, stage)`."""
+    plan = copy.deepcopy(plan)
+    plan['stages'] = {name: stage | change(name, stage) for name, stage in plan['stages'].items()}
+    return plan
+
+
+def with_tokens(plan: dict, tokens: list[float]) -> dict:
+    """A plan whose stages train on that many tokens each."""
+    amounts = iter(tokens)
+    return with_stages({**plan, 'stages': {n: {k: v for k, v in s.items() if k not in ('epochs', 'steps', 'tokens')} for n, s in plan['stages'].items()}},
+                       lambda *_: {'tokens': max(1, round(next(amounts)))})
+
+
+def _open(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> tuple[Run, list, list]:
+    """(run, stages, models on the meta device) of an experiment under a plan."""
+    run = Run(plan, Settings(exp=spec.exp, device=device, amp=amp, model=spec.model), view=View(quiet=True))
+    tokenizer = open_tokenizer(plan, progress)
+    stages, models = [], []
+    for i in range(len(plan.stages)):
+        stages.append(run.stage(i))
+        models.append(run.runner_of(run.stage_exp(i), stages[-1].model, tokenizer).build('meta'))
+    return run, stages, models
+
+
+def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: Callable[[str], None]) -> list[Prepared]:
+    """Each experiment under the plan, with rows of equal length, its data tokenized.
+
+    Raises UserError where an experiment can't be trained by the plan.
+    """
+    if all('exp' in stage for stage in plan.stages.values()):
+        raise PlanError(f'{plan.where}: every stage names its own "exp"; a plan for a comparison leaves the experiment open.')
+    raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
+    kind = find_device(device).type
+    plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
+    opened = [_open(spec, parse_plan(p, name=plan.name, where=plan.where), device=kind, amp=amp, progress=progress) for spec, p in zip(specs, plans)]
+    lengths = {}        # the rows of all are as long as those of the model that can take least
+    for _, stages, models in opened:
+        for stage, model in zip(stages, models):
+            lengths[stage.name] = min(lengths.get(stage.name, 1 << 40), stage.row_length or model.max_len)
+    plans = [with_stages(p, lambda name, stage: {'row_length': stage.get('row_length') or lengths[name]}) for p in plans]
+    prepared = []
+    for spec, p, (_, stages, models) in zip(specs, plans, opened):
+        parsed = parse_plan(p, name=plan.name, where=plan.where)
+        tokens, flops, prints = [], [], []
+        for stage, model in zip(stages, models):
+            stage = stage.model_copy(update={'row_length': p['stages'][stage.name]['row_length']})
+            tokenizer = as_tokenizer(model.tokenizer)
+            data = open_data(stage, parsed, tokenizer, max_len=model.max_len, seed=0, progress=progress)
+            tokens.append(data.samples * data.mixture.tokens_per_row)
+            flops.append(3 * model.flops_per_token(data.row_length))
+            prints.append(fingerprints(stage, data, tokenizer))
+        joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')} | {k: prints[-1][k] for k in ('evaluation', 'text')}
+        prepared.append(Prepared(spec, p, tokens, flops, joined, kind, amp))
+    return prepared
+
+
+def apply_budget(prepared: Prepared, budget: Budget | None, *, tokens_per_second: float | None = None) -> None:
+    """Cuts the plan to the budget and sets the digest. A plan's stages keep their shares of the tokens; FLOPs and seconds
+    become tokens, by FLOPs per token and by measured speed, so that the schedule fits the budget."""
+    if budget is not None:
+        whole = sum(prepared.tokens)
+        if budget.kind == 'tokens':
+            scale = budget.amount / whole
+        elif budget.kind == 'flops':
+            scale = budget.amount / sum(t * f for t, f in zip(prepared.tokens, prepared.flops_per_token))
+        else:
+            scale = budget.amount * tokens_per_second / whole
+        prepared.tokens = [t * scale for t in prepared.tokens]
+        prepared.plan = with_tokens(prepared.plan, prepared.tokens)
+    prepared.digest = digest(prepared)
+
+
+def scale_lr(prepared: Prepared, factor: float) -> None:
+    """Multiplies the learning rate of every stage."""
+    plan = parse_plan(prepared.plan)
+    version = find_runner(prepared.spec.exp).function().training
+    rates = {plan.stage(i, version).name: plan.stage(i, version).lr for i in range(len(plan.stages))}
+    prepared.plan = with_stages(prepared.plan, lambda name, _: {'lr': float(f'{rates[name] * factor:.6g}')})
+    prepared.digest = digest(prepared)
+
+
+def digest(prepared: Prepared) -> str:
+    """Changes whenever a run would train something else: plan, parameters, data, kind of device, code."""
+    content = [prepared.plan, find_entry(prepared.spec.exp).name, prepared.spec.model, prepared.fingerprints, prepared.device_kind, prepared.amp,
+               importlib.metadata.version('torch'), code_digest(prepared.spec.exp)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def code_digest(exp: str) -> str:
+    """Of the source of an experiment's folder and of the parts of lmplay that train it: an edited model is another experiment."""
+    folder = Path(find_entry(exp).file).resolve().parent
+    files = {f for part in CODE for f in (PACKAGE / part).rglob('*.py')} | {PACKAGE / 'utils.py'} | set(folder.rglob('*.py'))
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()

@@ -1,0 +1,120 @@
+"""The report of a comparison: one self-contained page; beside it the same as JSON and CSV, and its pictures."""
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+from . import figures
+from .judge import FIGURES, TOLERANCE
+from .results import METRICS, Run
+
+PAGE, NUMBERS = 'report.html', 'results.json'
+MARKS = {'better': '▲', 'worse': '▼', 'within noise': '≈', 'no verdict': '?', 'diverged': '✕'}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for people: grouped, or with an SI letter where it is large."""
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return '–'
+    if isinstance(value, int) and abs(value) < 100_000:
+        return f'{value:,}'
+    for size, letter in ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+        if abs(value) >= size:
+            return f'{value / size:.{digits - 1}g} {letter}' if value < 999.5 * size else f'{value / size:,.0f} {letter}'
+    return f'{value:.{digits}g}'
+
+
+def signed(value: float | None) -> str:
+    return '–' if value is None else f'{value:+.4f}'.replace('-', '−')
+
+
+def figure_text(key: str, value: float | None) -> str:
+    if key == 'memory' and value is not None:
+        return f'{value / 2 ** 30:.2f} GiB'
+    if key == 'seconds' and value is not None:
+        return f'{value:,.1f}'
+    return number(value)
+
+
+def page(template: str, **content) -> str:
+    """A template of this package, filled in; everything is escaped but what is marked safe."""
+    import jinja2
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {'number': number, 'signed': signed}
+    environment.globals |= {'figure_text': figure_text, 'marks': MARKS, 'FIGURES': FIGURES}
+    return environment.get_template(template).render(**content)
+
+
+def pictures(findings: dict, runs: dict[str, list[Run]], folder: Path) -> dict[str, dict]:
+    """name -> {'title', 'description', 'svg'}; PNGs of them go into the folder."""
+    metric, alpha = findings['metric'], findings['alpha']
+    x = findings['budget'].partition('=')[0] if findings.get('budget') else 'tokens'
+    several = max(len(m) for m in runs.values()) > 1
+    drawn: dict[str, dict] = {}
+
+    def add(name: str, title: str, description: str, figure) -> None:
+        if figure is not None:
+            svg = figures.themed(figures.save(figure, name, folder), title=title, description=description, number=len(drawn))
+            drawn[name] = {'title': title, 'description': description, 'svg': svg}
+
+    means = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments'])
+    spread = ' Line: mean of the seeds; band: from the least to the greatest.' if several else ''
+    with figures.style():
+        add('verdicts', f'Difference to {findings["baseline"]}', 'Diamond: mean; bar: interval; dots: seeds. '
+            + ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e), figures.draw_verdicts(findings))
+        for axis, words in figures.AXES.items():
+            add(f'{metric}-over-{axis}', f'Held-out {METRICS[metric]} over {words}', f'{means}.{spread}', figures.draw_loss(runs, axis, metric))
+        add('difference', f'Difference to {findings["baseline"]} over {figures.AXES[x]}',
+            'Below zero is better.' + (f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.' if several else ''),
+            figures.draw_difference(runs, x, metric, alpha=alpha))
+        for i, (label, load) in enumerate(findings['routing'].items()):
+            add(f'routing-{i + 1}', f'Routing of {label}', f'Load of {len(load[0])} experts in {len(load)} routed layers at the end of training.',
+                figures.draw_routing(load))
+    return drawn
+
+
+def routing_table(load: list[list[float]]) -> list[dict]:
+    """Per routed layer: the busiest expert's share, how many experts are in use in effect (exp of the entropy), idle ones."""
+    rows = []
+    for layer, shares in enumerate(load):
+        total = sum(shares) or 1.0
+        p = [s / total for s in shares]
+        rows.append({'layer': layer, 'busiest': max(p), 'effective': math.exp(-sum(v * math.log(v) for v in p if v > 0)), 'idle': sum(v == 0 for v in p),
+                     'experts': len(p)})
+    return rows
+
+
+def write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f'.{file.name}')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, file)
+
+
+def write_csv(file: Path, rows: list[dict]) -> None:
+    out = io.StringIO()
+    table = csv.DictWriter(out, list(dict.fromkeys(k for row in rows for k in row)), lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
+    write_text(file, out.getvalue())
+
+
+def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
+    """Writes report.html, results.json, runs.csv, curves.csv, domains.csv and figures/ into `out`; the page's path."""
+    metric = findings['metric']
+    drawn = pictures(findings, runs, out / 'figures')
+    write_text(out / NUMBERS, json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
+    compared = {e['label']: e.get('comparison') for e in findings['experiments']}
+    write_csv(out / 'runs.csv', [
+        {'experiment': label, 'seed': r.seed, metric: r.loss(metric), 'difference': (compared[label] or {}).get('differences', {}).get(str(r.seed), ''),
+         'bits_per_byte': r.loss('bits_per_byte')} | r.cost | {k: r.facts[k] for k in ('total_parameters', 'trainable_parameters', 'active_parameters')}
+        for label, members in runs.items() for r in members])
+    write_csv(out / 'curves.csv', [{'experiment': label, 'seed': r.seed} | {k: v[k] for k in ('tokens', 'flops', 'seconds', 'loss', 'bits_per_byte', 'accuracy')}
+                                   for label, members in runs.items() for r in members for v in r.validations])
+    write_csv(out / 'domains.csv', [{'domain': row['domain'], 'experiment': label} | entry
+                                    for row in findings['domains'] for label, entry in row['experiments'].items()])
+    routing = {label: routing_table(load) for label, load in findings['routing'].items()}
+    write_text(out / PAGE, page('report.html.j2', f=findings, pictures=drawn, routing=routing, tolerance=TOLERANCE, metric=metric))
+    return out / PAGE

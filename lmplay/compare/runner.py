@@ -1,0 +1,216 @@
+"""Trains the runs of a comparison as processes of lmp_trainer: some at a time, all in one view, each resumable."""
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..stats.recorder import METRICS, read_metrics
+from ..train.view import count, duration
+
+POLL_SECONDS = 0.2
+LINE_SECONDS = 30.0         # between lines of progress where there is no terminal
+PATIENCE = 120.0            # seconds to wait for a run that an earlier, killed comparison still holds
+
+
+@dataclass
+class Job:
+    """A run to be trained: the arguments of lmp_trainer but device and directory, and how many tokens it will take."""
+    name: str
+    folder: Path
+    arguments: list[str]
+    tokens: float
+    stopped: str | None = None      # why it ended early
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    device: str = ''
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / 'summary.json').is_file()
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f'{self.folder.name}.log')
+
+    def start(self, device: str, threads: int | None) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.device = device
+        environment = dict(os.environ)
+        if threads is not None:
+            environment.setdefault('OMP_NUM_THREADS', str(threads))
+        command = [sys.executable, '-m', 'lmplay.train', *self.arguments, '--run-dir', str(self.folder), '--device', device]
+        with open(self.log, 'ab') as log:
+            # A session of its own: Ctrl-C reaches this process alone, which then lets the runs save where they are.
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+                                            preexec_fn=_end_with_parent if sys.platform == 'linux' else None)
+
+    def latest(self) -> dict:
+        """The last training record, as far as it is written."""
+        try:
+            with open(self.folder / METRICS, 'rb') as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+                lines = file.read().split(b'\n')[1:-1]
+        except OSError:
+            return {}
+        for line in reversed(lines):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record.get('kind') == 'train':
+                return record
+        return {}
+
+    def busy(self) -> bool:
+        """Whether another process trains in the folder."""
+        try:
+            with open(self.folder / '.lock') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def check(self) -> None:
+        """After its end: notes why a run stopped early. Raises UserError where it failed."""
+        code = self.process.returncode
+        if code == 0 and self.finished:
+            return
+        if code == 1:
+            events = [r for r in read_metrics(self.folder) if r['kind'] == 'event' and r.get('event') == 'stopped']
+            if events:
+                self.stopped = events[-1]['message']
+                return
+        lines = self.log.read_text(errors='replace').strip().splitlines()
+        last = lines[-1].removeprefix('lmp_trainer: ') if lines else 'it said nothing'
+        raise UserError(f'The run {self.name} failed (exit code {code}): {last} See {self.log}.')
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG: a run whose comparison is killed saves and ends
+
+
+def run_jobs(jobs: Sequence[Job], *, devices: Sequence[str], workers: int, say: Callable[[str], None],
+             on_finish: Callable[[Job], None] = lambda job: None) -> None:
+    """Trains all jobs that are not finished, `workers` at a time, worker i on devices[i % len(devices)].
+
+    Whatever ends this function, it leaves no process behind; unfinished runs have saved where they were. Raises UserError where
+    a run failed.
+    """
+    waiting = [j for j in jobs if not j.finished]
+    slots: list[Job | None] = [None] * workers
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 and devices[0] == 'cpu' else None
+    began = time.monotonic()
+    try:
+        with Board(jobs, say) as board:
+            while waiting or any(slots):
+                for i, job in enumerate(slots):
+                    if job is not None and job.process.poll() is not None:
+                        slots[i] = None
+                        job.check()
+                        board.line(f'{job.name}: ' + (job.stopped or 'finished') + '.' * (job.stopped is None))
+                        on_finish(job)
+                for i, job in enumerate(slots):
+                    ready = next((j for j in waiting if not j.busy()), None) if job is None else None
+                    if ready is not None:
+                        waiting.remove(ready)
+                        ready.start(devices[i % len(devices)], threads)
+                        slots[i] = ready
+                        board.line(f'{ready.name}: training on {ready.device}.')
+                if waiting and not any(slots) and time.monotonic() - began > PATIENCE:
+                    raise UserError(f"Another process is training in '{waiting[0].folder}'. Wait for it, or end it.")
+                board.show()
+                time.sleep(POLL_SECONDS)
+    finally:
+        running = [j for j in slots if j is not None]
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+
+
+class Board:
+    """All runs in one view: a table that lives in a terminal, lines elsewhere."""
+
+    def __init__(self, jobs: Sequence[Job], say: Callable[[str], None]):
+        self.jobs, self.say = jobs, say
+        self.live = None
+        self.told = time.monotonic()
+
+    def __enter__(self):
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+            self.live = Live(console=Console(stderr=True), refresh_per_second=4)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        if self.live is not None:
+            self.live.update(self.table())
+            self.live.__exit__(*error)
+
+    def line(self, text: str) -> None:
+        if self.live is not None:
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            self.say(text)
+
+    def show(self) -> None:
+        if self.live is not None:
+            self.live.update(self.table())
+        elif time.monotonic() - self.told > LINE_SECONDS:
+            self.told = time.monotonic()
+            for job in self.jobs:
+                if job.process is not None and job.process.returncode is None:
+                    self.say(f'{job.name}: {self.state(job)}')
+
+    @staticmethod
+    def state(job: Job) -> str:
+        record = job.latest()
+        if not record:
+            return 'starting'
+        done, speed = record['tokens'] / job.tokens, record.get('tokens_per_second') or 0
+        left = f', {duration((job.tokens - record["tokens"]) / speed)} left' if speed else ''
+        return f'{min(1.0, done):.0%}, loss {record["loss"]:.4f}, {count(speed)} tok/s{left}' if record.get('loss') is not None else f'{done:.0%}'
+
+    def table(self):
+        from rich.table import Table
+        table = Table(box=None, header_style='bold')
+        for heading in ('run', 'state', 'device'):
+            table.add_column(heading, no_wrap=heading != 'state')
+        for job in self.jobs:
+            if job.finished:
+                state = 'finished'
+            elif job.stopped:
+                state = job.stopped
+            else:
+                state = self.state(job) if job.process is not None and job.process.returncode is None else 'waiting'
+            table.add_row(job.name, state, job.device)
+        return table
+
+
+def measure_speed(job: Job, *, device: str, seconds: float) -> float:
+    """Tokens per second of a run's training, measured over about that many seconds of it, the first fifth left out."""
+    job.start(device, None)
+    try:
+        while job.process.poll() is None and job.latest().get('seconds', 0) < seconds:
+            time.sleep(POLL_SECONDS)
+    finally:
+        job.process.terminate()
+        job.process.wait()
+    records = [r for r in read_metrics(job.folder) if r['kind'] == 'train']
+    if len(records) < 2:
+        job.check()
+        raise UserError(f'The speed of {job.name} could not be measured: fewer than two steps in {seconds:.0f} s. Use --budget tokens=... or flops=...')
+    first = next(r for r in records if r['seconds'] >= records[-1]['seconds'] / 5)
+    first = first if first is not records[-1] else records[0]
+    return (records[-1]['tokens'] - first['tokens']) / (records[-1]['seconds'] - first['seconds'])
