@@ -5,7 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-SUBSETS = {'step': 'training step against limit, nanoGPT, Hugging Face and the original'}
+from .measure import BenchmarkError, environment
+
+SUBSETS = {'step': "training step against the limit, nanoGPT's form, Hugging Face and the original's way of working",
+           'overhead': "the trainer's loop against the bare step", 'data': 'tokenizing, batches, opening prepared data',
+           'moe': "gpt2_moe's layer against a dense MLP and a loop over experts", 'some': "SoME's layer and key update against the published form",
+           'generate': 'generation against Hugging Face', 'checkpoint': 'saving and loading against torch.save',
+           'startup': 'commands, and the first step on prepared data'}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -36,18 +42,22 @@ def main(argv: list[str] | None = None) -> int:
     args.rounds = args.rounds or (1 if args.quick else 5)
     args.seconds = args.seconds if args.seconds is not None else 0.0 if args.quick else 3.0
     args.tell = lambda text: print(text, file=sys.stderr, flush=True)
+    args.failures = []
     rows: list[dict] = []
     for name in args.subset or SUBSETS:
         module = importlib.import_module(f'.{name}', 'benchmarks')
-        from .measure import environment
         before = environment()
         args.tell(f'{name}: load {before["load"][0]}')
-        found = module.run(args)
+        try:
+            found = module.run(args)
+        except BenchmarkError as error:
+            args.tell(str(error))
+            return 1
         rows += [{'subset': name, **row, 'device': args.device, 'environment': before} for row in found]
         show(name, found, module.COLUMNS)
         if args.json:
             Path(args.json).write_text(json.dumps(rows, indent=1))
-    return 0 if rows else 1
+    return 1 if args.failures else 0
 
 
 def show(title: str, rows: list[dict], columns: list[str]) -> None:
@@ -56,7 +66,7 @@ def show(title: str, rows: list[dict], columns: list[str]) -> None:
     from rich.table import Table
     table = Table(title=title, title_justify='left')
     for column in columns:
-        table.add_column(column.replace('_', ' '), justify='left' if column in ('name', 'dtype', 'shape') else 'right')
+        table.add_column(column.replace('_', ' '), justify='left' if column in ('name', 'dtype', 'shape', 'part', 'setting') else 'right')
     for row in rows:
         table.add_row(*(cell(row, column) for column in columns))
     console = Console()

@@ -38,7 +38,9 @@ class Process:
         self.errors = tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')      # noqa: SIM115  closed in close()
         self.process = subprocess.Popen([sys.executable, '-m', 'benchmarks.worker', name, json.dumps(options | {'spawned': time.time()})],
                                         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
-        self.samples: list[dict] = []
+        self.parts: list[str] = []                  # what takes turns in this process; [''] where there is only one
+        self.samples: dict[str, list[dict]] = {}    # part -> its blocks
+        self.report: dict = {}
 
     def send(self, **command) -> None:
         with contextlib.suppress(BrokenPipeError):      # `receive` tells why
@@ -61,45 +63,73 @@ class Process:
         self.errors.close()
 
 
-def by_turns(contenders: list[tuple[str, dict]], *, rounds: int, seconds: float, warm_up: int = 2, threads: int | None = None,
-             tell=lambda text: None) -> list[Process]:
-    """Runs (name, options) contenders in turn, `rounds` blocks of `seconds` each; their samples and their last report.
+def by_turns(contenders: list[tuple[str, dict]], args, *, threads: int | None = None, together: bool = True) -> list[Process]:
+    """Runs (name, options) contenders in turn, `args.rounds` blocks of `args.seconds` each; returns them with samples and report.
 
-    A contender that fails is told and left out. All are started and warmed up (`warm_up` steps) before the first block.
+    All are started and warmed up before the first block. Not `together`: each is started anew for each of its blocks, where
+    there is no memory for all. One that fails is told, noted in `args.failures`, and left out.
     """
-    alive: list[Process] = []
-    done: list[Process] = []
+    if not together:
+        merged: dict[int, Process] = {}
+        for number in range(args.rounds):
+            for i, contender in enumerate(contenders):
+                for process in _alive_by_turns([contender], args, rounds=1, threads=threads):
+                    first = merged.setdefault(i, process)
+                    if first is not process:
+                        for part, samples in process.samples.items():
+                            first.samples[part] += samples
+            args.tell(f'round {number + 1} of {args.rounds}')
+        return list(merged.values())
+    return _alive_by_turns(contenders, args, rounds=args.rounds, threads=threads)
+
+
+def _alive_by_turns(contenders: list[tuple[str, dict]], args, *, rounds: int, threads: int | None) -> list[Process]:
+    started = [Process(name, options, threads=threads) for name, options in contenders]
+    alive = list(started)
+
+    def attempt(process: Process, ask):
+        try:
+            return ask()
+        except BenchmarkError as error:
+            args.failures.append(str(error))
+            args.tell(str(error))
+            alive.remove(process)
+
     try:
-        for name, options in contenders:
-            alive.append(Process(name, options, threads=threads))
-            alive[-1].send(seconds=0, steps=warm_up)
-
-        def each(ask) -> None:
-            for process in list(alive):
-                try:
-                    ask(process)
-                except BenchmarkError as error:
-                    tell(str(error))
-                    alive.remove(process)
-                    process.close()
-
-        each(lambda process: setattr(process, 'first', process.receive()))
+        for process in started:
+            if (first := attempt(process, process.receive)) is not None:
+                process.parts = first['parts']
+                process.samples = {part: [] for part in process.parts}
+        for i in range(max((len(process.parts) for process in alive), default=0)):      # all at once: nothing is measured yet
+            warming = [process for process in alive if i < len(process.parts)]
+            for process in warming:
+                process.send(part=process.parts[i], seconds=0, steps=1 if args.quick else 2)
+            for process in warming:
+                attempt(process, process.receive)
         for number in range(rounds):
-            def block(process):
-                process.send(seconds=seconds, steps=1)
-                process.samples.append(process.receive())
-            each(block)
-            tell(f'round {number + 1} of {rounds}')
-
-        def ask_report(process):
+            for process in list(alive):
+                for part in process.parts:
+                    process.send(part=part, seconds=args.seconds, steps=1)
+                    if (sample := attempt(process, process.receive)) is None:
+                        break
+                    process.samples[part].append(sample)
+            if rounds > 1:
+                args.tell(f'round {number + 1} of {rounds}')
+        for process in list(alive):
             process.send(report=True)
-            process.report = process.receive()
-            done.append(process)
-        each(ask_report)
-        return done
+            process.report = attempt(process, process.receive) or {}
+        return alive
     finally:
-        for process in alive:
+        for process in started:
             process.close()
+
+
+def rows_by_part(name: str, options: dict, args, figures, *, threads: int | None, **columns) -> list[dict]:
+    """A row per part of one process in which they take turns: `figures(samples)` and the columns."""
+    rows = []
+    for process in by_turns([(name, options)], args, threads=threads):
+        rows += [{'name': part, **columns, **figures(samples), 'threads': process.report['threads']} for part, samples in process.samples.items()]
+    return rows
 
 
 def summary(values: list[float], name: str, *, digits: int = 1) -> dict:
@@ -107,16 +137,19 @@ def summary(values: list[float], name: str, *, digits: int = 1) -> dict:
     return {name: round(statistics.median(values), digits), f'{name}_min': round(min(values), digits), f'{name}_max': round(max(values), digits)}
 
 
-def speeds(process: Process, name: str, *, digits: int = 1) -> dict:
-    """Units per second over the blocks of a contender, and the reference product's GFLOP/s beside them."""
-    return (summary([s['units'] / s['seconds'] for s in process.samples], name, digits=digits)
-            | summary([s['matmul_gflops'] for s in process.samples], 'matmul_gflops'))
+def speeds(samples: list[dict], name: str, *, digits: int = 1) -> dict:
+    """Units per second over blocks, per second of CPU time too (all threads together; steadier where a machine is shared),
+    and the reference product's GFLOP/s beside them."""
+    return (summary([s['units'] / s['seconds'] for s in samples], name, digits=digits)
+            | {name.replace('_per_', '_per_cpu_'): round(statistics.median(s['units'] / s['cpu_seconds'] for s in samples), digits)}
+            | summary([s['matmul_gflops'] for s in samples], 'matmul_gflops'))
 
 
-def milliseconds(process: Process) -> dict:
-    """Time per step over the blocks of a contender."""
-    return (summary([s['seconds'] / s['steps'] * 1e3 for s in process.samples], 'ms', digits=3)
-            | summary([s['matmul_gflops'] for s in process.samples], 'matmul_gflops'))
+def milliseconds(samples: list[dict]) -> dict:
+    """Time per step over blocks, CPU time too, and the reference product's GFLOP/s beside them."""
+    return (summary([s['seconds'] / s['steps'] * 1e3 for s in samples], 'ms', digits=3)
+            | {'cpu_ms': round(statistics.median(s['cpu_seconds'] / s['steps'] * 1e3 for s in samples), 3)}
+            | summary([s['matmul_gflops'] for s in samples], 'matmul_gflops'))
 
 
 def shape_of(shape: str) -> dict:

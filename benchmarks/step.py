@@ -7,13 +7,14 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 
-from .measure import VOCAB, Process, by_turns, shape_of, speeds
+from .measure import VOCAB, BenchmarkError, Process, by_turns, shape_of, speeds
 
 # name of a row -> (contender, its options)
 CONTENDERS = {'ours': ('ours', {}), 'ours_compiled': ('ours', {'flags': ['--compile-model']}), 'limit': ('limit', {}),
-              'hf': ('hf', {}), 'hf_trainer': ('hf_trainer', {}), 'nanogpt': ('nanogpt', {}), 'nanogpt_compiled': ('nanogpt', {'compiled': True}),
+              'hf': ('hf', {}), 'hf_trainer': ('hf_trainer', {}),
+              'nanogpt': ('nanogpt', {'compiled': False}), 'nanogpt_compiled': ('nanogpt', {'compiled': True}),
               'original': ('original', {}), 'original_variable': ('original', {'variable': True})}
-COLUMNS = ['name', 'dtype', 'shape', 'threads', 'tokens_per_second', 'gflops', 'matmul_gflops', 'mfu', 'peak_mb']
+COLUMNS = ['name', 'dtype', 'shape', 'threads', 'tokens_per_second', 'tokens_per_cpu_second', 'gflops', 'matmul_gflops', 'mfu', 'peak_mb']
 
 
 def flops_per_token(shape: str, context: int) -> float:
@@ -37,26 +38,34 @@ def prepared(*, context: int, count: int = 512, quick: bool = False) -> Iterator
 
 def run(args) -> list[dict]:
     rows, context = args.rows or (2 if args.quick else 8), args.context or (32 if args.quick else 256)
-    names = args.only or [name for name in CONTENDERS if not args.quick or 'compiled' not in name]
+    names = args.only or [name for name in CONTENDERS if name != 'ours_compiled' and not (args.quick and name == 'nanogpt_compiled')]
+    if wrong := [name for name in names if name not in CONTENDERS]:
+        raise BenchmarkError(f"There is no contender '{wrong[0]}' in step; there are {', '.join(CONTENDERS)}.")
     table = []
     with prepared(context=context, quick=args.quick) as data:
         for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
             for dtype in args.dtype:
                 for threads in args.threads:
-                    options = data | {'shape': shape, 'dtype': dtype, 'rows': rows, 'device': args.device}
-                    if args.quick:
-                        options['compiled'] = False
+                    options = data | {'shape': shape, 'dtype': dtype, 'rows': rows, 'device': args.device, 'compiled': not args.quick}
                     given = [(CONTENDERS[name][0], options | CONTENDERS[name][1] | {'row': name}) for name in names]
-                    table += [row(process, context) for process in by_turns(
-                        given, rounds=args.rounds, seconds=args.seconds, warm_up=1 if args.quick else 2, threads=threads, tell=args.tell)]
+                    processes = by_turns(given, args, threads=threads, together=fit(len(given), shape, rows * context))
+                    table += [row(process, context) for process in processes]
     return table
 
 
+def fit(count: int, shape: str, tokens: int) -> bool:
+    """Whether that many contenders fit into this machine's memory together: weights, gradients, moments; logits four times over."""
+    import psutil
+    s = shape_of(shape)
+    parameters = 12 * s['layers'] * s['dim'] ** 2 + 2 * s['dim'] * VOCAB
+    return count * (16 * parameters + 16 * tokens * VOCAB + 500e6) < 0.9 * psutil.virtual_memory().available
+
+
 def row(process: Process, context: int) -> dict:
-    o = process.options
-    found = speeds(process, 'tokens_per_second')
+    o, samples, report = process.options, process.samples[''], process.report
+    found = speeds(samples, 'tokens_per_second')
     gflops = flops_per_token(o['shape'], context) * found['tokens_per_second'] / 1e9
+    allocator = "the C library's default" + (', and what lmp_trainer sets for itself' if process.name == 'ours' else '')
     return {'name': o['row'], 'dtype': o['dtype'], 'shape': o['shape'], 'context': context, 'rows': o['rows'], **found, 'gflops': round(gflops, 1),
-            'mfu': round(gflops / found['matmul_gflops'], 3), 'peak_mb': process.report['peak_mb'], 'threads': process.report['threads'],
-            'steps': sum(s['steps'] for s in process.samples), 'allocator': "the C library's default" + (
-                ', and what lmp_trainer sets for itself' if o['row'].startswith('ours') else '')}
+            'mfu': round(gflops / found['matmul_gflops'], 3), 'peak_mb': report['peak_mb'], 'threads': report['threads'],
+            'steps': sum(s['steps'] for s in samples), 'data_wait': report.get('data_wait'), 'allocator': allocator}

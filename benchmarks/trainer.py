@@ -11,8 +11,9 @@ def command_line(*, shape: str, context: int, rows: int, dtype: str, device: str
                  **_) -> list[str]:
     layers, dim = map(int, shape.split('x'))
     return ['--exp', exp, '--training-plan', str(Path(folder) / 'plan.json'), '--run-dir', str(Path(folder) / f'run-{time.time_ns()}'),
-            '--device', device, '--num-blocks', str(layers), '--embed-dim', str(dim), '--num-heads', str(max(1, dim // 64)), '--max-len', str(context),
-            '--attn-dropout', '0', '--ff-dropout', '0', '--embed-dropout', '0', '--batch-size', str(rows), '--mini-batch-size', str(rows),
+            '--device', device, '--num-blocks', str(layers), '--embed-dim', str(dim), '--num-heads', str(max(1, dim // 64)),
+            '--max-len', str(context), '--attn-dropout', '0', '--ff-dropout', '0', '--embed-dropout', '0',
+            '--batch-size', str(rows), '--mini-batch-size', str(rows),
             *(['--amp'] if dtype == 'bf16' else []), *(flags or [])]
 
 
@@ -47,15 +48,65 @@ def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
 
 def run_ours(meter, **options) -> None:
     """lmp_trainer; a step is counted where the run records it."""
+    done = 0
+
+    def count(record):
+        nonlocal done
+        new, done = record['tokens'] - done, record['tokens']
+        meter.extra['data_wait'] = round(record['data_wait'], 4)
+        meter.tick(new)
+
+    _train(options, count)
+
+
+def run_overhead(meter, **options) -> None:
+    """lmp_trainer, and after each of its steps a bare one, of the same model, optimizer, batch and process."""
+    from lmplay.train.device import autocast
+    from lmplay.train.objective import micro_loss
+    from lmplay.train.optimizer import clip_gradients
+    from lmplay.train.trainer import Trainer
+    ours, at = Trainer.train_step, {}
+
+    def train_step(self, batch, ctx, lr):
+        at.update(trainer=self, batch=batch)
+        return ours(self, batch, ctx, lr)
+
+    Trainer.train_step = train_step
+
+    def bare():
+        trainer, batch = at['trainer'], at['batch']
+        if 'x' not in at:
+            at.update(x=batch.x.to(trainer.device), y=batch.y.to(trainer.device))
+            at['mask'] = at['x'].new_ones(at['x'].shape, dtype=bool)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        with autocast(trainer.device, trainer.dtype):
+            micro = micro_loss(trainer.model, trainer.forward, at['x'], at['y'], at['mask'], scored=at['x'].numel(), tokens_share=1.0)
+        micro.objective.backward()
+        clip_gradients(trainer.parameters, trainer.stage.clip)
+        trainer.optimizer.step()
+
+    def count(record):
+        loop = time.perf_counter() - at.get('left', meter.spawned)
+        began = time.perf_counter()
+        for _ in range(record['steps']):
+            bare()
+        meter.synchronize()
+        meter.notes.setdefault('pairs', []).append((loop, time.perf_counter() - began))
+        meter.tick(record['steps'])
+        at['left'] = time.perf_counter()
+
+    _train(options, count)
+
+
+def _train(options: dict, count) -> None:
+    """Runs lmp_trainer; `count` gets every training record, once it is written."""
     from lmplay.stats.recorder import Recorder
     from lmplay.train.__main__ import main
-    record, done = Recorder.train, 0
+    write = Recorder.train
 
-    def train(self, what):
-        nonlocal done
-        record(self, what)
-        new, done = what['tokens'] - done, what['tokens']
-        meter.tick(new)
+    def train(self, record):
+        write(self, record)
+        count(record)
 
     Recorder.train = train
     raise SystemExit(main([*command_line(**options), '--quiet']))

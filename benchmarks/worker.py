@@ -13,48 +13,52 @@ from pathlib import Path
 
 from .measure import MATMUL
 
-# where a contender's `run(meter, **options)` or builder is
-CONTENDERS = {'prepare': 'trainer', 'ours': 'trainer', 'overhead': 'trainer', 'limit': 'limit', 'nanogpt': 'references', 'hf': 'references', 'hf_trainer': 'references',
-              'original': 'references', 'moe': 'moe', 'some': 'some', 'generate': 'generate', 'checkpoint': 'checkpoint', 'data': 'data'}
+# contender -> the module that has run_CONTENDER(meter, **options)
+CONTENDERS = {'prepare': 'trainer', 'ours': 'trainer', 'overhead': 'trainer', 'limit': 'limit', 'nanogpt': 'references', 'hf': 'references',
+              'hf_trainer': 'references', 'original': 'references', 'moe': 'moe', 'some': 'some', 'generate': 'generate', 'checkpoint': 'checkpoint',
+              'data': 'data'}
 
 
 class Meter:
     """Counts the steps of a contender in blocks; between blocks it waits for the next command.
 
-    The contender calls `tick(units)` after every step, whoever owns the loop. Where a step's work is still under way on the
-    device, `tick` waits for it.
+    A contender that is a function is given to `run`, several that take turns in one process as a dict. One that owns its loop
+    calls `tick(units)` after every step.
     """
 
     def __init__(self, channel, device: str, dtype: str, spawned: float):
         self.channel, self.device, self.dtype, self.spawned = channel, device, dtype, spawned
         self.extra: dict = {}       # what the report says beside the standard
+        self.notes: dict[str, list] = {}    # what an answer says beside the standard
         self.began: float | None = None
         self._operands = None
 
-    def start(self) -> None:
-        """Waits for the first command; the clock starts when it comes. Called by the first tick too, which then counts nothing."""
-        self._wait()
+    def run(self, *steps, **parts) -> None:
+        """A loop over `step()`, which returns the units it has done; of several, over the one that the command names."""
+        parts = parts or {'': steps[0]}
+        self._begin(list(parts))
+        while True:
+            self.tick(parts[self.command['part']]())
 
     def tick(self, units: float = 1) -> None:
         self.extra.setdefault('first_step', round(time.time() - self.spawned, 3))
-        if self.began is None:      # the step before the first command was not asked for
-            self._wait()
+        if self.began is None:      # a step before any command was asked for
+            self._begin([''])
             return
         self.steps += 1
         self.units += units
         if self.steps < self.command['steps'] or time.perf_counter() - self.began < self.command['seconds']:
             return
-        self._synchronize()
-        if (elapsed := time.perf_counter() - self.began) < self.command['seconds']:
+        self.synchronize()         # what was measured may still be under way on the device
+        elapsed, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
+        if elapsed < self.command['seconds']:
             return
-        self.answer({'steps': self.steps, 'units': self.units, 'seconds': elapsed, 'matmul_gflops': self._matmul()})
+        self.answer({'steps': self.steps, 'units': self.units, 'seconds': elapsed, 'cpu_seconds': cpu, 'matmul_gflops': self._matmul()} | self.notes)
         self._wait()
 
-    def run(self, step) -> None:
-        """A plain loop over `step()`, which returns the units it has done."""
-        self.start()
-        while True:
-            self.tick(step())
+    def _begin(self, parts: list[str]) -> None:
+        self.answer({'parts': parts})
+        self._wait()
 
     def _wait(self) -> None:
         while True:
@@ -66,13 +70,14 @@ class Meter:
                 break
             import torch
             self.answer({'peak_mb': round(self.peak_memory() / 1e6), 'threads': torch.get_num_threads(), **self.extra})
-        self.steps, self.units, self.began = 0, 0, time.perf_counter()
+        self.notes = {}
+        self.steps, self.units, self.began, self.cpu_began = 0, 0, time.perf_counter(), time.process_time()
 
     def answer(self, what: dict) -> None:
         self.channel.write(json.dumps(what) + '\n')
         self.channel.flush()
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
         if self.device.startswith('cuda'):
             import torch
             torch.cuda.synchronize()
@@ -88,10 +93,10 @@ class Meter:
                 torch.mm(*self._operands)
             best = float('inf')
             for _ in range(3):
-                self._synchronize()
+                self.synchronize()
                 began = time.perf_counter()
                 torch.mm(*self._operands)
-                self._synchronize()
+                self.synchronize()
                 best = min(best, time.perf_counter() - began)
         return 2 * MATMUL[0] * MATMUL[1] * MATMUL[2] / best / 1e9
 

@@ -1,0 +1,28 @@
+"""What the trainer's loop costs over the bare step: data, random state, counting, logging. Both by turns in one process.
+
+The bare step is forward, loss, backward, clipping and optimizer on one fixed batch, with the trainer's own parts.
+"""
+import statistics
+
+from .measure import by_turns, summary
+from .step import prepared
+
+COLUMNS = ['name', 'dtype', 'shape', 'threads', 'ms', 'overhead_percent', 'pairs']
+
+
+def run(args) -> list[dict]:
+    table = []
+    context = args.context or (32 if args.quick else 256)
+    with prepared(context=context, quick=args.quick) as data:
+        for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
+            for dtype in args.dtype:
+                for threads in args.threads:
+                    options = data | {'shape': shape, 'dtype': dtype, 'rows': args.rows or (2 if args.quick else 8), 'device': args.device}
+                    for process in by_turns([('overhead', options)], args, threads=threads):
+                        pairs = [p for s in process.samples[''] for p in s['pairs']]
+                        common = {'dtype': dtype, 'shape': shape, 'threads': process.report['threads'], 'pairs': len(pairs)}
+                        loop, bare = ([p[i] * 1e3 for p in pairs] for i in (0, 1))
+                        over = round((statistics.median(a / b for a, b in pairs) - 1) * 100, 2)
+                        table += [{'name': 'ours', **common, **summary(loop, 'ms', digits=3), 'overhead_percent': over},
+                                  {'name': 'bare', **common, **summary(bare, 'ms', digits=3)}]
+    return table
