@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group('run')
     run.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, mps (default: the best there is)')
     run.add_argument('--amp', action='store_true', help='mixed precision: bf16 where the device has it, else fp16')
-    run.add_argument('--compile-model', action='store_true', help='torch.compile the model; pays off in long runs')
+    run.add_argument('--compile-model', action=argparse.BooleanOptionalAction, help='torch.compile the model (default: on a GPU, where it pays)')
     run.add_argument('--seed', type=int, help="seed of everything (default: the plan's, else 0)")
     run.add_argument('--run-dir', metavar='DIR', help='where the run is kept and resumed from (default: runs/EXPERIMENT-PLAN)')
     run.add_argument('--reset-history', action='store_true', help='keep the weights of the run that is there, forget its history, begin the plan anew')

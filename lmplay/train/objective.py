@@ -5,6 +5,8 @@ losses are means over a micro-batch's tokens; they are weighed by its share of t
 
 N tokens, D width, V vocabulary.
 """
+import functools
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +44,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             for x, t, start in zip(features.split(chunk), targets.split(chunk), range(0, len(targets), chunk)):
                 logits = product(x, w, b)
                 scored = t != IGNORE
-                row_loss, hit = softmax_minus_target_(logits, t)
+                row_loss, hit = (compiled_softmax() if device == 'cuda' else softmax_minus_target_)(logits, t)
                 grad = logits                   # d row_loss / d logits; the rows' scale is applied to the small factors below
                 loss += torch.where(scored, row_loss, 0.0).sum()
                 correct += (hit & scored).sum()
@@ -85,6 +87,12 @@ def softmax_minus_target_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor,
         p.scatter_add_(1, targets, torch.full_like(picked, -1.0))
         block.copy_(p)
     return torch.cat(losses), torch.cat(hits)
+
+
+@functools.cache
+def compiled_softmax():
+    """softmax_minus_target_ as one kernel; on a GPU its separate operations cost as much as the products around them."""
+    return torch.compile(softmax_minus_target_)
 
 
 @dataclass
@@ -152,6 +160,5 @@ def call(model: LMBase, forward, x: Tensor, mask: Tensor) -> LMOutput:
 
 
 def wants_mask(model: LMBase) -> bool:
-    import inspect
     target = model.features if fuses_head(model) else model.forward
     return 'mask' in inspect.signature(target).parameters

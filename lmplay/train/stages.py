@@ -37,7 +37,7 @@ class Settings:
     exp: str = 'gpt2ish'
     device: str = 'auto'
     amp: bool = False
-    compile_model: bool = False
+    compile_model: bool | None = None       # None: where it pays within the run
     seed: int | None = None
     run_dir: str = ''
     report_to: list[str] = field(default_factory=list)
@@ -141,6 +141,8 @@ class Run:
         self.runner: BasicModelRunner | None = None
         self.exp = ''
         keep_freed_memory()
+        if self.device.type == 'cuda' and self.amp_dtype is not None:
+            torch.set_float32_matmul_precision('high')      # TF32 for the little that mixed precision leaves in fp32
 
     # ---- the model
 

@@ -19,7 +19,7 @@ from ..base.errors import UserError
 from ..data.rows import Batch, Mixture
 from ..modules.onednn import speed_up_linears
 from ..stats.alarm import CollapseAlarm
-from .device import autocast, memory_in_use
+from .device import autocast, compiling_pays, memory_in_use
 from .evaluate import Evaluation, evaluate
 from .objective import fuses_head, micro_loss
 from .optimizer import clip_gradients, learning_rate
@@ -73,12 +73,14 @@ class Trainer:
         if self.device.type == 'cpu' and self.dtype is None:
             speed_up_linears(model)
         self.forward = self.eager = model.features if fuses_head(model) else model
-        if run.settings.compile_model:
+        self.flops_per_token = run.flops_per_token(data.row_length)
+        flops = 3 * self.flops_per_token * data.samples * data.mixture.tokens_per_row
+        wanted = run.settings.compile_model
+        if compiling_pays(self.device, flops) if wanted is None else wanted:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
         if self.progress.mini_batch_size is None:
             auto = stage.mini_batch_size == 'auto'
             self.progress.mini_batch_size = self._largest_mini_batch() if auto else min(int(stage.mini_batch_size), stage.batch_size)
-        self.flops_per_token = run.flops_per_token(data.row_length)
         self.log_every = LOG_EVERY.get(self.device.type, 10)
         self.window = Window(self.device)
 
