@@ -1,4 +1,5 @@
 """Packaging. The plans are kept in plans/ and travel with the package as lmplay/plans."""
+
 import re
 from pathlib import Path
 
@@ -17,12 +18,43 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['lmplay', 'lmplay.*']) + ['lmplay.plans'],
     package_dir={'lmplay.plans': 'plans'},
-    package_data={'lmplay.data.tokenizers': ['gpt2.tiktoken', 'LICENSE-gpt2'], 'lmplay.plans': ['*.json'], 'lmplay': ['**/*.md', '**/*.html', '**/*.j2']},
-    install_requires=['torch>=2.11', 'numpy>=1.26', 'tiktoken>=0.8', 'tokenizers>=0.20', 'transformers>=4.48', 'datasets>=3.0', 'huggingface_hub>=0.26',
-                      'safetensors>=0.4.5', 'pydantic>=2.7', 'tqdm>=4.66', 'rich>=13.7', 'rapidfuzz>=3.9', 'matplotlib>=3.8', 'jinja2>=3.1',
-                      'PyYAML>=6.0', 'psutil>=5.9'],
-    extras_require={'test': test, 'tensorboard': ['tensorboard>=2.17'], 'wandb': ['wandb>=0.18'],
-                    'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5']},
-    entry_points={'console_scripts': ['lmp_trainer=lmplay.train.__main__:main', 'lmp_generator=lmplay.generate.__main__:main',
-                                      'lmp_plotstats=lmplay.stats.__main__:main']},
+    package_data={
+        'lmplay.data.tokenizers': ['gpt2.tiktoken', 'LICENSE-gpt2'],
+        'lmplay.plans': ['*.json'],
+        'lmplay': ['**/*.md', '**/*.html', '**/*.j2'],
+    },
+    install_requires=[
+        'torch>=2.11',
+        'numpy>=1.26',
+        'tiktoken>=0.8',
+        'tokenizers>=0.20',
+        'transformers>=4.48',
+        'datasets>=3.0',
+        'huggingface_hub>=0.26',
+        'safetensors>=0.4.5',
+        'pydantic>=2.7',
+        'tqdm>=4.66',
+        'rich>=13.7',
+        'rapidfuzz>=3.9',
+        'matplotlib>=3.8',
+        'jinja2>=3.1',
+        'PyYAML>=6.0',
+        'psutil>=5.9',
+    ],
+    extras_require={
+        'test': test,
+        'tensorboard': ['tensorboard>=2.17'],
+        'wandb': ['wandb>=0.18'],
+        'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
+    },
+    entry_points={
+        'console_scripts': [
+            'lmp_trainer=lmplay.train.__main__:main',
+            'lmp_generator=lmplay.generate.__main__:main',
+            'lmp_plotstats=lmplay.stats.__main__:main',
+            'lmp_routing=lmplay.stats.routing.__main__:main',
+            'lmp_compare=lmplay.compare.__main__:main',
+            'lmp_new=lmplay.new.__main__:main',
+        ]
+    },
 )

@@ -1,4 +1,5 @@
 """Fixtures that all tests share: a cache of their own, a small corpus, and the commands as a user runs them."""
+
 import json
 import os
 import random
@@ -15,8 +16,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 def pytest_configure(config):
     import hypothesis
     import torch
+
     torch.set_num_threads(1)
-    hypothesis.settings.register_profile('shared', deadline=None)      # a busy machine must not fail a test
+    hypothesis.settings.register_profile('shared', deadline=None)  # a busy machine must not fail a test
     hypothesis.settings.load_profile('shared')
 
 
@@ -41,7 +43,11 @@ def shared_data() -> Path:
 
 
 def sentences(rng: random.Random, count: int) -> str:
-    names, verbs, things = ['Ada', 'Tom', 'Lily', 'Max', 'Zoë'], ['saw', 'found', 'took', 'lost'], ['a red ball', 'the old tree', 'his hat', '12 nuts']
+    names, verbs, things = (
+        ['Ada', 'Tom', 'Lily', 'Max', 'Zoë'],
+        ['saw', 'found', 'took', 'lost'],
+        ['a red ball', 'the old tree', 'his hat', '12 nuts'],
+    )
     return ' '.join(f'{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)}.' for _ in range(count))
 
 
@@ -58,14 +64,19 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_plan(corpus, tmp_path):
     """Writes a plan for the corpus and returns its path; stage keys as given."""
+
     def write(stages: dict | None = None, **keys) -> Path:
         stage = {'dataset': 'mine', 'steps': 4, 'batch_size': 4, 'mini_batch_size': 2, 'row_length': 32, 'validation_bytes': 600}
         stages = stages or {'only': {}}
-        plan = {'datasets': {'mine': {'loader': 'json', 'path': str(corpus), 'domain_column': 'kind'}}, 'validation_fraction': 0.1,
-                'stages': {name: stage | own for name, own in stages.items()}} | keys
+        plan = {
+            'datasets': {'mine': {'loader': 'json', 'path': str(corpus), 'domain_column': 'kind'}},
+            'validation_fraction': 0.1,
+            'stages': {name: stage | own for name, own in stages.items()},
+        } | keys
         path = tmp_path / 'plan.json'
         path.write_text(json.dumps(plan))
         return path
+
     return write
 
 
@@ -75,8 +86,17 @@ TINY = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '32', '--num-head
 @pytest.fixture
 def command(cache, tmp_path):
     """Runs `python -m lmplay.<module>` as a user would; returns the finished process."""
+
     def run(module: str, *args, cwd: Path | None = None, env: dict | None = None, timeout: float = 120, **options):
         environment = os.environ | {'LMP_DATASETS': str(cache), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'} | (env or {})
-        return subprocess.run([sys.executable, '-m', f'lmplay.{module}', *map(str, args)], cwd=cwd or tmp_path, env=environment, timeout=timeout,
-                              capture_output=True, text=True, **options)
+        return subprocess.run(
+            [sys.executable, '-m', f'lmplay.{module}', *map(str, args)],
+            cwd=cwd or tmp_path,
+            env=environment,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            **options,
+        )
+
     return run

@@ -5,7 +5,7 @@ Used for `--exp list` and `--help`, which must answer at once and must not impor
 import ast
 import importlib.util
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 
@@ -36,7 +36,7 @@ def module_file(module: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding='utf-8'), str(file))
 

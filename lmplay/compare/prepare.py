@@ -15,7 +15,8 @@ from ..train.__main__ import STAGE_OPTIONS, read_value
 from ..train.device import find_device
 from ..train.fingerprints import fingerprints
 from ..train.plan import Plan, parse_plan
-from ..train.stages import Run, Settings, open_data, open_tokenizer
+from ..train.stage_data import open_data, open_tokenizer
+from ..train.stages import Run, Settings
 from ..train.view import View
 
 BUDGETS = ('tokens', 'flops', 'seconds')

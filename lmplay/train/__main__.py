@@ -1,4 +1,5 @@
 """lmp_trainer: lists, describes and trains experiments."""
+
 import argparse
 import json
 import sys
@@ -16,33 +17,51 @@ examples:
 A run that was interrupted goes on when the same command is given again."""
 
 # Options that are keys of a plan's stages, with the same meaning; given here they win over the plan.
-STAGE_OPTIONS = {'batch_size': (int, 'rows of an optimizer step (default 50)'),
-                 'mini_batch_size': (str, 'rows of a forward and backward pass (default 4), or auto; changes memory and speed, never the gradient'),
-                 'row_length': (int, "tokens of a row (default: the model's max_len)"),
-                 'packing': (str, 'pack: documents joined (default); pad: one document a row'),
-                 'epochs': (float, 'passes over the data of every stage'), 'tokens': (int, 'tokens of every stage'),
-                 'steps': (int, 'optimizer steps of every stage'),
-                 'optimizer': (str, 'adamw (default), adam, adagrad, sgd, rmsprop, muon'), 'lr': (float, 'learning rate (default 0.0006)'),
-                 'weight_decay': (float, 'weight decay (default 0.01); never on biases, norms and embeddings'),
-                 'schedule': (str, 'constant, cosine (default), linear, wsd'), 'warmup': (float, 'warm-up: below 1 a fraction of the steps, else steps'),
-                 'clip': (float, 'largest gradient norm (default 1; 0: none)'),
-                 'validation_interval': (int, 'rows between evaluations (default: 20 evaluations a stage)'),
-                 'validation_bytes': (int, 'size of the held-out text that is evaluated (default 131072)'),
-                 'save_interval': (int, 'rows between checkpoints (default: as --validation-interval)'),
-                 'on_nan': (str, 'a step whose gradient is not finite: skip (default) or stop'),
-                 'on_collapse': (str, 'an expert takes over: warn (default), stop or snapshot')}
+STAGE_OPTIONS = {
+    'batch_size': (int, 'rows of an optimizer step (default 50)'),
+    'mini_batch_size': (str, 'rows of a forward and backward pass (default 4), or auto; changes memory and speed, never the gradient'),
+    'row_length': (int, "tokens of a row (default: the model's max_len)"),
+    'packing': (str, 'pack: documents joined (default); pad: one document a row'),
+    'epochs': (float, 'passes over the data of every stage'),
+    'tokens': (int, 'tokens of every stage'),
+    'steps': (int, 'optimizer steps of every stage'),
+    'optimizer': (str, 'adamw (default), adam, adagrad, sgd, rmsprop, muon'),
+    'lr': (float, 'learning rate (default 0.0006)'),
+    'weight_decay': (float, 'weight decay (default 0.01); never on biases, norms and embeddings'),
+    'schedule': (str, 'constant, cosine (default), linear, wsd'),
+    'warmup': (float, 'warm-up: below 1 a fraction of the steps, else steps'),
+    'clip': (float, 'largest gradient norm (default 1; 0: none)'),
+    'validation_interval': (int, 'rows between evaluations (default: 20 evaluations a stage)'),
+    'validation_bytes': (int, 'size of the held-out text that is evaluated (default 131072)'),
+    'save_interval': (int, 'rows between checkpoints (default: as --validation-interval)'),
+    'on_nan': (str, 'a step whose gradient is not finite: skip (default) or stop'),
+    'on_collapse': (str, 'an expert takes over: warn (default), stop or snapshot'),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser('lmp_trainer', description='Trains language-model experiments by plans.', epilog=EPILOG, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        'lmp_trainer',
+        description='Trains language-model experiments by plans.',
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     what = parser.add_argument_group('what to do')
-    what.add_argument('--exp', metavar='NAME', help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)")
-    what.add_argument('--training-plan', metavar='PLAN', default='default', help='path of a plan, or the name of a shipped one (default: %(default)s)')
-    what.add_argument('--dataset', metavar='NAME', help="train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file")
+    what.add_argument(
+        '--exp', metavar='NAME', help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)"
+    )
+    what.add_argument(
+        '--training-plan', metavar='PLAN', default='default', help='path of a plan, or the name of a shipped one (default: %(default)s)'
+    )
+    what.add_argument(
+        '--dataset', metavar='NAME', help='train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file'
+    )
     what.add_argument('--describe', action='store_true', help='tell the architecture, parameters, FLOPs and memory, and exit')
     what.add_argument('--dry-run', action='store_true', help='tell what the plan will do and about how long it takes, and exit')
-    what.add_argument('--save-datasets', action='store_true', help='fetch and prepare all that the plan needs, and exit; for machines without a network')
+    what.add_argument(
+        '--save-datasets', action='store_true', help='fetch and prepare all that the plan needs, and exit; for machines without a network'
+    )
     what.add_argument('--json', action='store_true', help='with --exp list or --describe: output for machines')
     model = parser.add_argument_group('model', "every parameter of the experiment's model is a flag too: --num-blocks 4 --embed-dim 128 ...")
     model.add_argument('--set', metavar='KEY=VALUE', action='append', default=[], help='set a model parameter; may be repeated')
@@ -54,9 +73,13 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument('--compile-model', action=argparse.BooleanOptionalAction, help='torch.compile the model (default: on a GPU, where it pays)')
     run.add_argument('--seed', type=int, help="seed of everything (default: the plan's, else 0)")
     run.add_argument('--run-dir', metavar='DIR', help='where the run is kept and resumed from (default: runs/EXPERIMENT-PLAN)')
-    run.add_argument('--reset-history', action='store_true', help='keep the weights of the run that is there, forget its history, begin the plan anew')
+    run.add_argument(
+        '--reset-history', action='store_true', help='keep the weights of the run that is there, forget its history, begin the plan anew'
+    )
     run.add_argument('--ignore-optimizer', action='store_true', help="don't load the optimizer's state")
-    run.add_argument('--keep', type=int, default=2, help='newest checkpoints to keep, beside the best and those at the ends of stages (default: %(default)s)')
+    run.add_argument(
+        '--keep', type=int, default=2, help='newest checkpoints to keep, beside the best and those at the ends of stages (default: %(default)s)'
+    )
     run.add_argument('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; may be repeated')
     run.add_argument('--check-grads', action='store_true', help='tell which parameters are frozen or got no gradient')
     run.add_argument('--quiet', action='store_true', help='say nothing but errors')
@@ -118,17 +141,19 @@ def _declared(args: argparse.Namespace, name: str) -> list[str]:
     if name in declared:
         return declared
     from ..base.runner_list import find_runner
+
     return list(find_runner(exp).function().declared)
 
 
 def read_value(text: str):
     """A value from the command line: 3, 6e-4, true, null, a list, or a string."""
     import yaml
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, str):      # YAML 1.1 reads 6e-4 as a string
+    if isinstance(value, str):  # YAML 1.1 reads 6e-4 as a string
         try:
             return float(value)
         except ValueError:
@@ -138,6 +163,7 @@ def read_value(text: str):
 
 def _read_config(path: str) -> dict:
     import yaml
+
     try:
         config = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -149,11 +175,19 @@ def _read_config(path: str) -> dict:
 
 def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([{'name': e.name, 'description': e.description, 'module': e.module, 'where': e.where, 'parameters': e.parameters,
-                           'error': e.error} for e in entries], indent=1))
+        print(
+            json.dumps(
+                [
+                    {'name': e.name, 'description': e.description, 'module': e.module, 'where': e.where, 'parameters': e.parameters, 'error': e.error}
+                    for e in entries
+                ],
+                indent=1,
+            )
+        )
         return
     from rich.console import Console
     from rich.table import Table
+
     table = Table(title='Experiments', title_justify='left')
     for heading in ('name', 'description', 'from', 'parameters'):
         table.add_column(heading, no_wrap=heading == 'name', overflow='fold')
@@ -168,12 +202,14 @@ def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
 
 def _escape(text: str) -> str:
     from rich.markup import escape
+
     return escape(text)
 
 
 def dump_config(args: argparse.Namespace) -> str:
     """The options that differ from the defaults, as YAML."""
     import yaml
+
     parser = make_parser()
     hidden = ('use_config', 'dump_config', 'set', 'json')
     chosen = {k: v for k, v in vars(args).items() if k not in hidden and k != 'model' and v != parser.get_default(k)}
@@ -183,23 +219,39 @@ def dump_config(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> int:
     from ..base.errors import ExperimentError
     from .plan import load_plan
+
     plan = load_plan(args.training_plan)
     if args.dataset:
         plan.use_dataset(args.dataset)
     overrides = {k: getattr(args, k) for k in STAGE_OPTIONS if getattr(args, k) is not None}
     exp = args.exp or plan.exp or 'gpt2ish'
-    entry = find_entry(exp)             # before torch is imported: an unknown name is told at once
+    entry = find_entry(exp)  # before torch is imported: an unknown name is told at once
     for i in range(len(plan.stages)):
         plan.stage(i, None, overrides)  # and a bad value too
 
-    from .stages import Run, Settings, open_tokenizer
+    from .stage_data import open_tokenizer
+    from .stages import Run, Settings
     from .view import View
+
     run_dir = args.run_dir or str(Path('runs') / f'{entry.name}-{plan.name}')
-    settings = Settings(exp=exp, device=args.device, amp=args.amp, compile_model=args.compile_model, seed=args.seed, run_dir=run_dir,
-                        report_to=args.report_to, reset_history=args.reset_history, initial_model=args.initial_model,
-                        ignore_optimizer=args.ignore_optimizer, default_freeze=args.default_freeze, check_grads=args.check_grads, keep=max(1, args.keep),
-                        overrides=overrides, model=args.model)
-    if args.seed is not None and not 0 <= args.seed < 2 ** 32:
+    settings = Settings(
+        exp=exp,
+        device=args.device,
+        amp=args.amp,
+        compile_model=args.compile_model,
+        seed=args.seed,
+        run_dir=run_dir,
+        report_to=args.report_to,
+        reset_history=args.reset_history,
+        initial_model=args.initial_model,
+        ignore_optimizer=args.ignore_optimizer,
+        default_freeze=args.default_freeze,
+        check_grads=args.check_grads,
+        keep=max(1, args.keep),
+        overrides=overrides,
+        model=args.model,
+    )
+    if args.seed is not None and not 0 <= args.seed < 2**32:
         raise UserError(f'--seed must be at least 0 and below 2^32; given: {args.seed}.')
     view = View(quiet=args.quiet)
     job = Run(plan, settings, view=view)
@@ -209,6 +261,7 @@ def run(args: argparse.Namespace) -> int:
         from rich.console import Console
 
         from .describe import dry_run
+
         dry_run(job, Console(width=None if sys.stdout.isatty() else 160))
         return 0
     if args.save_datasets:
@@ -223,8 +276,9 @@ def run(args: argparse.Namespace) -> int:
 def _describe(job, args: argparse.Namespace, open_tokenizer) -> int:
     from .describe import check_runnable, describe, print_description
     from .plan import Stage
+
     stage = job.stage(0)
-    explicit = args.training_plan != 'default'      # a plan's tokenizer may have to be trained; only a plan asked for does that
+    explicit = args.training_plan != 'default'  # a plan's tokenizer may have to be trained; only a plan asked for does that
     job.runner = job.runner_of(job.stage_exp(0), stage.model, open_tokenizer(job.plan, job.view.line) if explicit else None)
     model = job.runner.build('meta')
     check_runnable(model)
@@ -234,6 +288,7 @@ def _describe(job, args: argparse.Namespace, open_tokenizer) -> int:
         print(json.dumps(figures, indent=1, default=str))
     else:
         from rich.console import Console
+
         print_description(model, figures, Console(width=None if sys.stdout.isatty() else 160))
     return 0
 
@@ -241,7 +296,8 @@ def _describe(job, args: argparse.Namespace, open_tokenizer) -> int:
 def _save_datasets(job) -> int:
     from ..data.store import cache_dir
     from ..data.tokenizers import as_tokenizer
-    from .stages import open_data, open_tokenizer
+    from .stage_data import open_data, open_tokenizer
+
     tokenizer = open_tokenizer(job.plan, job.view.line)
     for i in range(len(job.plan.stages)):
         stage = job.stage(i)

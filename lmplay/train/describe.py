@@ -1,4 +1,5 @@
 """--describe and --dry-run: what a model is and what a plan will do, told before anything is trained."""
+
 import time
 
 import torch
@@ -22,7 +23,7 @@ def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
     x = torch.zeros(rows, length, dtype=torch.int64, device='meta')
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = call(model, model.features if fuses_head(model) else model, x, torch.ones_like(x, dtype=torch.bool))  # noqa: F841  kept alive
-    for t in [*model.parameters(), *model.buffers()]:       # after the pass, which may have brought them to its precision
+    for t in [*model.parameters(), *model.buffers()]:  # after the pass, which may have brought them to its precision
         seen.pop(t.untyped_storage()._cdata, None)
     return sum(seen.values())
 
@@ -38,28 +39,42 @@ def training_memory(model: LMBase, *, rows: int, length: int, amp: bool) -> dict
 def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:
     """Figures of a model on the meta device; see `print_description`."""
     memory = training_memory(model, rows=rows, length=length, amp=amp)
-    return {'name': model.name, 'hyperparameters': model.hyperparameters, 'tokenizer': as_tokenizer(model.tokenizer).name,
-            'vocabulary': as_tokenizer(model.tokenizer).n_vocab, 'total_parameters': model.total_parameters(),
-            'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
-            'active_parameters': model.active_parameters(), 'forward_flops_per_token': model.flops_per_token(length), 'row_length': length,
-            'mini_batch_size': rows, 'memory_bytes': memory | {'total': sum(memory.values())}}
+    return {
+        'name': model.name,
+        'hyperparameters': model.hyperparameters,
+        'tokenizer': as_tokenizer(model.tokenizer).name,
+        'vocabulary': as_tokenizer(model.tokenizer).n_vocab,
+        'total_parameters': model.total_parameters(),
+        'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
+        'active_parameters': model.active_parameters(),
+        'forward_flops_per_token': model.flops_per_token(length),
+        'row_length': length,
+        'mini_batch_size': rows,
+        'memory_bytes': memory | {'total': sum(memory.values())},
+    }
 
 
 def print_description(model: LMBase, figures: dict, console) -> None:
     from rich.table import Table
+
     console.print(str(model), highlight=False, markup=False)
     table = Table(title=figures['name'], show_header=False, title_justify='left')
     memory = figures['memory_bytes']
-    gib = {k: f'{v / 2 ** 30:.2f} GiB' for k, v in memory.items()}
+    gib = {k: f'{v / 2**30:.2f} GiB' for k, v in memory.items()}
     for key, value in (
-            ('parameters, total', f'{figures["total_parameters"]:,}'), ('parameters, trainable', f'{figures["trainable_parameters"]:,}'),
-            ('parameters, active per token', f'{figures["active_parameters"]:,}'),
-            ('FLOPs per token, forward', f'{figures["forward_flops_per_token"] / 1e6:,.1f} M in rows of {figures["row_length"]} tokens'),
-            ('FLOPs per token, training', f'{3 * figures["forward_flops_per_token"] / 1e6:,.1f} M'),
-            ('tokenizer', f'{figures["tokenizer"]}, {figures["vocabulary"]:,} entries'),
-            ('memory to train', f'about {gib["total"]} with AdamW and {figures["mini_batch_size"]} rows at a time: weights {gib["weights"]}, gradients '
-                                f'{gib["gradients"]}, optimizer {gib["optimizer"]}, activations {gib["activations"]}'),
-            *((k, str(v)) for k, v in figures['hyperparameters'].items())):
+        ('parameters, total', f'{figures["total_parameters"]:,}'),
+        ('parameters, trainable', f'{figures["trainable_parameters"]:,}'),
+        ('parameters, active per token', f'{figures["active_parameters"]:,}'),
+        ('FLOPs per token, forward', f'{figures["forward_flops_per_token"] / 1e6:,.1f} M in rows of {figures["row_length"]} tokens'),
+        ('FLOPs per token, training', f'{3 * figures["forward_flops_per_token"] / 1e6:,.1f} M'),
+        ('tokenizer', f'{figures["tokenizer"]}, {figures["vocabulary"]:,} entries'),
+        (
+            'memory to train',
+            f'about {gib["total"]} with AdamW and {figures["mini_batch_size"]} rows at a time: weights {gib["weights"]}, gradients '
+            f'{gib["gradients"]}, optimizer {gib["optimizer"]}, activations {gib["activations"]}',
+        ),
+        *((k, str(v)) for k, v in figures['hyperparameters'].items()),
+    ):
         table.add_row(key, value)
     console.print(table)
 
@@ -72,13 +87,15 @@ def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
         began = time.perf_counter()
         (a @ a).sum().item()
         best = min(best, time.perf_counter() - began)
-    return 2 * 1024 ** 3 / best
+    return 2 * 1024**3 / best
 
 
 def dry_run(run, console) -> None:
     """Prints what the run's plan will do: stages, tokens, steps, memory, estimated time."""
     from rich.table import Table
-    from .stages import open_data, open_tokenizer
+
+    from .stage_data import open_data, open_tokenizer
+
     tokenizer = open_tokenizer(run.plan, run.view.line)
     speed = measured_flops(run.device, run.amp_dtype)
     table = Table(title=f'Plan "{run.plan.name}" on {run.device}', title_justify='left')
@@ -98,11 +115,21 @@ def dry_run(run, console) -> None:
         memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
         seconds = 3 * model.flops_per_token(data.row_length) * tokens / (0.5 * speed)
         total += seconds
-        table.add_row(stage.name, exp, ', '.join(stage.datasets), f'{data.samples:,} x {data.row_length}', count(tokens), f'{data.steps:,}',
-                      f'{memory / 2 ** 30:.1f} GiB', duration(seconds))
+        table.add_row(
+            stage.name,
+            exp,
+            ', '.join(stage.datasets),
+            f'{data.samples:,} x {data.row_length}',
+            count(tokens),
+            f'{data.steps:,}',
+            f'{memory / 2**30:.1f} GiB',
+            duration(seconds),
+        )
     console.print(table)
-    console.print(f'About {duration(total)} in all, at half of the {speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here. Nothing was trained.',
-                  highlight=False)
+    console.print(
+        f'About {duration(total)} in all, at half of the {speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here. Nothing was trained.',
+        highlight=False,
+    )
 
 
 def check_runnable(model: LMBase) -> None:

@@ -13,7 +13,7 @@ from ..data.tokenizers import Tokenizer, as_tokenizer
 from .plan import Stage
 
 if TYPE_CHECKING:
-    from .stages import StageData
+    from .stage_data import StageData
 
 STAGES = 'stages.json'
 

@@ -1,4 +1,5 @@
 """Runs a plan, stage after stage: builds or carries on the model, opens the data, trains, saves."""
+
 import fcntl
 import json
 import logging
@@ -11,33 +12,30 @@ import numpy as np
 import torch
 
 from ..base.base_model import BasicModelRunner, LMBase
-from ..base.errors import CheckpointError, DataError, ExperimentError, PlanError, UserError
+from ..base.errors import CheckpointError, ExperimentError, PlanError, UserError
 from ..base.runner_list import find_entry, find_runner
-from ..data.rows import HeldOut, Mixture, PackedRows, PaddedRows
-from ..data.sources import open_source
-from ..data.store import open_store, train_bpe
-from ..data.tokenizers import Tokenizer, as_tokenizer, get_tokenizer, load_tokenizer
+from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from ..stats.recorder import Recorder
-from .checkpoint import (OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state,
-                         save_checkpoint)
+from .checkpoint import OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state, save_checkpoint
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .fingerprints import record_stage, stage_facts
 from .optimizer import make_optimizer
 from .plan import Plan, Stage
+from .stage_data import open_data, open_tokenizer
 from .trainer import Progress, StopTraining, Trainer
 from .view import View
 
 log = logging.getLogger(__name__)
-EVALUATIONS = 20        # of a stage, where it names no interval
 
 
 @dataclass
 class Settings:
     """What a run is told beside its plan. overrides: stage keys from the command line; model: model parameters from there."""
+
     exp: str = 'gpt2ish'
     device: str = 'auto'
     amp: bool = False
-    compile_model: bool | None = None       # None: where it pays within the run
+    compile_model: bool | None = None  # None: where it pays within the run
     seed: int | None = None
     run_dir: str = ''
     report_to: list[str] = field(default_factory=list)
@@ -49,78 +47,6 @@ class Settings:
     keep: int = 2
     overrides: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
-
-
-@dataclass
-class StageData:
-    """A stage's data, ready to train on. samples, steps: what the stage trains on in all."""
-    mixture: Mixture
-    held_out: HeldOut
-    row_length: int
-    samples: int
-    steps: int
-    validation_interval: int
-    save_interval: int
-    padding_scored: int | None      # the padding's token id where the stage scores it
-
-    @staticmethod
-    def due(interval: int, samples: int, count: int) -> bool:
-        """Whether the last `count` samples crossed a multiple of the interval."""
-        return samples // interval > (samples - count) // interval
-
-
-def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
-    """The tokenizer that a plan asks for, trained if need be; None where it leaves that to the model."""
-    if plan.tokenizer is None:
-        return None
-    if isinstance(plan.tokenizer, str):
-        return get_tokenizer(plan.tokenizer)
-    kind = plan.tokenizer.get('type', 'bpe')
-    if kind != 'bpe':
-        return get_tokenizer(kind)
-    names = list(dict.fromkeys(name for i in range(len(plan.stages)) for name in plan.stage(i).datasets))
-    sources = [open_source(name, plan.source_spec(name)) for name in names]
-    return train_bpe(sources, plan.tokenizer, validation_fraction=plan.validation_fraction, progress=progress)
-
-
-def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, seed: int, progress=log.info) -> StageData:
-    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be."""
-    length = stage.row_length or max_len
-    if length > max_len:
-        raise PlanError(f'Stage "{stage.name}": rows of {length} tokens are longer than the model\'s max_len of {max_len}.')
-
-    def rows(store, documents):
-        options = dict(length=length, tokenizer=tokenizer, include_prompts=stage.include_prompts)
-        if stage.packing == 'pack':
-            return PackedRows(store, documents, **options)
-        return PaddedRows(store, documents, long_documents=stage.long_documents, score_padding=stage.score_padding, **options)
-
-    sources, held_out = [], []
-    for name in stage.datasets:
-        store = open_store(open_source(name, plan.source_spec(name)), tokenizer, progress=progress)
-        training, validation = store.split(plan.validation_fraction)
-        if not len(validation):
-            raise DataError(f"Dataset '{name}' has no validation rows: validation_fraction is {plan.validation_fraction} and it has "
-                            f'no split of its own ({store.meta["documents"]} documents).')
-        sources.append(rows(store, training))
-        held_out.append((store, validation))
-        if not sources[-1].count:
-            raise DataError(f"Dataset '{name}' has no training rows left ({store.meta['documents']} documents, {len(validation)} held out).")
-    mixture = Mixture(sources, list(stage.datasets.values()), seed=seed, stage=stage.name, exhaust=stage.exhaust)
-    if stage.steps:
-        samples = stage.steps * stage.batch_size
-    elif stage.tokens:
-        samples = max(1, round(stage.tokens / mixture.tokens_per_row))
-    else:
-        samples = max(1, round(stage.epochs * mixture.epoch_samples))
-    if stage.drop_last:
-        samples = max(stage.batch_size, samples - samples % stage.batch_size)
-    interval = max(stage.batch_size, -(-samples // EVALUATIONS))
-    return StageData(mixture, HeldOut(held_out, make_rows=rows, length=length, max_bytes=stage.validation_bytes,
-                                      include_prompts=stage.include_prompts),
-                     length, samples, -(-samples // stage.batch_size), stage.validation_interval or interval,
-                     stage.save_interval or stage.validation_interval or interval,
-                     tokenizer.pad_token if stage.score_padding else None)
 
 
 class Run:
@@ -142,7 +68,7 @@ class Run:
         self.exp = ''
         keep_freed_memory()
         if self.device.type == 'cuda' and self.amp_dtype is not None:
-            torch.set_float32_matmul_precision('high')      # TF32 for the little that mixed precision leaves in fp32
+            torch.set_float32_matmul_precision('high')  # TF32 for the little that mixed precision leaves in fp32
 
     # ---- the model
 
@@ -154,8 +80,10 @@ class Run:
             if 'tokenizer' not in registered.function().declared:
                 own = as_tokenizer(registered.function(**parameters).build('meta').tokenizer)
                 if own.fingerprint != tokenizer.fingerprint:
-                    raise PlanError(f"{self.plan.where}: the plan's tokenizer is {tokenizer.name}, but experiment '{exp}' always uses "
-                                    f"{own.name}: give its model a parameter `tokenizer`, or leave the plan's out.")
+                    raise PlanError(
+                        f"{self.plan.where}: the plan's tokenizer is {tokenizer.name}, but experiment '{exp}' always uses "
+                        f"{own.name}: give its model a parameter `tokenizer`, or leave the plan's out."
+                    )
             else:
                 parameters = parameters | {'tokenizer': tokenizer}
         return registered.function(**parameters)
@@ -174,7 +102,7 @@ class Run:
     def stage(self, index: int) -> Stage:
         version = find_runner(self.stage_exp(index)).function().training
         if index > 0:
-            version = {k: v for k, v in version.items() if k != 'init_from'}    # of later stages the plan decides
+            version = {k: v for k, v in version.items() if k != 'init_from'}  # of later stages the plan decides
         return self.plan.stage(index, version, self.settings.overrides)
 
     def build(self, index: int, stage: Stage, previous: LMBase | None, tokenizer: Tokenizer | None) -> LMBase:
@@ -199,7 +127,7 @@ class Run:
     def _warm_start(self, model: LMBase, source) -> None:
         if isinstance(source, (str, Path)) and not str(source).startswith('pretrained:'):
             path = Path(source)
-            if (path / 'config.json').is_file():        # a folder in Hugging Face's format
+            if (path / 'config.json').is_file():  # a folder in Hugging Face's format
                 source = str(path)
             else:
                 folder = find_checkpoint(path, prefer='best')
@@ -219,8 +147,9 @@ class Run:
                 model.load_state_dict(source.state_dict())
                 return
             what = source.name if isinstance(source, LMBase) else source
-            raise ExperimentError(f"Experiment '{self.exp}' can't start from {what}: its model has no import_pretrained, and the "
-                                  f'architectures differ.')
+            raise ExperimentError(
+                f"Experiment '{self.exp}' can't start from {what}: its model has no import_pretrained, and the architectures differ."
+            )
         for line in model.import_pretrained(source) or []:
             self.event('warm_start', line)
         model.to(self.device)
@@ -229,8 +158,16 @@ class Run:
 
     def event(self, name: str, message: str) -> None:
         level = 'warning' if name in ('warning', 'collapse', 'skipped') else 'info'
-        self.recorder.event({'event': name, 'step': self.progress.total_step, 'samples': self.progress.total_samples,
-                             'tokens': self.progress.tokens, 'message': message, 'level': level})
+        self.recorder.event(
+            {
+                'event': name,
+                'step': self.progress.total_step,
+                'samples': self.progress.total_samples,
+                'tokens': self.progress.tokens,
+                'message': message,
+                'level': level,
+            }
+        )
         self.view.line(message)
 
     def state(self, model: LMBase) -> dict:
@@ -238,25 +175,31 @@ class Run:
         tokenizer = as_tokenizer(model.tokenizer)
         entry = find_entry(self.exp)
         parameters = {k: v for k, v in self.runner.given.items() if k not in ('tokenizer', 'version')}
-        return {'exp': entry.name, 'exp_file': f'{Path(entry.file).resolve()}:{entry.name}' if entry.module.endswith('.py') else None,
-                'model': model.name, 'parameters': parameters, 'hyperparameters': model.hyperparameters,
-                'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint}, 'seed': self.seed,
-                'stage': list(self.plan.stages)[self.progress.stage], 'progress': self.progress.to_dict(),
-                'logs': self.recorder.offsets()}
+        return {
+            'exp': entry.name,
+            'exp_file': f'{Path(entry.file).resolve()}:{entry.name}' if entry.module.endswith('.py') else None,
+            'model': model.name,
+            'parameters': parameters,
+            'hyperparameters': model.hyperparameters,
+            'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint},
+            'seed': self.seed,
+            'stage': list(self.plan.stages)[self.progress.stage],
+            'progress': self.progress.to_dict(),
+            'logs': self.recorder.offsets(),
+        }
 
     def save(self, model: LMBase, optimizer, scaler=None, *, link: str | None = None) -> None:
         """Writes a checkpoint of now, and lets `last` (and `best`, if it is) name it."""
         p = self.progress
         folder = self.checkpoints / f'step-{p.total_step:08d}'
         again = 1
-        while folder.exists():      # never written over: a link may name it
+        while folder.exists():  # never written over: a link may name it
             again += 1
             folder = self.checkpoints / f'step-{p.total_step:08d}-{again}'
         best = p.best_loss is not None and p.validation_loss == p.best_loss and not p.best_is_saved
         p.best_is_saved = p.best_is_saved or best
-        save_checkpoint(folder, model, {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict() if scaler else {}},
-                        self.state(model))
-        for name in (*(['best'] if best else []), *([link] if link else []), 'last'):    # `last` last: resuming trusts it
+        save_checkpoint(folder, model, {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict() if scaler else {}}, self.state(model))
+        for name in (*(['best'] if best else []), *([link] if link else []), 'last'):  # `last` last: resuming trusts it
             point(self.checkpoints / name, folder)
         prune(self.checkpoints, self.settings.keep)
 
@@ -273,7 +216,7 @@ class Run:
         """Trains to the plan's end; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 1 where training had to stop."""
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            lock = open(self.dir / '.lock', 'w')    # noqa: SIM115  held as long as the run
+            lock = open(self.dir / '.lock', 'w')  # noqa: SIM115  held as long as the run
         except OSError as error:
             raise UserError(f"Can't write the run directory '{self.dir}': {error.strerror}.") from error
         try:
@@ -290,22 +233,27 @@ class Run:
         if keep_weights:
             for link in self.checkpoints.iterdir():
                 if link.is_symlink() and link.name != 'last':
-                    link.unlink()       # of the history that is forgotten
+                    link.unlink()  # of the history that is forgotten
         tokenizer = open_tokenizer(self.plan, self.view.line)
         if not fresh:
             self.progress = Progress(**state['progress'])
-        self.recorder = Recorder(self.dir, report_to=self.settings.report_to, offsets=None if fresh else state['logs'],
-                                 run_name=self.dir.name, config=asdict(self.settings) | {'plan': self.plan.raw})
+        self.recorder = Recorder(
+            self.dir,
+            report_to=self.settings.report_to,
+            offsets=None if fresh else state['logs'],
+            run_name=self.dir.name,
+            config=asdict(self.settings) | {'plan': self.plan.raw},
+        )
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._write_settings()
             model, optimizer = None, None
             for index in range(self.progress.stage, len(self.plan.stages)):
                 resuming = not fresh and index == state['progress']['stage']
-                model, optimizer = self._stage(index, model, optimizer, tokenizer, resuming=resuming,
-                                               weights_only=keep_weights and index == 0)
+                model, optimizer = self._stage(index, model, optimizer, tokenizer, resuming=resuming, weights_only=keep_weights and index == 0)
             self.view.close()
             from .finish import finish
+
             finish(self, model)
             return 0
         except StopTraining as stop:
@@ -328,7 +276,7 @@ class Run:
             model = self.runner.build(self.device)
             saved = read_state(self.checkpoints / 'last')['tokenizer']
             if 'tokenizer' in self.runner.declared and 'tokenizer' not in self.runner.given:
-                model.tokenizer = load_tokenizer(saved['name'], self.checkpoints / 'last')      # imported weights may have brought it
+                model.tokenizer = load_tokenizer(saved['name'], self.checkpoints / 'last')  # imported weights may have brought it
             if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
                 raise CheckpointError(f"The run in '{self.dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir.")
             try:
@@ -365,7 +313,7 @@ class Run:
             self.save(model, optimizer, trainer.scaler)
             raise
         if self.evaluation is None:
-            trainer.evaluate()      # killed after the stage's last checkpoint
+            trainer.evaluate()  # killed after the stage's last checkpoint
         if self.settings.check_grads:
             self.view.gradients(model)
         point(self.checkpoints / f'stage-{stage.name}', (self.checkpoints / 'last').resolve())
@@ -381,8 +329,13 @@ class Run:
 
     def _write_settings(self) -> None:
         from ..stats.environment import environment
-        files = {'settings.json': asdict(self.settings) | {'seed': self.seed, 'stages': [self.stage(i).model_dump() for i in range(len(self.plan.stages))]},
-                 'plan.json': self.plan.raw, 'environment.json': environment()}
+
+        files = {
+            'settings.json': asdict(self.settings)
+            | {'seed': self.seed, 'stages': [self.stage(i).model_dump() for i in range(len(self.plan.stages))]},
+            'plan.json': self.plan.raw,
+            'environment.json': environment(),
+        }
         for name, content in files.items():
             temporary = self.dir / f'.{name}'
             temporary.write_text(json.dumps(content, indent=1, default=str))
@@ -415,5 +368,3 @@ def _freeze_all_but_marked(model: LMBase) -> None:
     free = {id(p) for m in model.modules() if getattr(m, 'freeze', None) is False for p in m.parameters()}
     for p in model.parameters():
         p.requires_grad_(id(p) in free or getattr(p, 'freeze', None) is False)
-
-

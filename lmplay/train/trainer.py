@@ -26,7 +26,8 @@ from .optimizer import clip_gradients, learning_rate
 from .plan import Stage
 
 if TYPE_CHECKING:
-    from .stages import Run, StageData
+    from .stage_data import StageData
+    from .stages import Run
 
 log = logging.getLogger(__name__)
 LOG_EVERY = {'cpu': 1}      # steps between logging points; elsewhere 10, because reading a number waits for the device

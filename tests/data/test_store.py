@@ -16,6 +16,7 @@ BYTES = get_tokenizer('bytes')
 @dataclass
 class Listed:
     """A source of rows given by hand."""
+
     listed: list
     name: str = 'listed'
     mark: str = ''
@@ -37,7 +38,7 @@ def test_a_store_gives_back_what_the_source_held(rows):
     store = stores.open_store(Listed(rows), BYTES)
     assert store.meta['documents'] == 60 and store.meta['bytes'] == sum(len(r.text) + len(r.prompt) for r in rows)
     for i, row in enumerate(rows):
-        ids = store.tokens[store.starts[i]:store.starts[i + 1]]
+        ids = store.tokens[store.starts[i] : store.starts[i + 1]]
         assert BYTES.decode(ids[:-1].tolist()) == row.prompt + row.text and ids[-1] == BYTES.eot_token
         assert store.prompt_lengths[i] == len(row.prompt)
         assert store.text_bytes[i].tolist() == [len(row.prompt), len(row.text)]
@@ -71,7 +72,7 @@ def test_split_is_by_document_stable_and_has_both_sides(rows):
     larger = store.split(0.5)[1]
     assert set(validation) <= set(larger)
     assert len(store.split(1e-9)[1]) == 1 and len(store.split(0.0)[1]) == 0
-    again = stores.open_store(Listed(rows[::-1]), BYTES)     # the order of the documents changes nothing
+    again = stores.open_store(Listed(rows[::-1]), BYTES)  # the order of the documents changes nothing
     assert set(59 - again.split(0.2)[1]) == set(validation)
 
 
@@ -96,7 +97,7 @@ def test_a_single_document_is_cut_in_two():
     store = stores.open_store(Listed([Row(text=text)]), BYTES)
     training, validation = store.split(0.02)
     assert len(training) == len(validation) == 1
-    assert BYTES.decode(np.concatenate([store.tokens[:store.starts[1] - 1], store.tokens[store.starts[1]:-1]]).tolist()) == text
+    assert BYTES.decode(np.concatenate([store.tokens[: store.starts[1] - 1], store.tokens[store.starts[1] : -1]]).tolist()) == text
 
 
 def test_an_empty_dataset_is_refused():
@@ -124,7 +125,9 @@ def test_vocabularies_above_16_bits_take_32():
 
 def test_a_bpe_is_trained_on_training_documents_only_and_cached():
     rows = [Row(text='aaa bbb ' * 3), Row(text='zzzzzz ' * 9, split='validation')] * 5
-    made = [stores.train_bpe([Listed(rows, mark='bpe')], {'type': 'bpe', 'vocab_size': 270, 'documents': 100}, validation_fraction=0.0) for _ in range(2)]
+    made = [
+        stores.train_bpe([Listed(rows, mark='bpe')], {'type': 'bpe', 'vocab_size': 270, 'documents': 100}, validation_fraction=0.0) for _ in range(2)
+    ]
     assert made[0].fingerprint == made[1].fingerprint
     assert not [t for t in json.loads(made[0].backend.to_str())['model']['vocab'] if 'zz' in t]
     with pytest.raises(DataError, match="'documents' must be a positive"):

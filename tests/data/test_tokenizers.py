@@ -15,13 +15,15 @@ TEXT = st.text(max_size=300)
 @pytest.fixture(scope='module')
 def bpe():
     rng = random.Random(0)
-    return tk.BPETokenizer.train((' '.join(rng.choice(['low', 'lower', 'newest', 'widest', 'é', '12']) for _ in range(50)) for _ in range(50)),
-                                 vocab_size=300)
+    return tk.BPETokenizer.train(
+        (' '.join(rng.choice(['low', 'lower', 'newest', 'widest', 'é', '12']) for _ in range(50)) for _ in range(50)), vocab_size=300
+    )
 
 
 def test_gpt2_needs_no_network_also_when_a_model_asks_tiktoken_itself(tmp_path):
-    code = ("import lmplay.base.base_model, tiktoken; e = tiktoken.get_encoding('gpt2');"
-            "print(e.encode('Hello world'), e.n_vocab, e.decode([15496, 995]))")
+    code = (
+        "import lmplay.base.base_model, tiktoken; e = tiktoken.get_encoding('gpt2');print(e.encode('Hello world'), e.n_vocab, e.decode([15496, 995]))"
+    )
     env = {'TIKTOKEN_CACHE_DIR': str(tmp_path / 'none'), 'PATH': '', 'HTTPS_PROXY': 'http://127.0.0.1:9'}
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
     assert out.stdout.strip() == '[15496, 995] 50257 Hello world', out.stderr
@@ -34,6 +36,7 @@ def test_the_vocabulary_is_the_one_tiktoken_expects(shared_data, monkeypatch, tm
 
     import tiktoken
     from tiktoken_ext.openai_public import gpt2
+
     for name, source in (('6d1cbeee0f20b3d9449abfede4726ed8212e3aee', 'vocab.bpe'), ('6c7ea1a7e38e3a7f062df639a5b80947f075ffe6', 'encoder.json')):
         shutil.copy(shared_data / 'gpt2_bpe' / source, tmp_path / name)
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
@@ -63,7 +66,7 @@ def test_long_texts_are_cut_where_the_encoding_does_not_change(monkeypatch):
     whole = gpt2.encoding.encode_ordinary(text)
     monkeypatch.setattr(tk, 'PIECE', 500)
     assert gpt2.encode(text) == whole
-    assert gpt2.decode(gpt2.encode('x' * 1700)) == 'x' * 1700      # nowhere to cut
+    assert gpt2.decode(gpt2.encode('x' * 1700)) == 'x' * 1700  # nowhere to cut
 
 
 def test_a_bpe_is_what_its_options_say(tmp_path):
@@ -75,12 +78,22 @@ def test_a_bpe_is_what_its_options_say(tmp_path):
     t.save(tmp_path)
     again = tk.load_tokenizer('bpe', tmp_path)
     assert again.fingerprint == t.fingerprint and again.encode('the cat') == t.encode('the cat')
-    assert tk.BPETokenizer.train(texts, vocab_size=61, special_tokens=['[UNK]', '[PAD]', '[EOS]'], pre_tokenizer='whitespace').fingerprint != t.fingerprint
+    assert (
+        tk.BPETokenizer.train(texts, vocab_size=61, special_tokens=['[UNK]', '[PAD]', '[EOS]'], pre_tokenizer='whitespace').fingerprint
+        != t.fingerprint
+    )
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'vocab_sise': 300}, "Did you mean 'vocab_size'"), ({'pre_tokenizer': 'whitespaces'}, "Did you mean 'whitespace'"),
-    ({'normalizer': 'lower'}, "Did you mean 'lowercase'"), ({'vocab_size': 100}, 'above 257'), ({'special_tokens': ['[UNK]']}, 'end-of-text token')])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'vocab_sise': 300}, "Did you mean 'vocab_size'"),
+        ({'pre_tokenizer': 'whitespaces'}, "Did you mean 'whitespace'"),
+        ({'normalizer': 'lower'}, "Did you mean 'lowercase'"),
+        ({'vocab_size': 100}, 'above 257'),
+        ({'special_tokens': ['[UNK]']}, 'end-of-text token'),
+    ],
+)
 def test_bad_options_are_named(options, message):
     with pytest.raises(DataError, match=message):
         tk.BPETokenizer.train(['abc'], **options)

@@ -1,4 +1,5 @@
 """Every registered experiment, at its smallest size, keeps the contract of lmplay.base.base_model."""
+
 import importlib.util
 import json
 import random
@@ -89,7 +90,7 @@ def test_cached_generation_equals_the_full_forward(name):
         full = logits_of(model, x)
         cache, at = [], 0
         for n in (7, 1, 1, 5, 1):
-            logits, cache = model(x[:, at:at + n], cache=cache)
+            logits, cache = model(x[:, at : at + n], cache=cache)
             at += n
             assert logits.shape == (2, 1, full.shape[-1])
             torch.testing.assert_close(logits[:, 0], full[:, at - 1], atol=2e-5, rtol=1e-4)
@@ -104,7 +105,7 @@ def test_features_and_head_are_the_forward(name):
     with torch.no_grad():
         out = call(model, model.features, x, torch.ones_like(x, dtype=torch.bool))
         logits = logits_of(model, x)
-        torch.testing.assert_close(model.fc(out.features)[..., :logits.shape[-1]], logits, atol=1e-5, rtol=1e-5)     # a head may be padded
+        torch.testing.assert_close(model.fc(out.features)[..., : logits.shape[-1]], logits, atol=1e-5, rtol=1e-5)  # a head may be padded
 
 
 @every_experiment
@@ -139,8 +140,17 @@ def test_a_few_steps_train_every_trainable_parameter_and_lower_the_loss(name):
 def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
     model = build(name)
     tokenizer = as_tokenizer(model.tokenizer)
-    save_checkpoint(tmp_path / 'c', model, None, {'exp': name, 'exp_file': None, 'parameters': {k: v for k, v in smallest(name).items() if k != 'tokenizer'},
-                                                  'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint}})
+    save_checkpoint(
+        tmp_path / 'c',
+        model,
+        None,
+        {
+            'exp': name,
+            'exp_file': None,
+            'parameters': {k: v for k, v in smallest(name).items() if k != 'tokenizer'},
+            'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint},
+        },
+    )
     again, _ = load_model(tmp_path / 'c')
     with torch.no_grad():
         assert torch.equal(logits_of(again.eval(), text()), logits_of(model.eval(), text()))
@@ -149,7 +159,9 @@ def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
 @every_experiment
 def test_killed_twice_it_ends_as_if_it_had_not_been(name, tiny_plan, cache, tmp_path):
     """Two stages, more than an epoch, dropout as the experiment has it; SIGKILL at two random moments."""
-    plan = tiny_plan({'first': {'steps': 14, 'init_from': 'scratch'}, 'second': {'steps': 8, 'packing': 'pad', 'row_length': 24}}, model=smallest(name))
+    plan = tiny_plan(
+        {'first': {'steps': 14, 'init_from': 'scratch'}, 'second': {'steps': 8, 'packing': 'pad', 'row_length': 24}}, model=smallest(name)
+    )
     flags = ['--exp', name, '--validation-interval', '24', '--save-interval', '12', '--on-collapse', 'warn']
     assert main(['--training-plan', str(plan), '--run-dir', str(tmp_path / 'whole'), '--device', 'cpu', '--quiet', *flags]) == 0
     rng = random.Random(name)

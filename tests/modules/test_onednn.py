@@ -54,4 +54,6 @@ def test_compiles_without_a_graph_break(detour):
     model = nn.Sequential(nn.Linear(128, 128))
     onednn.speed_up_linears(model)
     x = torch.randn(600, 128)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), F.linear(x, model[0].weight, model[0].bias), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.compile(model, fullgraph=True, backend='aot_eager')(x), F.linear(x, model[0].weight, model[0].bias), atol=1e-5, rtol=1e-5
+    )

@@ -1,4 +1,5 @@
 """lmp_trainer as a user runs it, bad input included: one sentence, exit code 2, nothing half-written."""
+
 import json
 import subprocess
 import sys
@@ -22,8 +23,10 @@ def refused(capsys, *arguments):
 
 def test_help_and_list_are_quick_and_import_no_torch():
     for arguments in (['--help'], ['--exp', 'list'], ['--exp', 'list', '--json']):
-        code = ('import sys; from lmplay.train.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n'
-                'assert "torch" not in sys.modules and "pydantic" not in sys.modules and "datasets" not in sys.modules')
+        code = (
+            'import sys; from lmplay.train.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n'
+            'assert "torch" not in sys.modules and "pydantic" not in sys.modules and "datasets" not in sys.modules'
+        )
         best = float('inf')
         for _ in range(3):
             began = time.perf_counter()
@@ -31,7 +34,7 @@ def test_help_and_list_are_quick_and_import_no_torch():
             best = min(best, time.perf_counter() - began)
         assert out.returncode == 0, out.stderr
         assert 'gpt2ish' in out.stdout
-        print(arguments, f'{best:.2f} s')     # measured in benchmarks/, shown here
+        print(arguments, f'{best:.2f} s')  # measured in benchmarks/, shown here
 
 
 def test_list_for_machines(capsys):
@@ -51,19 +54,33 @@ def test_describe(capsys):
     assert 'num_blocks' in out and 'parameters, trainable' in out
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--exp', 'gpt2sh'], "Unknown experiment 'gpt2sh'. Did you mean 'gpt2ish'?"),
-    (['--vaidation-interval', '3'], "Unknown option '--vaidation-interval'. Did you mean '--validation-interval'?"),
-    (['--num-block', '3'], "Did you mean '--num-blocks'?"), (['--num-blocks'], "'--num-blocks' needs a value"),
-    (['--set', 'embed_dim'], 'KEY=VALUE'), (['--set', 'embeddim=3'], "Did you mean 'embed_dim'?"),
-    (['--training-plan', 'quickstrt'], "Did you mean 'quickstart'?"), (['--optimizer', 'adamm'], "Unknown optimizer 'adamm'"),
-    (['--schedule', 'cosin'], "Did you mean 'cosine'?"), (['--lr', '-1'], 'lr: .*greater than 0'), (['--epochs', '-1'], 'greater than 0'),
-    (['--mini-batch-size', 'many'], "a whole number or 'auto'"), (['--device', 'gpu'], "Unknown device 'gpu'"), (['--device', 'cpux'], "Did you mean 'cpu'"),
-    (['--report-to', 'tensorbord'], "Did you mean 'tensorboard'?"), (['--use-config', '/none.yaml'], "Can't read the config"),
-    (['--embed-dim', '50', '--num-heads', '4'], 'multiple of num_heads; given: embed_dim 50, num_heads 4'),
-    (['--initial-model', '/none'], "No checkpoint at '/none'"), (['--row-length', '9999'], 'longer than the model')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--exp', 'gpt2sh'], "Unknown experiment 'gpt2sh'. Did you mean 'gpt2ish'?"),
+        (['--vaidation-interval', '3'], "Unknown option '--vaidation-interval'. Did you mean '--validation-interval'?"),
+        (['--num-block', '3'], "Did you mean '--num-blocks'?"),
+        (['--num-blocks'], "'--num-blocks' needs a value"),
+        (['--set', 'embed_dim'], 'KEY=VALUE'),
+        (['--set', 'embeddim=3'], "Did you mean 'embed_dim'?"),
+        (['--training-plan', 'quickstrt'], "Did you mean 'quickstart'?"),
+        (['--optimizer', 'adamm'], "Unknown optimizer 'adamm'"),
+        (['--schedule', 'cosin'], "Did you mean 'cosine'?"),
+        (['--lr', '-1'], 'lr: .*greater than 0'),
+        (['--epochs', '-1'], 'greater than 0'),
+        (['--mini-batch-size', 'many'], "a whole number or 'auto'"),
+        (['--device', 'gpu'], "Unknown device 'gpu'"),
+        (['--device', 'cpux'], "Did you mean 'cpu'"),
+        (['--report-to', 'tensorbord'], "Did you mean 'tensorboard'?"),
+        (['--use-config', '/none.yaml'], "Can't read the config"),
+        (['--embed-dim', '50', '--num-heads', '4'], 'multiple of num_heads; given: embed_dim 50, num_heads 4'),
+        (['--initial-model', '/none'], "No checkpoint at '/none'"),
+        (['--row-length', '9999'], 'longer than the model'),
+    ],
+)
 def test_bad_input_is_one_sentence(capsys, tmp_path, tiny_plan, arguments, message):
     import re
+
     plan = [] if '--training-plan' in arguments else ['--training-plan', tiny_plan()]
     error = refused(capsys, '--run-dir', tmp_path / 'run', *plan, '--quiet', *arguments)
     assert re.search(message, error) or message in error, error
@@ -72,7 +89,7 @@ def test_bad_input_is_one_sentence(capsys, tmp_path, tiny_plan, arguments, messa
 
 def test_rows_longer_than_the_model(capsys, tmp_path, tiny_plan):
     error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan({'s': {'row_length': 64}}), *TINY)
-    assert 'rows of 64 tokens are longer than the model\'s max_len of 32' in error
+    assert "rows of 64 tokens are longer than the model's max_len of 32" in error
 
 
 def test_no_validation_rows(capsys, tmp_path, tiny_plan):
@@ -87,8 +104,13 @@ def test_a_run_directory_that_cannot_be_written(capsys, tiny_plan):
 def test_config_round_trip(tmp_path, capsys):
     flags = ['--exp', 'test_runner', '--lr', '0.003', '--num-blocks', '3', '--set', 'ff_dropout=0.2', '--mini-batch-size', 'auto', '--amp']
     text = dump_config(parse(flags))
-    assert yaml.safe_load(text) == {'exp': 'test_runner', 'lr': 0.003, 'mini_batch_size': 'auto', 'amp': True,
-                                    'model': {'num_blocks': 3, 'ff_dropout': 0.2}}
+    assert yaml.safe_load(text) == {
+        'exp': 'test_runner',
+        'lr': 0.003,
+        'mini_batch_size': 'auto',
+        'amp': True,
+        'model': {'num_blocks': 3, 'ff_dropout': 0.2},
+    }
     (tmp_path / 'c.yaml').write_text(text)
     assert dump_config(parse(['--use-config', str(tmp_path / 'c.yaml')])) == text
     assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--lr', '1', '--num-blocks', '9']).lr == 1
@@ -105,15 +127,26 @@ def test_numbers_as_people_write_them():
 
 def test_a_run_from_first_to_last(command, tiny_plan, tmp_path):
     plan = tiny_plan({'one': {'steps': 6}, 'two': {'steps': 3, 'packing': 'pad', 'include_prompts': False}})
-    out = command('train', '--training-plan', plan, '--run-dir', 'run', '--report-to', 'tensorboard', '--check-grads',
-                  *[a for a in TINY if a != '--quiet'])
+    out = command(
+        'train', '--training-plan', plan, '--run-dir', 'run', '--report-to', 'tensorboard', '--check-grads', *[a for a in TINY if a != '--quiet']
+    )
     assert out.returncode == 0, out.stderr
     run = tmp_path / 'run'
     summary = json.loads((run / 'summary.json').read_text())
     assert summary['steps'] == 9 and summary['validation_loss'] > 0 and summary['sample']
     assert set(summary['evaluation']['domains']) == {'a', 'b'}
-    for name in ('metrics.jsonl', 'train_stats.csv', 'validate_stats.csv', 'samples.jsonl', 'settings.json', 'plan.json', 'environment.json',
-                 'curves.png', 'held_out-one.npz', 'held_out-two.npz'):
+    for name in (
+        'metrics.jsonl',
+        'train_stats.csv',
+        'validate_stats.csv',
+        'samples.jsonl',
+        'settings.json',
+        'plan.json',
+        'environment.json',
+        'curves.png',
+        'held_out-one.npz',
+        'held_out-two.npz',
+    ):
         assert (run / name).stat().st_size > 0, name
     assert (run / 'train_stats.csv').read_text().splitlines()[0] == 'iter,accuracy,loss,tokens'
     assert list((run / 'tensorboard').iterdir())
@@ -151,4 +184,6 @@ def test_initial_model_and_reset_history(tiny_plan, tmp_path, capsys):
 
 
 def test_frozen_weights_stay(tiny_plan, tmp_path, capsys):
-    assert 'No parameter of the model is trainable' in refused(capsys, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'r', '--default-freeze', *TINY)
+    assert 'No parameter of the model is trainable' in refused(
+        capsys, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'r', '--default-freeze', *TINY
+    )

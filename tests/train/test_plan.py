@@ -13,16 +13,27 @@ ONE = {'dataset': 'embedded', 'epochs': 1}
 def test_the_three_forms_mean_the_same():
     short = parse_plan({'a': {'dataset': 'wikipedia', 'epochs': 1}, 'b': {'dataset': 'wikitext', 'epochs': 2}})
     full = parse_plan({'stages': {'a': {'dataset': 'wikipedia', 'epochs': 1}, 'b': {'dataset': 'wikitext', 'epochs': 2}}})
-    original = parse_plan({'datasets': {}, 'steps': [{'step_name': 'a', 'datasets': ['wikipedia'], 'epochs': 1.0},
-                                                     {'step_name': 'b', 'datasets': 'wikitext', 'epochs': 2}]})
+    original = parse_plan(
+        {
+            'datasets': {},
+            'steps': [{'step_name': 'a', 'datasets': ['wikipedia'], 'epochs': 1.0}, {'step_name': 'b', 'datasets': 'wikitext', 'epochs': 2}],
+        }
+    )
     for plan in (full, original):
         assert [plan.stage(i) for i in range(2)] == [short.stage(i) for i in range(2)]
 
 
 def test_the_originals_datasets_and_mixtures():
-    plan = parse_plan({'seed': 3, 'datasets': {'wiki_en': {'ds_loader': 'wiki', 'args': ['en']},
-                                               'ts': {'ds_loader': 'hf', 'args': ['tinystories', 'roneneldan/TinyStories'], 'kwargs': {'truth_column': 'text'}}},
-                       'steps': [{'step_name': 'both', 'datasets': ['wiki_en', 'ts'], 'epochs': 0.5, 'interleve_stopping_strategy': 'all_exhausted'}]})
+    plan = parse_plan(
+        {
+            'seed': 3,
+            'datasets': {
+                'wiki_en': {'ds_loader': 'wiki', 'args': ['en']},
+                'ts': {'ds_loader': 'hf', 'args': ['tinystories', 'roneneldan/TinyStories'], 'kwargs': {'truth_column': 'text'}},
+            },
+            'steps': [{'step_name': 'both', 'datasets': ['wiki_en', 'ts'], 'epochs': 0.5, 'interleve_stopping_strategy': 'all_exhausted'}],
+        }
+    )
     stage = plan.stage(0)
     assert (plan.seed, stage.mix, stage.exhaust, stage.epochs) == (3, {'wiki_en': 1.0, 'ts': 1.0}, 'all_exhausted', 0.5)
 
@@ -35,19 +46,33 @@ def test_precedence_defaults_version_plan_command_line():
     assert (stage.steps, stage.epochs) == (7, None)
 
 
-@pytest.mark.parametrize('raw, message', [
-    ({}, 'at least one stage'), ([], 'is a JSON object'), ({'stages': {}}, 'at least one stage'),
-    ({'s': {}}, 'either "dataset" or "mix"'), ({'s': ONE | {'mix': {'embedded': 1}}}, 'not both'),
-    ({'s': {'dataset': 'embedded', 'epoch': 1}}, "Unknown key 'epoch'.*Did you mean 'epochs'"),
-    ({'stagse': {}, 'datasets': {}}, '"stages" is missing'), ({'stages': {'s': ONE}, 'sead': 1}, "Did you mean 'seed'"),
-    ({'s': ONE | {'epochs': -1}}, 'epochs: .*greater than 0; given: -1'), ({'s': ONE | {'tokens': 5}}, 'one of epochs, tokens and steps'),
-    ({'s': ONE | {'optimizer': 'adamww'}}, "Unknown optimizer 'adamww'.*Did you mean 'adamw'"),
-    ({'s': {'dataset': 'embeded', 'epochs': 1}}, "Unknown dataset 'embeded'.*Did you mean 'embedded'"),
-    ({'s': ONE | {'init_from': 'stage:x'}}, "Unknown earlier stage 'x'"), ({'s': ONE | {'lr': 'fast'}}, 'lr: .*given: "fast"'),
-    ({'s': ONE | {'mini_batch_size': 0}}, 'positive whole number'), ({'s': ONE | {'score_padding': True}}, 'needs "packing": "pad"'),
-    ({'s': {'mix': {'embedded': 0}}}, 'weight above 0'), ({'s': 3}, 'must be an object'), ({'a/b': ONE}, 'slashes'),
-    ({'stages': {'s': ONE}, 'validation_fraction': 1}, 'below 1'), ({'stages': {'s': ONE}, 'seed': 'x'}, '"seed" must be a whole number'),
-    ({'steps': [{'epochs': 1}]}, r'steps\[0\] needs "datasets"')])
+@pytest.mark.parametrize(
+    'raw, message',
+    [
+        ({}, 'at least one stage'),
+        ([], 'is a JSON object'),
+        ({'stages': {}}, 'at least one stage'),
+        ({'s': {}}, 'either "dataset" or "mix"'),
+        ({'s': ONE | {'mix': {'embedded': 1}}}, 'not both'),
+        ({'s': {'dataset': 'embedded', 'epoch': 1}}, "Unknown key 'epoch'.*Did you mean 'epochs'"),
+        ({'stagse': {}, 'datasets': {}}, '"stages" is missing'),
+        ({'stages': {'s': ONE}, 'sead': 1}, "Did you mean 'seed'"),
+        ({'s': ONE | {'epochs': -1}}, 'epochs: .*greater than 0; given: -1'),
+        ({'s': ONE | {'tokens': 5}}, 'one of epochs, tokens and steps'),
+        ({'s': ONE | {'optimizer': 'adamww'}}, "Unknown optimizer 'adamww'.*Did you mean 'adamw'"),
+        ({'s': {'dataset': 'embeded', 'epochs': 1}}, "Unknown dataset 'embeded'.*Did you mean 'embedded'"),
+        ({'s': ONE | {'init_from': 'stage:x'}}, "Unknown earlier stage 'x'"),
+        ({'s': ONE | {'lr': 'fast'}}, 'lr: .*given: "fast"'),
+        ({'s': ONE | {'mini_batch_size': 0}}, 'positive whole number'),
+        ({'s': ONE | {'score_padding': True}}, 'needs "packing": "pad"'),
+        ({'s': {'mix': {'embedded': 0}}}, 'weight above 0'),
+        ({'s': 3}, 'must be an object'),
+        ({'a/b': ONE}, 'slashes'),
+        ({'stages': {'s': ONE}, 'validation_fraction': 1}, 'below 1'),
+        ({'stages': {'s': ONE}, 'seed': 'x'}, '"seed" must be a whole number'),
+        ({'steps': [{'epochs': 1}]}, r'steps\[0\] needs "datasets"'),
+    ],
+)
 def test_a_mistake_is_named_with_its_place(raw, message):
     with pytest.raises(PlanError, match=message):
         parse_plan(raw, where='my.json')
@@ -85,8 +110,9 @@ def test_the_promised_plans_are_shipped():
 
 
 def test_the_seeds_plan_loads(tmp_path):
-    (tmp_path / 'my_plan.json').write_text(json.dumps({'stage1_pretrain': {'dataset': 'wikipedia', 'epochs': 1},
-                                                       'stage2_finetune': {'dataset': 'wikitext', 'epochs': 1}}))
+    (tmp_path / 'my_plan.json').write_text(
+        json.dumps({'stage1_pretrain': {'dataset': 'wikipedia', 'epochs': 1}, 'stage2_finetune': {'dataset': 'wikitext', 'epochs': 1}})
+    )
     assert list(load_plan(str(tmp_path / 'my_plan.json')).stages) == ['stage1_pretrain', 'stage2_finetune']
 
 

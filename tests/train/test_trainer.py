@@ -1,4 +1,5 @@
 """What the loop does when things go wrong, and what it must never do. The models are experiments given by their path."""
+
 import json
 
 import pytest
@@ -59,8 +60,11 @@ def train(tmp_path, tiny_plan):
     def run(name='run', stage=None, flags=(), **parameters):
         plan = tiny_plan({'s': {'steps': 12} | (stage or {})})
         sets = [f'--set={k}={v}' for k, v in parameters.items()]
-        code = main(['--exp', str(file), '--training-plan', str(plan), '--run-dir', str(tmp_path / name), '--device', 'cpu', '--quiet', *sets, *flags])
+        code = main(
+            ['--exp', str(file), '--training-plan', str(plan), '--run-dir', str(tmp_path / name), '--device', 'cpu', '--quiet', *sets, *flags]
+        )
         return code, tmp_path / name
+
     return run
 
 
@@ -74,7 +78,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(train, tmp_path):
     summary = json.loads((run / 'summary.json').read_text())
     assert summary['skipped_steps'] == 2 and summary['validation_loss'] > 0
     assert all(torch.isfinite(w).all() for w in weights(run).values())
-    assert [r['message'] for r in read_metrics(run) if r.get('event') == 'skipped'] == [f'step {i}: 1 step(s) skipped, the gradient was not finite' for i in (4, 5)]
+    assert [r['message'] for r in read_metrics(run) if r.get('event') == 'skipped'] == [
+        f'step {i}: 1 step(s) skipped, the gradient was not finite' for i in (4, 5)
+    ]
     lines = [line.split() for line in (tmp_path / 'log').read_text().splitlines()]
     assert [line[4] for line in lines] == ['True'] * 3 + ['False'] * 2 + ['True'] * 7
     assert [int(line[1]) for line in lines] == list(range(12)) and {line[2] for line in lines} == {'12'}
@@ -90,7 +96,7 @@ def test_it_stops_there_if_asked_with_the_state_kept(train, capsys):
 
 
 def test_a_run_that_never_recovers_stops(train):
-    code, run = train(stage={'steps': 60}, nan_from=5, nan_to=10 ** 9)
+    code, run = train(stage={'steps': 60}, nan_from=5, nan_to=10**9)
     assert code == 1 and json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 25
 
 
@@ -126,7 +132,7 @@ def test_no_alarm_for_a_balanced_load(train):
 
 def test_evaluation_changes_nothing_in_training(train):
     """However often it is evaluated and saved, the weights are the same: no gradients, no random numbers, no mode left behind."""
-    _, rare = train('rare', stage={'validation_interval': 10 ** 6, 'save_interval': 10 ** 6})
+    _, rare = train('rare', stage={'validation_interval': 10**6, 'save_interval': 10**6})
     _, often = train('often', stage={'validation_interval': 4, 'save_interval': 4})
     for name, w in weights(rare).items():
         assert torch.equal(w, weights(often)[name])
@@ -154,12 +160,12 @@ def test_the_loop_neither_decodes_nor_waits(train, monkeypatch):
 
     monkeypatch.setattr(trainer.Trainer, '_train_step', watched)
     assert train()[0] == 0
-    assert 'decode' in calls        # evaluation does show an example
+    assert 'decode' in calls  # evaluation does show an example
 
 
 def test_seeds_of_steps_differ():
     seeds = {step_seed(seed, stage, step) for seed in range(5) for stage in 'ab' for step in range(50)}
-    assert len(seeds) == 500 and all(0 <= s < 2 ** 63 for s in seeds)
+    assert len(seeds) == 500 and all(0 <= s < 2**63 for s in seeds)
 
 
 def test_amp_on_the_cpu_trains_and_resumes(train):

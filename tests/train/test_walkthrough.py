@@ -1,4 +1,5 @@
 """The template walk-through of docs/gpt2ish.md, steps 1 to 5, as it is written there."""
+
 import os
 import re
 import shutil
@@ -51,7 +52,12 @@ def shell(clone, line, cache, timeout=120):
     script = bin_folder / 'lmp_trainer'
     script.write_text(f'#!{sys.executable}\nimport sys\nfrom lmplay.train.__main__ import main\nsys.exit(main())\n')
     script.chmod(0o755)
-    environment = os.environ | {'PATH': f'{bin_folder}:{os.environ["PATH"]}', 'PYTHONPATH': str(clone), 'LMP_DATASETS': str(cache), 'OMP_NUM_THREADS': '1'}
+    environment = os.environ | {
+        'PATH': f'{bin_folder}:{os.environ["PATH"]}',
+        'PYTHONPATH': str(clone),
+        'LMP_DATASETS': str(cache),
+        'OMP_NUM_THREADS': '1',
+    }
     return subprocess.run(line, shell=True, cwd=clone, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
@@ -79,8 +85,12 @@ def test_steps_1_to_5(clone, cache, corpus):
     # "Train it" as written trains on the embedded corpus for hours; the same command is kept short by a plan and a smaller size
     plan = clone / 'short.json'
     plan.write_text(f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}')
-    trained = shell(clone, f'lmp_trainer --exp my_experiment --device cpu --mini-batch-size 1 --training-plan {plan} --num-blocks 1 --embed-dim 32 '
-                           '--num-heads 2 --max-len 32', cache)
+    trained = shell(
+        clone,
+        f'lmp_trainer --exp my_experiment --device cpu --mini-batch-size 1 --training-plan {plan} --num-blocks 1 --embed-dim 32 '
+        '--num-heads 2 --max-len 32',
+        cache,
+    )
     assert trained.returncode == 0 and 'Finished' in trained.stderr, trained.stderr
     assert (clone / 'runs/my_experiment-short/summary.json').is_file()
 
@@ -102,6 +112,10 @@ def test_the_quick_test_of_the_guide(clone, cache, corpus):
     """`lmp_trainer --exp gpt2ish ... --validation-interval 10 --save-interval 1000000`, kept short as above."""
     plan = clone / 'short.json'
     plan.write_text(f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}')
-    out = shell(clone, f'lmp_trainer --exp gpt2ish --device cpu --mini-batch-size 1 --validation-interval 10 --save-interval 1000000 --training-plan {plan} '
-                       '--num-blocks 1 --embed-dim 16 --num-heads 2 --max-len 16', cache)
+    out = shell(
+        clone,
+        f'lmp_trainer --exp gpt2ish --device cpu --mini-batch-size 1 --validation-interval 10 --save-interval 1000000 --training-plan {plan} '
+        '--num-blocks 1 --embed-dim 16 --num-heads 2 --max-len 16',
+        cache,
+    )
     assert out.returncode == 0, out.stderr

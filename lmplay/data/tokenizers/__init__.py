@@ -247,7 +247,7 @@ def as_tokenizer(tokenizer) -> Tokenizer:
                     f"{type(tokenizer).__name__} lacks {', '.join(missing)}.")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _wrap(encoding) -> TiktokenTokenizer:
     return TiktokenTokenizer(encoding)
 

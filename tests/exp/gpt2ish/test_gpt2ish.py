@@ -12,9 +12,16 @@ def build(**parameters):
     return find_runner('gpt2ish').function(**shape).build()
 
 
-@pytest.mark.parametrize('version, blocks, width, heads, parameters', [
-    ('gpt2ish', 6, 768, 12, 120_560_209), ('gpt2ish_med', 24, 1024, 16, None), ('gpt2ish_large', 36, 1280, 20, None),
-    ('test_runner', None, 64, 2, None), ('s_gpt2ish', 18, 288, 6, None)])
+@pytest.mark.parametrize(
+    'version, blocks, width, heads, parameters',
+    [
+        ('gpt2ish', 6, 768, 12, 120_560_209),
+        ('gpt2ish_med', 24, 1024, 16, None),
+        ('gpt2ish_large', 36, 1280, 20, None),
+        ('test_runner', None, 64, 2, None),
+        ('s_gpt2ish', 18, 288, 6, None),
+    ],
+)
 def test_versions(version, blocks, width, heads, parameters):
     model = find_runner(version).function().build('meta')
     h = model.hyperparameters
@@ -26,16 +33,17 @@ def test_versions(version, blocks, width, heads, parameters):
 
 def test_flops_per_token_match_the_arithmetic():
     model = find_runner('gpt2ish').function().build('meta')
-    products = 6 * 12 * 768 ** 2 + 768 * 50257
+    products = 6 * 12 * 768**2 + 768 * 50257
     assert 3 * model.flops_per_token(1024) == pytest.approx(6 * products + 12 * 6 * 768 * 1024)
 
 
 def test_logits_equal_hugging_face_gpt2_with_the_same_weights():
     """The block is GPT-2's: with its weights mapped in, its epsilon and its GELU, the logits are its."""
     from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(1)
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=50257, n_positions=24, n_embd=48, n_layer=3, n_head=4, layer_norm_epsilon=1e-5)).eval()
-    for p in theirs.parameters():       # fresh biases are zero and norms one, which would hide a mapping error
+    for p in theirs.parameters():  # fresh biases are zero and norms one, which would hide a mapping error
         nn.init.normal_(p, std=0.2)
     ours = build(norm_eps=1e-5, gelu='tanh').eval()
     t = theirs.transformer
@@ -43,7 +51,12 @@ def test_logits_equal_hugging_face_gpt2_with_the_same_weights():
         ours.tok_embed.weight.copy_(t.wte.weight)
         ours.pos_embed.copy_(t.wpe.weight[None])
         for block, h in zip(ours.blocks, t.h):
-            for linear, conv in ((block.attn.qkv, h.attn.c_attn), (block.attn.proj, h.attn.c_proj), (block.ff[0], h.mlp.c_fc), (block.ff[2], h.mlp.c_proj)):
+            for linear, conv in (
+                (block.attn.qkv, h.attn.c_attn),
+                (block.attn.proj, h.attn.c_proj),
+                (block.ff[0], h.mlp.c_fc),
+                (block.ff[2], h.mlp.c_proj),
+            ):
                 linear.weight.copy_(conv.weight.T)
                 linear.bias.copy_(conv.bias)
             for norm, ln in ((block.ln1, h.ln_1), (block.ln2, h.ln_2)):
@@ -56,7 +69,7 @@ def test_logits_equal_hugging_face_gpt2_with_the_same_weights():
         assert ((a - b).abs() / b.abs().clamp(min=1)).max() < 1e-5
         exact = build(norm_eps=1e-5, gelu='none').eval()
         exact.load_state_dict(ours.state_dict())
-        assert (exact(x) - b).abs().max() > 1e-4        # the GELU's form matters, so it is explicit
+        assert (exact(x) - b).abs().max() > 1e-4  # the GELU's form matters, so it is explicit
 
 
 @pytest.mark.parametrize('chunks', [[24], [1] * 24, [5, 1, 1, 7, 10], [23, 1]])
@@ -67,7 +80,7 @@ def test_cached_and_full_forward_agree_at_every_position(chunks):
         full = model(x)
         cache, at = [], 0
         for n in chunks:
-            logits, cache = model(x[:, at:at + n], cache=cache)
+            logits, cache = model(x[:, at : at + n], cache=cache)
             at += n
             assert logits.shape == (2, 1, 50257)
             torch.testing.assert_close(logits[:, 0], full[:, at - 1], atol=1e-10, rtol=0)
@@ -79,9 +92,9 @@ def test_no_position_sees_the_future():
     model.tok_embed.forward = lambda _: embedded
     logits = model(torch.zeros(1, 24, dtype=torch.int64))
     for t in (0, 7, 22):
-        grad, = torch.autograd.grad(logits[0, t].sum(), embedded, retain_graph=True)
-        assert grad[0, t + 1:].abs().max() == 0
-        assert (grad[0, :t + 1].abs().sum(-1) > 0).all()
+        (grad,) = torch.autograd.grad(logits[0, t].sum(), embedded, retain_graph=True)
+        assert grad[0, t + 1 :].abs().max() == 0
+        assert (grad[0, : t + 1].abs().sum(-1) > 0).all()
 
 
 @pytest.mark.parametrize('dropout', ['attn_dropout', 'ff_dropout', 'embed_dropout'])
