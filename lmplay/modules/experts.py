@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import onednn
+
 grouped_mm = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)     # public since torch 2.10
 
 
@@ -157,8 +159,10 @@ def _segments_forward(x_ND: Tensor, weights_NK: Tensor, w1_EDF: Tensor, b1_EF: T
     token_M, gate_M1 = order_M // weights_NK.shape[1], weights_NK.to(x_ND.dtype).flatten()[order_M, None]
     for e, rows in _segments(offsets_E):
         if rows.start < rows.stop:
-            h_mF = _product(x_ND.index_select(0, token_M[rows]), w1_EDF[e], b1_EF, e, out=h_MF[rows] if keep else None)
-            _product(F.gelu(h_mF, approximate=gelu), w2_EFD[e], b2_ED, e, out=y_MD[rows]).mul_(gate_M1[rows])
+            h_mF = _product(x_ND.index_select(0, token_M[rows]), w1_EDF[e], None if b1_EF is None else b1_EF[e],
+                            out=h_MF[rows] if keep else None)
+            _product(F.gelu(h_mF, approximate=gelu), w2_EFD[e], None if b2_ED is None else b2_ED[e],
+                     out=y_MD[rows]).mul_(gate_M1[rows])
     return y_MD, h_MF
 
 
@@ -184,7 +188,7 @@ def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, weights_NK: Tensor, w
                     gradient[e].zero_()
             continue
         h_mF, dy_mD, gate_m1 = h_MF[rows], dy_ND.index_select(0, token_M[rows]), gate_M1[rows]
-        da_mF = dy_mD @ w2_EFD[e].t()       # before the gate weight
+        da_mF = _product(dy_mD, w2_EFD[e].t())      # before the gate weight
         if needs[1] or needs[4]:
             a_mF = F.gelu(h_mF, approximate=gelu)
         if needs[1]:
@@ -193,16 +197,16 @@ def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, weights_NK: Tensor, w
                 dgate_M[rows] += dy_mD @ b2_ED[e]
         gated_mD = dy_mD.mul_(gate_m1)
         if needs[4]:
-            torch.mm(a_mF.t(), gated_mD, out=dw2_EFD[e])
+            _product(a_mF.t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
             torch.sum(gated_mD, 0, out=db2_ED[e])
         dh_mF = torch.ops.aten.gelu_backward(da_mF.mul_(gate_m1), h_mF, approximate=gelu)
         if needs[2]:
-            torch.mm(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
+            _product(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
         if needs[3]:
             torch.sum(dh_mF, 0, out=db1_EF[e])
         if needs[0]:
-            torch.mm(dh_mF, w1_EDF[e].t(), out=dx_MD[rows])
+            _product(dh_mF, w1_EDF[e].t(), out=dx_MD[rows])
     return gradients
 
 
@@ -220,5 +224,9 @@ def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
     return [(e, slice(start, end)) for e, (start, end) in enumerate(zip([0, *ends], ends))]
 
 
-def _product(x: Tensor, weight: Tensor, bias_EO: Tensor | None, e: int, *, out: Tensor | None) -> Tensor:
-    return torch.mm(x, weight, out=out) if bias_EO is None else torch.addmm(bias_EO[e], x, weight, out=out)
+def _product(x: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """x @ weight + bias by the library that is faster here, into `out` where given."""
+    if x.dtype == torch.float32 and x.device.type == 'cpu' and onednn.available():
+        y = onednn.product(x, weight_IO.t(), bias_O)
+        return y if out is None else out.copy_(y)
+    return torch.mm(x, weight_IO, out=out) if bias_O is None else torch.addmm(bias_O, x, weight_IO, out=out)
