@@ -1,0 +1,50 @@
+"""How the routing of a run came to be: what its metrics.jsonl says about the routed layers."""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..recorder import AXES, METRICS, read_metrics
+
+ALARMS = ('warning', 'collapse')
+
+
+@dataclass
+class History:
+    """What a run recorded of its routed layers while it trained.
+
+    step     (P,) of the training points
+    load     (P, L, E) fractions of assignments
+    curves   name -> (P, L): every metric that has a number for each routed layer
+    alarms   (step, 'warning' or 'collapse', message)
+    """
+    step: np.ndarray
+    load: np.ndarray
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    alarms: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+def read_history(run_dir: Path, layers: int, experts: int) -> History | None:
+    """The history of a run whose model has that many routed layers and experts in each; None where none was recorded.
+
+    Points of stages that trained another model are left out.
+    """
+    if not (run_dir / METRICS).is_file():
+        return None
+    records = read_metrics(run_dir)
+    points = [r for r in records if r.get('kind') == 'train' and _is_table(r.get('expert_load'), layers, experts)]
+    if not points:
+        return None
+    numbers = (int, float)
+    names = [k for k, v in points[-1].items() if k not in AXES and isinstance(v, list) and len(v) == layers
+             and all(isinstance(n, numbers) or n is None for n in v)]
+    empty = [None] * layers
+    curves = {name: np.array([[np.nan if n is None else n for n in r.get(name) or empty] for r in points]) for name in names}
+    alarms = [(r['step'], r['event'], r.get('message', '')) for r in records
+              if r.get('kind') == 'event' and r.get('event') in ALARMS]
+    return History(np.array([r['step'] for r in points]), np.array([r['expert_load'] for r in points], float), curves, alarms)
+
+
+def _is_table(value, rows: int, columns: int) -> bool:
+    return (isinstance(value, list) and len(value) == rows
+            and all(isinstance(row, list) and len(row) == columns and None not in row for row in value))
