@@ -135,8 +135,8 @@ class Comparison:
                               f'appears makes a false one likelier than {0.05:.0%}; a fresh comparison with the last number settles it.')
 
     def _jobs(self, p: Prepared, folder: str, seeds: list[int], *extra: str) -> list[Job]:
-        plan = self.out / 'plans' / f'{p.folder}.json'
-        plan.parent.mkdir(exist_ok=True)
+        plan = self.out / 'plans' / p.folder / f'{self.plan.name}.json'
+        plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, p.plan)
         arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else []), *extra]
         for key, value in p.spec.model.items():

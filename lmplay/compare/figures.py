@@ -52,7 +52,7 @@ def save(figure, name: str, folder: Path) -> str:
 
 
 def _figure(height: float = HEIGHT):
-    from matplotlib.figure import Figure        # not pyplot: needs no display, and shares no state with a caller's
+    from matplotlib.figure import Figure  # not pyplot: needs no display, and shares no state with a caller's
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     return figure, figure.subplots()
 
@@ -142,7 +142,7 @@ def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: f
             extent = max(extent, np.quantile(np.abs([low[late], high[late]]), 0.9))
     if extent:
         axes.set_ylim(-extent, extent)
-    axes.set_ylabel(f'difference, {LABELS[metric]}')
+    axes.set_ylabel(f'difference in {LABELS[metric]}')
     _axis(axes, x)
     axes.legend(loc='upper right')
     return figure
@@ -167,7 +167,7 @@ def draw_verdicts(findings: dict):
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [e['label'] if len(e['label']) < 22 else e['label'][:20] + '…' for e in rows])
     axes.grid(axis='y', visible=False)
-    axes.set_xlabel(f'← better      difference in {findings["unit"]}      worse →')
+    axes.set_xlabel(f'← better · difference in {findings["unit"]} · worse →')
     return figure
 
 

@@ -1,5 +1,6 @@
 """From finished runs to findings: what report, CSV and JSON say. Pure functions of the runs."""
 import math
+import re
 import statistics as plain_statistics
 from collections.abc import Sequence
 
@@ -62,7 +63,7 @@ def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str) 
     if abs(difference) >= limit:
         return f'{so_far}, more than the {limit:.4f} that {seeds} seeds can resolve.'
     needed = seeds_needed(difference, measured['sd'] * math.sqrt(2))
-    return (f'{so_far}. Warning: that is within what {seeds} seeds can resolve (about {limit:.4f}, from the noise of {measured["label"]}); a difference '
+    return (f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of {measured["label"]}); a difference '
             f'of this size would need about {needed or f"more than {MOST_SEEDS}"} seeds.')
 
 
@@ -132,6 +133,10 @@ def _bootstrap(pairs: list[tuple[Run, Run]], metric: str, alpha: float) -> tuple
 
 def sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
     """The verdict in words."""
+    return re.sub(r'(?<![^ (])-(?=\d)', '\u2212', _sentence(entry, baseline, metric, alpha))
+
+
+def _sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
     found, label, base, unit = entry['comparison'], entry['label'], baseline['label'], METRICS[metric]
     if found['verdict'] == 'diverged':
         return f'{label} diverged on seed {", ".join(map(str, found["diverged"]["experiment"]))}: its held-out loss is not finite; {base} did not.'
@@ -142,9 +147,9 @@ def sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
         low_high = found['documents']
         which = 'the two models are level' if low_high is None or low_high[0] <= 0 <= low_high[1] else \
             f'the model of {label} is {"better" if mean < 0 else "worse"} on this text'
-        interval = f' ({1 - alpha:.3g} interval over documents {low_high[0]:+.4f} to {low_high[1]:+.4f})' if low_high else ''
+        interval = f' ({100 * (1 - alpha):.3g} % interval over documents {low_high[0]:+.4f} to {low_high[1]:+.4f})' if low_high else ''
         return (f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]} {which}: difference {mean:+.4f} {unit}'
-                f'{interval}. How much of that is the seed\'s luck is unknown; use --seeds 3 or more.').replace('0.95 interval', '95 % interval')
+                f'{interval}. How much of that is the seed\'s luck is unknown; use --seeds 3 or more.')
     percent = f'{100 * (1 - alpha):.3g} %'
     interval = f'{percent} interval {found["low"]:+.4f} to {found["high"]:+.4f}, {n} seeds'
     if found['verdict'] in ('better', 'worse'):

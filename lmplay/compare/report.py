@@ -41,9 +41,10 @@ def figure_text(key: str, value: float | None) -> str:
 def page(template: str, **content) -> str:
     """A template of this package, filled in; everything is escaped but what is marked safe."""
     import jinja2
+    from markupsafe import Markup, escape
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {'number': number, 'signed': signed}
+    environment.filters |= {'number': number, 'signed': signed, 'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>')))}
     environment.globals |= {'figure_text': figure_text, 'marks': MARKS, 'FIGURES': FIGURES}
     return environment.get_template(template).render(**content)
 
@@ -55,24 +56,27 @@ def pictures(findings: dict, runs: dict[str, list[Run]], folder: Path) -> dict[s
     several = max(len(m) for m in runs.values()) > 1
     drawn: dict[str, dict] = {}
 
-    def add(name: str, title: str, description: str, figure) -> None:
+    def add(name: str, title: str, note: str, seen: str, figure) -> None:
+        """note: how to read it; seen: what it shows, for those who don't see it."""
         if figure is not None:
-            svg = figures.themed(figures.save(figure, name, folder), title=title, description=description, number=len(drawn))
-            drawn[name] = {'title': title, 'description': description, 'svg': svg}
+            svg = figures.themed(figures.save(figure, name, folder), title=title, description=f'{seen} {note}', number=len(drawn))
+            drawn[name] = {'title': title, 'note': note, 'svg': svg}
 
-    means = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments'])
-    spread = ' Line: mean of the seeds; band: from the least to the greatest.' if several else ''
+    means = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments']) + '.'
+    differences = ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e)
+    spread = 'Line: mean of the seeds; band: from the least to the greatest.' if several else 'One seed.'
+    interval = f'Diamond: mean; thick bar: {100 * (1 - alpha):.3g} % interval over seeds; dots: seeds.' if several else \
+        f'Diamond: difference; thin bar: {100 * (1 - alpha):.3g} % interval over documents, of this seed alone.'
     with figures.style():
-        add('verdicts', f'Difference to {findings["baseline"]}', 'Diamond: mean; bar: interval; dots: seeds. '
-            + ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e), figures.draw_verdicts(findings))
+        add('verdicts', f'Difference to {findings["baseline"]}', interval, differences, figures.draw_verdicts(findings))
         for axis, words in figures.AXES.items():
-            add(f'{metric}-over-{axis}', f'Held-out {METRICS[metric]} over {words}', f'{means}.{spread}', figures.draw_loss(runs, axis, metric))
-        add('difference', f'Difference to {findings["baseline"]} over {figures.AXES[x]}',
-            'Below zero is better.' + (f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.' if several else ''),
+            add(f'{metric}-over-{axis}', f'Held-out {METRICS[metric]} over {words}', spread, means, figures.draw_loss(runs, axis, metric))
+        add('difference', f'Difference to {findings["baseline"]} over {figures.AXES[x]}', 'Below zero is better.'
+            + (f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.' if several else ''), differences,
             figures.draw_difference(runs, x, metric, alpha=alpha))
         for i, (label, load) in enumerate(findings['routing'].items()):
-            add(f'routing-{i + 1}', f'Routing of {label}', f'Load of {len(load[0])} experts in {len(load)} routed layers at the end of training.',
-                figures.draw_routing(load))
+            add(f'routing-{i + 1}', f'Load of the experts of {label}', '1 is an equal share of the assignments.',
+                f'{len(load[0])} experts in {len(load)} routed layers; the table below has the numbers.', figures.draw_routing(load))
     return drawn
 
 

@@ -114,10 +114,7 @@ def find_runs(places: Iterable[Path]) -> list[Run]:
 
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs of one experiment with equal settings together, under a label that tells the groups apart; the order is kept.
-
-    Raises UserError where two runs of a group have one seed.
-    """
+    """Runs of one experiment with equal settings together, under a label that tells the groups apart; the order is kept."""
     keys = [(r.exp, json.dumps({k: v for k, v in r.configuration.items() if '.' in k or k == 'amp'}, sort_keys=True, default=str)) for r in runs]
     groups: dict[tuple, list[Run]] = {}
     for key, run in zip(keys, runs):
@@ -132,10 +129,6 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
             label += '+'
         for run in members:
             run.label = label
-        seeds = [r.seed for r in members]
-        if len(set(seeds)) < len(seeds):
-            twice = next(s for s in seeds if seeds.count(s) > 1)
-            raise UserError(f'Two runs of {label} have seed {twice}: {" and ".join(str(r.folder) for r in members if r.seed == twice)}. Leave one out.')
         named[label] = sorted(members, key=lambda r: r.seed)
     return named
 

@@ -1,0 +1,1 @@
+"""lmp_new: a new experiment as a copy of another."""

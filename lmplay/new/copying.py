@@ -1,0 +1,113 @@
+"""Copies an experiment's folder under a new name: class, runners and README carry it; the code stays as it is."""
+import ast
+import io
+import keyword
+import os
+import re
+import shutil
+import tempfile
+import tokenize
+from pathlib import Path
+
+from ..base.errors import ExperimentError
+from ..base.runner_list import find_entry, list_experiments
+
+IGNORED = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
+
+
+def check_name(name: str, folder: Path) -> None:
+    """Raises ExperimentError for a name that can't be a Python module, or is taken."""
+    if not re.fullmatch(r'[a-z][a-z0-9_]*', name) or keyword.iskeyword(name):
+        raise ExperimentError(f"An experiment's name is made of small letters, digits and underscores, and begins with a letter; given: '{name}'.")
+    taken = next((e for e in list_experiments() if e.name == name), None)
+    if taken is not None:
+        raise ExperimentError(f"The name '{name}' is taken: {taken.where}.")
+    if (folder / name).exists():
+        raise ExperimentError(f"'{folder / name}' exists already; nothing was changed.")
+
+
+def class_name(name: str) -> str:
+    """my_experiment -> MyExperiment"""
+    return ''.join(part.capitalize() for part in name.split('_'))
+
+
+def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
+    """Copies the folder of experiment `origin` to folder/name and renames; returns the new folder, which appears whole or not at all.
+
+    Raises ExperimentError for an unknown origin, a bad or taken name, and a folder that can't be written.
+    """
+    source = Path(find_entry(origin).file).resolve()
+    check_name(name, folder)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f'.{name}-', dir=folder))
+        try:
+            new = temporary / name
+            shutil.copytree(source.parent, new, ignore=IGNORED)
+            rename(new, name, base=source.parent.name)
+            os.rename(new, folder / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise ExperimentError(f"Can't write '{folder / name}': {error.strerror or error}.") from error
+    return folder / name
+
+
+def rename(folder: Path, name: str, *, base: str) -> None:
+    """Gives the copy in `folder` its name: strings that are names of runners, the model classes, the README's title."""
+    versions = ast.parse((folder / 'versions.py').read_text(encoding='utf-8'))
+    runners = {r: _runner_name(r, name, base) for r in _runners(versions)}
+    models = list(dict.fromkeys(_models(versions)))
+    classes = {m: class_name(name) + (m.removeprefix(models[0]) if m != models[0] else '') for m in models}
+    for file in sorted(folder.rglob('*.py')):
+        text = file.read_text(encoding='utf-8')
+        file.write_text(_replace(text, runners, classes, base), encoding='utf-8')
+    readme = folder / 'README.md'
+    rest = readme.read_text(encoding='utf-8') if readme.is_file() else ''
+    rest = re.sub(r'\A\s*#[^\n]*\n', '', rest)
+    readme.write_text(f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of it:\n\n'
+                      f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n' + (f'\n{rest.lstrip()}' if rest.strip() else ''), encoding='utf-8')
+
+
+def _runner_name(runner: str, name: str, base: str) -> str:
+    """gpt2ish -> new, gpt2ish_med -> new_med, s_gpt2ish -> s_new, test_runner -> new_test_runner"""
+    return runner.replace(base, name) if base in runner else f'{name}_{runner}'
+
+
+def _called(node: ast.AST) -> str | None:
+    function = node.func if isinstance(node, ast.Call) else None
+    return function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else None
+
+
+def _runners(tree: ast.Module) -> list[str]:
+    return [n.args[0].value for n in ast.walk(tree) if _called(n) == 'expose_runner' and n.args and isinstance(n.args[0], ast.Constant)]
+
+
+def _models(tree: ast.Module) -> list[str]:
+    return [n.args[0].id for n in ast.walk(tree) if _called(n) == 'BasicModelRunner' and n.args and isinstance(n.args[0], ast.Name)]
+
+
+def _replace(text: str, runners: dict[str, str], classes: dict[str, str], base: str) -> str:
+    """The source with strings that are exactly a runner's name, and names that are exactly a class's, exchanged; a runner's
+    description says where it comes from."""
+    descriptions = {(n.lineno, n.col_offset) for node in ast.walk(ast.parse(text)) if _called(node) == 'expose_runner'
+                    for k in node.keywords if k.arg == 'description' for n in [k.value] if isinstance(n, ast.Constant)}
+    lines = text.splitlines(keepends=True)
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(text).readline))):
+        new = None
+        if token.type == tokenize.NAME:
+            new = classes.get(token.string)
+        elif token.type == tokenize.STRING and token.start[0] == token.end[0]:
+            try:
+                value = ast.literal_eval(token.string)
+            except (SyntaxError, ValueError):
+                continue
+            row, column = token.start
+            place = (row, len(lines[row - 1][:column].encode()))        # the parser counts bytes
+            if place in descriptions:
+                new = repr(f'From {base}: {value}')
+            elif isinstance(value, str) and value in runners:
+                new = repr(runners[value])
+        if new is not None:
+            line = lines[token.start[0] - 1]
+            lines[token.start[0] - 1] = line[:token.start[1]] + new + line[token.end[1]:]
+    return ''.join(lines)
