@@ -39,9 +39,11 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
     """The autocast type of --amp: bf16 where the device has it, else fp16; None without --amp."""
     if not amp:
         return None
-    if device.type == 'cuda' and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16
+    if device.type == 'cuda':
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:       # a CPU that has neither computes bf16 in fp32, which is slow but right
+        has_bf16 = device.type != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported() or not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):

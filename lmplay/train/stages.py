@@ -302,7 +302,7 @@ class Run:
             self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,} of {data.steps:,}.')
         else:
             p.stage, p.step, p.samples, p.mini_batch_size = index, 0, 0, None
-        record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=self.exp), index=index)
+        record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=find_entry(self.exp).name), index=index)
         self.view.stage(stage, data, model, self)
         trainer = Trainer(self, model, optimizer, stage, data)
         if scaler_state:

@@ -97,6 +97,16 @@ def test_no_validation_rows(capsys, tmp_path, tiny_plan):
     assert 'has no validation rows' in error
 
 
+@pytest.mark.parametrize('packing', ['pack', 'pad'])
+def test_documents_of_one_token_train_and_equal_ones_cannot_be_split(capsys, tmp_path, tiny_plan, packing):
+    file = tmp_path / 'ones.jsonl'
+    file.write_text('\n'.join(json.dumps({'text': chr(65 + i)}) for i in range(40)))
+    stage = {'dataset': str(file), 'steps': 1, 'packing': packing}
+    assert main(['--training-plan', str(tiny_plan({'s': stage})), '--run-dir', str(tmp_path / 'run'), *TINY]) == 0
+    file.write_text('\n'.join(json.dumps({'text': 'x'}) for _ in range(40)))
+    assert 'all equal' in refused(capsys, '--training-plan', tiny_plan({'s': stage}), '--run-dir', tmp_path / 'equal', *TINY)
+
+
 def test_a_run_directory_that_cannot_be_written(capsys, tiny_plan):
     assert "Can't write the run directory" in refused(capsys, '--run-dir', '/proc/run', '--training-plan', tiny_plan(), *TINY)
 

@@ -178,3 +178,37 @@ def test_loss_falls_and_the_seed_decides_everything(train):
     losses = [[r['loss'] for r in read_metrics(run) if r['kind'] == 'train'] for run in runs]
     assert losses[0] == losses[1] != losses[2]
     assert losses[0][-1] < losses[0][0] - 1.0
+
+
+@pytest.mark.parametrize('optimizer', ['adam', 'adagrad', 'sgd', 'rmsprop'])
+def test_every_optimizer_lowers_the_loss(train, optimizer):
+    lr = {'sgd': 3.0, 'adagrad': 0.05}.get(optimizer, 0.01)
+    code, run = train(stage={'steps': 40, 'optimizer': optimizer, 'lr': lr})
+    losses = [r['loss'] for r in read_metrics(run) if r['kind'] == 'train']
+    assert code == 0 and losses[-1] < losses[0] - 0.5
+
+
+def test_fp16_trains_with_a_scaler_whose_state_survives(train, monkeypatch):
+    """What a GPU without bf16 does, on the CPU: the loss is scaled, an overflow is skipped, a resumed run goes on exactly."""
+    from lmplay.train import stages
+    monkeypatch.setattr(stages, 'amp_dtype', lambda device, amp: torch.float16)
+    stage = {'steps': 24, 'lr': 0.01, 'save_interval': 16}
+    _, whole = train('whole', stage=stage)
+    losses = [r['loss'] for r in read_metrics(whole) if r['kind'] == 'train']
+    assert losses[-1] < losses[0] - 0.3
+    scaler = torch.load(whole / 'checkpoints/last/optimizer.pt', weights_only=True)['scaler']
+    assert scaler['scale'] > 1
+    from lmplay.train.trainer import StopTraining, Trainer
+    original = Trainer._train_step
+
+    def interrupted(self, batch, ctx, lr):
+        if ctx.step == 13:
+            raise StopTraining('interrupted')
+        return original(self, batch, ctx, lr)
+
+    monkeypatch.setattr(Trainer, '_train_step', interrupted)
+    assert train('parts', stage=stage)[0] == 1
+    monkeypatch.setattr(Trainer, '_train_step', original)
+    assert train('parts', stage=stage)[0] == 0
+    for name, w in weights(whole).items():
+        assert torch.equal(w, weights(whole.parent / 'parts')[name])
