@@ -48,7 +48,8 @@ class PackedRows:
     """Documents one behind the other, end-of-text between them, cut into rows of `length`; nothing is lost.
 
     The stream of an epoch begins with an end-of-text token as input, so that every token of every document is a target once.
-    Only the last row may be shorter; it is padded.
+    Only the stream's last row may be shorter; it is padded. Documents are shuffled before they are joined and rows after they
+    are cut, or the rows of a long document would fill whole batches.
     """
 
     def __init__(self, store: TokenStore, documents: np.ndarray, *, length: int, tokenizer: Tokenizer, include_prompts: bool = True):
@@ -59,15 +60,17 @@ class PackedRows:
         self.count = -(-self.total // length)
         self.tokens_per_row = self.total / max(1, self.count)
 
-    def order(self, *key: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """(documents in order, where each ends in the stream); without a key in the order they stand."""
+    def order(self, *key: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(documents in order, where each ends in the stream, order of the rows); without a key as they stand."""
         documents = self.documents[permutation(len(self.documents), *key)] if key else self.documents
-        return documents, np.cumsum(self.store.lengths[documents])
+        rows = permutation(self.count, *key, 'rows') if key else np.arange(self.count)
+        return documents, np.cumsum(self.store.lengths[documents]), rows
 
     def fill(self, order: tuple, row: int, x: np.ndarray, y: np.ndarray, which: np.ndarray | None = None) -> int:
         """Writes row `row` of the order into x and y (T,), which document each target is of into `which`; its real length."""
-        documents, ends = order
-        position, stop = row * self.length, min((row + 1) * self.length, self.total)
+        documents, ends, rows = order
+        position = int(rows[row]) * self.length
+        stop = min(position + self.length, self.total)
         i, at = int(np.searchsorted(ends, position, side='right')), 0
         y.fill(IGNORE)
         x.fill(self.pad)

@@ -44,13 +44,21 @@ def test_packed_rows_lose_nothing_and_every_token_is_a_target_once(documents, le
     store = Memory(documents)
     rows = PackedRows(store, np.arange(len(documents)), length=length, tokenizer=BYTES)
     x, y, lengths, which = read(rows, 1, 'stage', 0, epoch)
-    order = rows.order(1, 'stage', 0, epoch)[0]
+    order, _, shuffled = rows.order(1, 'stage', 0, epoch)
+    back = np.argsort(shuffled)     # the rows as they were cut from the stream
+    x, y, lengths, which = x[back], y[back], np.array(lengths)[back], which[back]
     stream = [i for d in order for i in store.lists[d]]
-    targets = y[y != IGNORE].tolist()
-    assert targets == stream
+    assert y[y != IGNORE].tolist() == stream
     inputs = np.concatenate([row[:n] for row, n in zip(x, lengths)]).tolist()
     assert inputs == [EOT, *stream[:-1]]
     assert which[y != IGNORE].tolist() == [d for d in order for _ in store.lists[d]]
+
+
+def test_the_rows_of_a_long_document_do_not_fill_a_batch():
+    store = Memory([[d] * 4000 for d in range(8)])
+    rows = PackedRows(store, np.arange(8), length=16, tokenizer=BYTES)
+    first_batch = read(rows, 0, 's', 0, 0)[3][:16, 0]
+    assert len(set(first_batch.tolist())) >= 4
 
 
 @settings(deadline=None)
