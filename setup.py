@@ -44,7 +44,7 @@ setup(
     extras_require={
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
-        'wandb': ['wandb>=0.18'],
+        'wandb': ['wandb>=0.18'], 'benchmark': ['accelerate>=1.1'],
         'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={

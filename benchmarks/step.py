@@ -4,6 +4,7 @@
 so everybody runs with the C library's default allocator, and ours with what it sets for itself.
 """
 import contextlib
+import importlib.util
 import tempfile
 from collections.abc import Iterator
 
@@ -39,6 +40,9 @@ def prepared(*, context: int, count: int = 512, quick: bool = False) -> Iterator
 def run(args) -> list[dict]:
     rows, context = args.rows or (2 if args.quick else 8), args.context or (32 if args.quick else 256)
     names = args.only or [name for name in CONTENDERS if name != 'ours_compiled' and not (args.quick and name == 'nanogpt_compiled')]
+    if 'hf_trainer' in names and importlib.util.find_spec('accelerate') is None:
+        args.tell('hf_trainer is left out: it needs the package accelerate.')
+        names = [name for name in names if name != 'hf_trainer']
     if wrong := [name for name in names if name not in CONTENDERS]:
         raise BenchmarkError(f"There is no contender '{wrong[0]}' in step; there are {', '.join(CONTENDERS)}.")
     table = []
