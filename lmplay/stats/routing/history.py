@@ -7,13 +7,14 @@ import numpy as np
 from ..recorder import AXES, METRICS, read_metrics
 
 ALARMS = ('warning', 'collapse')
+MAX_POINTS = 240        # of a longer run each is the mean of several
 
 
 @dataclass
 class History:
     """What a run recorded of its routed layers while it trained.
 
-    step     (P,) of the training points
+    step     (P,) of the training points, at most MAX_POINTS; each a mean since the one before
     load     (P, L, E) fractions of assignments
     curves   name -> (P, L): every metric that has a number for each routed layer
     alarms   (step, 'warning' or 'collapse', message)
@@ -39,10 +40,21 @@ def read_history(run_dir: Path, layers: int, experts: int) -> History | None:
     names = [k for k, v in points[-1].items() if k not in AXES and isinstance(v, list) and len(v) == layers
              and all(isinstance(n, numbers) or n is None for n in v)]
     empty = [None] * layers
-    curves = {name: np.array([[np.nan if n is None else n for n in r.get(name) or empty] for r in points]) for name in names}
+    curves = {name: [[np.nan if n is None else n for n in r.get(name) or empty] for r in points] for name in names}
     alarms = [(r['step'], r['event'], r.get('message', '')) for r in records
               if r.get('kind') == 'event' and r.get('event') in ALARMS]
-    return History(np.array([r['step'] for r in points]), np.array([r['expert_load'] for r in points], float), curves, alarms)
+    width = -(-len(points) // MAX_POINTS)
+    last = np.minimum(np.arange(width, len(points) + width, width), len(points)) - 1
+    return History(np.array([r['step'] for r in points])[last], _means([r['expert_load'] for r in points], width),
+                   {name: _means(values, width) for name, values in curves.items()}, alarms)
+
+
+def _means(values: list, width: int) -> np.ndarray:
+    """Means of `width` points each, of what is known."""
+    values = np.asarray(values, float)
+    starts, known = np.arange(0, len(values), width), ~np.isnan(values)
+    with np.errstate(invalid='ignore'):
+        return np.add.reduceat(np.where(known, values, 0), starts) / np.add.reduceat(known, starts, dtype=int)
 
 
 def _is_table(value, rows: int, columns: int) -> bool:

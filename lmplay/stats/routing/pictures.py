@@ -11,10 +11,10 @@ from ..plot import COLOURS, smooth
 from .history import History
 
 FEW = 16                # experts up to which cells carry their numbers and curves their own colours
+NAMED = 64              # experts up to which their numbers stand below a wide picture
 INK, GRID, FACE = '#26272b', '#c9cad1', '#fefefe'       # made to follow the reader's theme in `themed`
 DARK = {INK: '#e4e5ea', GRID: '#4a4c55', FACE: 'none'}
 ALARM = {'warning': '#E69F00', 'collapse': '#D55E00'}
-MAX_POINTS = 240        # of a curve; neighbours are averaged
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lmplay', 'font.size': 9, 'text.color': INK, 'axes.edgecolor': GRID,
          'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
          'grid.color': GRID, 'grid.linewidth': 0.5, 'figure.facecolor': FACE, 'axes.facecolor': 'none', 'savefig.facecolor': FACE,
@@ -67,7 +67,7 @@ def _cells(figure, axes, values: np.ndarray, rows: list[str], *, map_: str, norm
                 bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
                 axes.text(e, r, form(value), ha='center', va='center', fontsize=8, color='#000000' if bright else '#ffffff')
     elif columns is not None:
-        axes.set_xticks([])
+        axes.set_xticks(range(E), columns, rotation=90, fontsize=6) if E <= NAMED else axes.set_xticks([])
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=12)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7)
@@ -101,6 +101,7 @@ def _group_heat(fractions, load, rows, title):
     bar = _cells(figure, upper, fractions[:, order], rows, map_='viridis', norm=PowerNorm(0.5, 0, top), columns=order)
     bar.ax.yaxis.set_major_formatter(lambda v, _: f'{v:.1%}')
     upper.set_title(f'{title}: share of assignments')
+    upper.set_xticks([])
     with np.errstate(divide='ignore', invalid='ignore'):
         lift = np.clip(np.log2(fractions / load), -3, 3)[:, order]
     bar = _cells(figure, lower, lift, rows, map_='RdBu_r', norm=Normalize(-3, 3), columns=order)
@@ -109,17 +110,6 @@ def _group_heat(fractions, load, rows, title):
     lower.set(title="against the expert's share of all text",
               xlabel=f'{E} experts, those that favour the same row together{idle}')
     return figure
-
-
-def _binned(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    width = -(-len(step) // MAX_POINTS)
-    starts = np.arange(0, len(step), width)
-    counts = np.diff(np.append(starts, len(step)))
-    known = ~np.isnan(values)
-    sums = np.add.reduceat(np.where(known, values, 0), starts, axis=0)
-    number = np.add.reduceat(known, starts, axis=0)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        return np.add.reduceat(step, starts) / counts, sums / number
 
 
 def _alarms(axes, history: History):
@@ -138,6 +128,7 @@ def _legend(figure, history: History, handles=()):
 
 def _plain_axes(axes, title: str, label: str):
     axes.set(title=title, xlabel='step', ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
@@ -151,7 +142,7 @@ def load_curves(history: History, layer: int, name: str) -> str:
 
 def _load_curves(history, layer, name):
     from matplotlib.colors import PowerNorm, to_rgb
-    step, load = _binned(history.step, history.load[:, layer])
+    step, load = history.step, history.load[:, layer]
     E = load.shape[1]
     if E <= FEW:
         figure, (axes,) = _figure(5.2, 3.4)
@@ -192,7 +183,7 @@ def layer_curves(history: History, metric: str, names: list[str]) -> str:
 
 def _layer_curves(history, metric, names):
     from matplotlib import colormaps
-    step, values = _binned(history.step, history.curves[metric])
+    step, values = history.step, history.curves[metric]
     figure, (axes,) = _figure(5.2, 3.2)
     shades = colormaps['viridis'](np.linspace(0.1, 0.85, len(names)))
     lines = [axes.plot(step, values[:, i], color=shade, lw=1.4, marker='.' if len(step) == 1 else None, label=name)[0]
@@ -212,7 +203,8 @@ def _norm_heat(norms, names, title):
     from matplotlib.colors import Normalize
     L, E = norms.shape
     figure, (axes,) = _figure(min(9, 2.4 + 0.5 * E), 1 + 0.34 * L)
-    _cells(figure, axes, norms, names, map_='viridis', norm=Normalize(0, max(float(norms.max()), 1e-9)), form='{:.2g}'.format)
+    _cells(figure, axes, norms, names, map_='viridis', norm=Normalize(0, max(float(norms.max()), 1e-9)), form='{:.2g}'.format,
+           columns=np.arange(E))
     axes.set(title=title, xlabel='expert')
     return figure
 
@@ -251,7 +243,7 @@ def _square_heat(values, title, signed):
         bar.ax.yaxis.set_major_formatter(lambda v, _: f'{v:.1%}')
     axes.set(title=title, xlabel='expert' if few else f'{E} experts, each beside one like it')
     if not few:
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     return figure
 
 

@@ -30,6 +30,19 @@ def test_points_of_the_models_own_shape(run):
     assert history.alarms == [(2, 'warning', 'at 2'), (3, 'collapse', 'at 3')]
 
 
+def test_a_long_run_has_means(tmp_path):
+    recorder = Recorder(tmp_path)
+    for step in range(1, 502):
+        recorder.train({'stage': 'moe', 'step': step, 'samples': step, 'tokens': step, 'loss': 1.0,
+                        'expert_load': [[step / 501, 1 - step / 501]],
+                        'router_entropy': [float('nan') if step == 1 else step]})
+    recorder.close()
+    history = read_history(tmp_path, 1, 2)
+    assert len(history.step) == 167 and history.step[:3].tolist() == [3, 6, 9] and history.step[-1] == 501
+    assert np.allclose(history.load[:, 0, 0], (history.step - 1) / 501)
+    assert np.allclose(history.curves['router_entropy'][:2, 0], [2.5, 5])
+
+
 def test_nothing_recorded(run, tmp_path):
     assert read_history(run, 5, 2) is None
     assert read_history(tmp_path / 'elsewhere', 2, 2) is None
