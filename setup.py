@@ -52,6 +52,7 @@ setup(
             'lmp_trainer=lmplay.train.__main__:main',
             'lmp_generator=lmplay.generate.__main__:main',
             'lmp_plotstats=lmplay.stats.__main__:main',
+            'lmp_verify_moe=lmplay.exp.gpt2_moe.verify:main',
             'lmp_routing=lmplay.stats.routing.__main__:main',
             'lmp_compare=lmplay.compare.__main__:main',
             'lmp_new=lmplay.new.__main__:main',
