@@ -45,7 +45,7 @@ class StepContext:
     step: int
     total_steps: int
     tokens: int
-    stepped: bool = True
+    stepped: bool | Tensor = True
 
 
 @dataclass(frozen=True)

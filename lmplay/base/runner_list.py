@@ -5,6 +5,7 @@ and imports none of them; only what can't be read that way (names made by a prog
 one module that declares the name.
 """
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect

@@ -5,6 +5,7 @@ of (seed, stage, epoch), so that any position can be sought at once and a resume
 """
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,7 +174,7 @@ class Mixture:
     """
     BLOCK = 1000
 
-    def __init__(self, sources: list[Rows], weights: list[float], *, seed: int, stage: str, exhaust: str = 'first_exhausted'):
+    def __init__(self, sources: list[Any], weights: list[float], *, seed: int, stage: str, exhaust: str = 'first_exhausted'):
         self.sources, self.seed, self.stage = sources, seed, stage
         shares = np.asarray(weights, float) / sum(weights)
         quota = np.floor(shares * self.BLOCK).astype(int)
@@ -193,7 +194,8 @@ class Mixture:
     def locate(self, sample: int) -> tuple[int, int, int]:
         """(source, epoch, row in that epoch's order) of a sample."""
         if len(self.sources) == 1:
-            return 0, *divmod(sample, self.sources[0].count)
+            epoch, row = divmod(sample, self.sources[0].count)
+            return 0, epoch, row
         block, at = divmod(sample, self.BLOCK)
         if self._block is None or self._block[0] != block:
             draw = np.repeat(np.arange(len(self.quota)), self.quota)[permutation(self.BLOCK, self.seed, self.stage, 'mix', block)]
@@ -202,7 +204,8 @@ class Mixture:
                 rank[draw == i] = np.arange(self.quota[i])
             self._block = (block, draw, rank)
         source = int(self._block[1][at])
-        return source, *divmod(block * int(self.quota[source]) + int(self._block[2][at]), self.sources[source].count)
+        epoch, row = divmod(block * int(self.quota[source]) + int(self._block[2][at]), self.sources[source].count)
+        return source, epoch, row
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start to start + count. Padded columns that no row needs are left out."""
@@ -235,7 +238,7 @@ class HeldOut:
 
     def __init__(self, stores: list[tuple[TokenStore, np.ndarray]], *, make_rows, length: int, max_bytes: int, include_prompts: bool = True):
         self.length = length
-        self.rows: list[tuple[Rows, str]] = []
+        self.rows: list[tuple[Any, str, np.ndarray, int]] = []
         self.documents: list[dict] = []
         groups = [(store, documents[store.domains[documents] == d], name) for store, documents in stores
                   for d, name in enumerate(store.meta['domains'])]

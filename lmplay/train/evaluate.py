@@ -59,6 +59,7 @@ def evaluate(model: LMBase, held_out: HeldOut, *, forward, device: torch.device,
         real_tokens += batch.tokens
         for name, value in output.metrics.items():
             reported[name] = reported.get(name, 0) + value.float() * batch.tokens
+        assert batch.documents is not None
         domain = held_out.documents[int(batch.documents[0, 0])]['domain']       # a batch is of one domain
         if domain not in rows:
             rows[domain] = (batch.x[0].numpy(), batch.y[0].numpy(), prediction[0].cpu().numpy())

@@ -7,6 +7,7 @@ N tokens, D width, V vocabulary.
 """
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +63,10 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, _):
         one = grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0      # elsewhere reading it would wait for the device
-        grads = [g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors]
+        grads: list[Tensor | None] = [g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors]
         for i, dtype in enumerate(ctx.dtypes, start=1):
-            grads[i] = None if grads[i] is None else grads[i].to(dtype)
+            grad = grads[i]
+            grads[i] = None if grad is None else grad.to(dtype)
         return (*grads, None, None, None)
 
 
@@ -115,8 +117,10 @@ def micro_loss(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, sc
     targets = y.reshape(-1)
     if output.features is not None:
         features = output.features.reshape(len(targets), -1)
-        loss, correct = LinearCrossEntropy.apply(features, model.fc.weight, model.fc.bias, targets, 1.0 / max(1, scored), chunk)
+        head = head_of(model)
+        loss, correct = LinearCrossEntropy.apply(features, head.weight, head.bias, targets, 1.0 / max(1, scored), chunk)
     else:
+        assert output.logits is not None
         logits = output.logits.reshape(len(targets), -1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='sum') / max(1, scored)
@@ -133,8 +137,10 @@ def token_losses(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, 
     """(loss (B, T) in nats, right (B, T) bool, prediction (B, T), output) without gradients; 0 and False where nothing is scored."""
     output = call(model, forward, x, mask)
     targets = y.reshape(-1)
-    head = model.fc if output.features is not None else nn.Identity()
-    inputs = (output.features if output.features is not None else output.logits).reshape(len(targets), -1)
+    head = head_of(model) if output.features is not None else nn.Identity()
+    inputs = output.features if output.features is not None else output.logits
+    assert inputs is not None
+    inputs = inputs.reshape(len(targets), -1)
     losses, predictions = [], []
     for part, t in zip(inputs.split(chunk), targets.split(chunk)):
         logits = head(part)
@@ -151,6 +157,13 @@ def fuses_head(model: LMBase) -> bool:
     return callable(getattr(model, 'features', None)) and isinstance(getattr(model, 'fc', None), nn.Linear)
 
 
+def head_of(model: LMBase) -> nn.Linear:
+    """The head of a model whose head can be fused."""
+    head = model.fc
+    assert isinstance(head, nn.Linear)
+    return head
+
+
 def call(model: LMBase, forward, x: Tensor, mask: Tensor) -> LMOutput:
     """One forward pass as an LMOutput; `mask` is handed to models that ask for it."""
     out = forward(x, mask=mask) if wants_mask(model) else forward(x)
@@ -160,5 +173,5 @@ def call(model: LMBase, forward, x: Tensor, mask: Tensor) -> LMOutput:
 
 
 def wants_mask(model: LMBase) -> bool:
-    target = model.features if fuses_head(model) else model.forward
+    target: Callable = getattr(model, 'features') if fuses_head(model) else model.forward     # noqa: B009
     return 'mask' in inspect.signature(target).parameters

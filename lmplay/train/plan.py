@@ -83,7 +83,7 @@ class Stage(BaseModel):
 
     @property
     def datasets(self) -> dict[str, float]:
-        return self.mix if self.mix is not None else {self.dataset: 1.0}
+        return self.mix if self.mix is not None else {str(self.dataset): 1.0}
 
 
 STAGE_KEYS = [k for k in Stage.model_fields if k != 'name']
@@ -111,13 +111,13 @@ class Plan:
     def stage(self, index: int, version: dict | None = None, overrides: dict | None = None) -> Stage:
         """Stage `index` with everything resolved. A budget replaces a budget, a dataset replaces a mix."""
         name = list(self.stages)[index]
-        merged: dict = {}
+        merged: dict[str, Any] = {}
         for layer in (version or {}, self.stages[name], overrides or {}):
             if any(layer.get(k) is not None for k in ('epochs', 'tokens', 'steps')):
                 merged = {k: v for k, v in merged.items() if k not in ('epochs', 'tokens', 'steps')}
             merged |= layer
         try:
-            return Stage(**merged | {'name': name})
+            return Stage.model_validate(merged | {'name': name})
         except ValidationError as error:
             raise PlanError(_sentence(error, f'{self.where}, stage "{name}"')) from None
 
@@ -139,7 +139,7 @@ def _sentence(error: ValidationError, where: str) -> str:
     if first['type'] == 'extra_forbidden':
         return f'{where}: {unknown("key", path, STAGE_KEYS)}'
     if first['type'] == 'literal_error':
-        return f'{where}: ' + unknown(path, str(first['input']), re.findall(r"'([^']*)'", first['ctx']['expected']))
+        return f'{where}: ' + unknown(path, str(first['input']), re.findall(r"'([^']*)'", first.get('ctx', {})['expected']))
     message = first['msg'].removeprefix('Value error, ')
     given = '' if not path else f'; given: {json.dumps(first["input"], default=str)}'
     return f'{where}{": " + path if path else ""}: {message}{given}.'

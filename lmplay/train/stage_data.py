@@ -52,10 +52,10 @@ def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, s
         raise PlanError(f'Stage "{stage.name}": rows of {length} tokens are longer than the model\'s max_len of {max_len}.')
 
     def rows(store, documents):
-        options = dict(length=length, tokenizer=tokenizer, include_prompts=stage.include_prompts)
         if stage.packing == 'pack':
-            return PackedRows(store, documents, **options)
-        return PaddedRows(store, documents, long_documents=stage.long_documents, score_padding=stage.score_padding, **options)
+            return PackedRows(store, documents, length=length, tokenizer=tokenizer, include_prompts=stage.include_prompts)
+        return PaddedRows(store, documents, length=length, tokenizer=tokenizer, include_prompts=stage.include_prompts,
+                          long_documents=stage.long_documents, score_padding=stage.score_padding)
 
     sources, held_out = [], []
     for name in stage.datasets:
@@ -75,7 +75,7 @@ def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, s
     elif stage.tokens:
         samples = max(1, round(stage.tokens / mixture.tokens_per_row))
     else:
-        samples = max(1, round(stage.epochs * mixture.epoch_samples))
+        samples = max(1, round((stage.epochs or 1) * mixture.epoch_samples))
     if stage.drop_last:
         samples = max(stage.batch_size, samples - samples % stage.batch_size)
     interval = max(stage.batch_size, -(-samples // EVALUATIONS))

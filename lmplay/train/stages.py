@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from ..stats.recorder import Recorder
 from .checkpoint import OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state, save_checkpoint
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
+from .evaluate import Evaluation
 from .fingerprints import record_stage, stage_facts
 from .optimizer import make_optimizer
 from .plan import Plan, Stage
@@ -62,9 +64,9 @@ class Run:
         self.checkpoints = self.dir / 'checkpoints'
         self.progress = Progress()
         self.stop_signal: int | None = None
-        self.evaluation = None
-        self.recorder: Recorder | None = None
-        self.runner: BasicModelRunner | None = None
+        self.evaluation: Evaluation | None = None
+        self.recorder: Recorder         # while it trains
+        self.runner: BasicModelRunner   # of the stage at hand
         self.exp = ''
         keep_freed_memory()
         if self.device.type == 'cuda' and self.amp_dtype is not None:
@@ -142,15 +144,15 @@ class Run:
                             raise
                 source, _ = load_model(folder)
         if not hasattr(model, 'import_pretrained'):
-            same = isinstance(source, LMBase) and type(source) is type(model)
-            if same and _shapes(source) == _shapes(model):
+            if isinstance(source, LMBase) and type(source) is type(model) and _shapes(source) == _shapes(model):
                 model.load_state_dict(source.state_dict())
                 return
             what = source.name if isinstance(source, LMBase) else source
             raise ExperimentError(
                 f"Experiment '{self.exp}' can't start from {what}: its model has no import_pretrained, and the architectures differ."
             )
-        for line in model.import_pretrained(source) or []:
+        warm_start: Callable = getattr(model, 'import_pretrained')      # noqa: B009
+        for line in warm_start(source) or []:
             self.event('warm_start', line)
         model.to(self.device)
 
@@ -229,18 +231,18 @@ class Run:
     def _train(self) -> int:
         state = self._resume()
         keep_weights = state is not None and self.settings.reset_history
-        fresh = state is None or keep_weights
+        history = None if keep_weights else state
         if keep_weights:
             for link in self.checkpoints.iterdir():
                 if link.is_symlink() and link.name != 'last':
                     link.unlink()  # of the history that is forgotten
         tokenizer = open_tokenizer(self.plan, self.view.line)
-        if not fresh:
-            self.progress = Progress(**state['progress'])
+        if history is not None:
+            self.progress = Progress(**history['progress'])
         self.recorder = Recorder(
             self.dir,
             report_to=self.settings.report_to,
-            offsets=None if fresh else state['logs'],
+            offsets=history['logs'] if history is not None else None,
             run_name=self.dir.name,
             config=asdict(self.settings) | {'plan': self.plan.raw},
         )
@@ -249,11 +251,12 @@ class Run:
             self._write_settings()
             model, optimizer = None, None
             for index in range(self.progress.stage, len(self.plan.stages)):
-                resuming = not fresh and index == state['progress']['stage']
+                resuming = history is not None and index == history['progress']['stage']
                 model, optimizer = self._stage(index, model, optimizer, tokenizer, resuming=resuming, weights_only=keep_weights and index == 0)
             self.view.close()
             from .finish import finish
 
+            assert model is not None    # a plan has at least one stage
             finish(self, model)
             return 0
         except StopTraining as stop:
@@ -301,7 +304,8 @@ class Run:
         if resuming:
             self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,} of {data.steps:,}.')
         else:
-            p.stage, p.step, p.samples, p.mini_batch_size = index, 0, 0, None
+            p.stage, p.step, p.samples, p.mini_batch_size = index, 0, 0, 0
+            p.validation_loss = p.best_loss = None      # another stage may be evaluated on other text
         record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=find_entry(self.exp).name), index=index)
         self.view.stage(stage, data, model, self)
         trainer = Trainer(self, model, optimizer, stage, data)
@@ -324,7 +328,7 @@ class Run:
         """The held-out losses by document at a stage's end, for paired comparisons between runs."""
         if self.evaluation is not None:
             temporary = self.dir / f'.held_out-{stage}.npz'
-            np.savez_compressed(temporary, **self.evaluation.documents)
+            np.savez_compressed(temporary, allow_pickle=False, **self.evaluation.documents)
             os.replace(temporary, self.dir / f'held_out-{stage}.npz')
 
     def _write_settings(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class Progress:
     seconds: float = 0.0        # of training, without evaluation and saving
     skipped: int = 0
     skipped_in_a_row: int = 0
-    mini_batch_size: int | None = None      # what 'auto' settled on
+    mini_batch_size: int = 0    # 0: not decided yet; what 'auto' settled on
     loss: float | None = None
     validation_loss: float | None = None
     best_loss: float | None = None
@@ -69,17 +70,18 @@ class Trainer:
         self.run, self.model, self.optimizer, self.stage, self.data = run, model, optimizer, stage, data
         self.device, self.dtype = run.device, run.amp_dtype
         self.progress: Progress = run.progress
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         if self.device.type == 'cpu' and self.dtype is None:
             speed_up_linears(model)
-        self.forward = self.eager = model.features if fuses_head(model) else model
+        self.eager: Callable = getattr(model, 'features') if fuses_head(model) else model    # noqa: B009
+        self.forward = self.eager
         self.flops_per_token = run.flops_per_token(data.row_length)
         flops = 3 * self.flops_per_token * data.samples * data.mixture.tokens_per_row
         wanted = run.settings.compile_model
         if compiling_pays(self.device, flops) if wanted is None else wanted:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
-        if self.progress.mini_batch_size is None:
+        if not self.progress.mini_batch_size:
             auto = stage.mini_batch_size == 'auto'
             self.progress.mini_batch_size = self._largest_mini_batch() if auto else min(int(stage.mini_batch_size), stage.batch_size)
         self.log_every = LOG_EVERY.get(self.device.type, 10)
@@ -226,9 +228,9 @@ class Trainer:
 
     def _validate(self) -> None:
         p, run, result = self.progress, self.run, self.evaluate()
-        p.validation_loss = result.metrics['loss']
-        if p.best_loss is None or p.validation_loss < p.best_loss:
-            p.best_loss, p.best_is_saved = p.validation_loss, False
+        p.validation_loss = loss = result.metrics['loss']
+        if p.best_loss is None or loss < p.best_loss:
+            p.best_loss, p.best_is_saved = loss, False
         record = {'stage': self.stage.name, 'step': p.total_step, 'samples': p.total_samples, 'tokens': p.tokens, 'flops': p.flops,
                   'seconds': round(p.seconds, 3)} | result.metrics | {k: v.tolist() for k, v in result.model_metrics.items()}
         record['tokens'] = p.tokens         # of the run, as in a training record, not of the held-out text
@@ -247,8 +249,9 @@ class Window:
         self.device = device
         self.steps = self.tokens = self.scored = 0
         self.seconds = self.waited = 0.0
-        self.loss_sum = self.correct = self.skipped = None
-        self.norm: Tensor | None = None
+        self.loss_sum = torch.zeros((), device=device)
+        self.correct = self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.norm = self.loss_sum
         self.named: dict[str, Tensor] = {}
 
     def begin_step(self) -> None:
@@ -271,10 +274,9 @@ class Window:
         self.waited += waited
         self.norm = norm.detach()
         skipped = (~torch.isfinite(self.norm)).long()
-        weighted = self._step['loss'] * batch.scored
-        self.loss_sum = weighted if self.loss_sum is None else self.loss_sum + weighted
-        self.correct = self._step['correct'] if self.correct is None else self.correct + self._step['correct']
-        self.skipped = skipped if self.skipped is None else self.skipped + skipped
+        self.loss_sum = self.loss_sum + self._step['loss'] * batch.scored
+        self.correct = self.correct + self._step['correct']
+        self.skipped = self.skipped + skipped
         for name, value in self._named.items():
             self.named[name] = self.named[name] + value if name in self.named else value
 

@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,14 +33,16 @@ class Tokenizer(Protocol):
     n_vocab: int
     eot_token: int
     pad_token: int
-    fingerprint: str
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens written out in the text are ordinary text."""
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> Any:
+        """Ids (a list or an array) of `text`; special tokens written out in the text are ordinary text."""
         ...
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each, in parallel where the tokenizer can."""
+    def encode_batch(self, texts: list[str]) -> list[Any]:
+        """`encode` of each (lists or arrays of ids), in parallel where the tokenizer can."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -76,13 +78,9 @@ class TiktokenTokenizer:
         self.eot_token = encoding.eot_token
         self.pad_token = encoding.eot_token
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.encoding._pat_str.encode())
-        for token in self.encoding.token_byte_values():
-            digest.update(token + b'\0')
-        digest.update(repr(sorted(self.encoding._special_tokens.items())).encode())
-        return f'{self.name}-{digest.hexdigest()[:16]}'
+        return _fingerprint(self.encoding)
 
     def encode(self, text: str) -> list[int]:
         return [i for piece in _pieces(text) for i in self.encoding.encode_ordinary(piece)]
@@ -97,6 +95,15 @@ class TiktokenTokenizer:
 
     def save(self, folder: Path) -> None:
         pass        # named encodings are rebuilt from their name
+
+
+@functools.cache
+def _fingerprint(encoding) -> str:
+    digest = hashlib.sha256(encoding._pat_str.encode())
+    for token in encoding.token_byte_values():
+        digest.update(token + b'\0')
+    digest.update(repr(sorted(encoding._special_tokens.items())).encode())
+    return f'{encoding.name}-{digest.hexdigest()[:16]}'
 
 
 class BytesTokenizer:
@@ -138,14 +145,15 @@ class BPETokenizer:
         self.name = name
         self.n_vocab = backend.get_vocab_size(with_added_tokens=True)
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        self.eot_token = next((vocabulary[t] for t in ('<|endoftext|>', '[EOS]', '</s>') if t in vocabulary), None)
-        if self.eot_token is None:
+        eot = next((vocabulary[t] for t in ('<|endoftext|>', '[EOS]', '</s>') if t in vocabulary), None)
+        if eot is None:
             raise DataError("A tokenizer needs an end-of-text token: add '<|endoftext|>' or '[EOS]' to its special_tokens.")
-        self.pad_token = next((vocabulary[t] for t in ('[PAD]', '<pad>') if t in vocabulary), self.eot_token)
+        self.eot_token: int = eot
+        self.pad_token: int = next((vocabulary[t] for t in ('[PAD]', '<pad>') if t in vocabulary), self.eot_token)
         self._special = {vocabulary[str(t)] for t in map(str, vocabulary) if t in ('[PAD]', '<pad>', '[EOS]', '<|endoftext|>')}
         self._lossless = 'ByteLevel' in json.dumps(json.loads(backend.to_str()).get('pre_tokenizer') or '')
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         return f'bpe-{hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]}'
 
@@ -231,7 +239,9 @@ def provide_gpt2() -> None:
     with _lock:
         if registry.ENCODING_CONSTRUCTORS is None:
             registry._find_constructors()
-        registry.ENCODING_CONSTRUCTORS['gpt2'] = _gpt2_constructor
+        constructors = registry.ENCODING_CONSTRUCTORS
+        assert constructors is not None
+        constructors['gpt2'] = _gpt2_constructor
 
 
 def as_tokenizer(tokenizer) -> Tokenizer:
