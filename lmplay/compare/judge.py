@@ -28,7 +28,7 @@ def judge(runs: dict[str, list[Run]], *, metric: str = 'loss', notes: Sequence[s
     alpha = ALPHA / max(1, len(others))
     experiments = [_experiment(label, members, metric) for label, members in runs.items()]
     for entry in experiments[1:]:
-        entry['comparison'] = _compare(runs[baseline], runs[entry['label']], metric, alpha)
+        entry['comparison'] = compare_pair(runs[baseline], runs[entry['label']], metric, alpha)
         entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
         entry['sentence'] = sentence(entry, experiments[0], metric, alpha)
     return {'metric': metric, 'unit': METRICS[metric], 'baseline': baseline, 'alpha': alpha, 'experiments': experiments,
@@ -99,7 +99,8 @@ def unequal(figures: dict, baseline: dict) -> dict[str, float]:
     return {k: r for k, r in ratios.items() if abs(r - 1) > TOLERANCE}
 
 
-def _compare(baseline: list[Run], members: list[Run], metric: str, alpha: float) -> dict:
+def compare_pair(baseline: list[Run], members: list[Run], metric: str, alpha: float) -> dict:
+    """Differences of two experiments, paired by seed, and the verdict; of runs that diverged no mean."""
     of_seed = {r.seed: r for r in baseline}
     pairs = [(of_seed[r.seed], r) for r in members if r.seed in of_seed]
     differences, documents, diverged = {}, {}, {'baseline': [], 'experiment': []}
@@ -228,10 +229,11 @@ def _warnings(runs: dict[str, list[Run]], experiments: list[dict]) -> list[str]:
         if missing:
             found.append(f'Seeds {", ".join(sorted(missing))} were run for only one of {baseline["label"]} and {entry["label"]}; they are left out of the '
                          f'difference.')
-    documents = len(runs[baseline['label']][0].documents['hash'])
-    if documents < FEW_DOCUMENTS:
-        found.append(f'The held-out text has only {documents} documents: what holds over them may not hold for text in general. '
-                     f'A larger validation_bytes or validation_fraction gives more.')
+    tokens = runs[baseline['label']][0].documents['tokens']
+    effective = float(tokens.sum() ** 2 / max(1, (tokens ** 2).sum()))      # as many of equal length would weigh the same
+    if effective < FEW_DOCUMENTS:
+        found.append(f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if it had {effective:.1f}: what holds '
+                     f'over them may not hold for text in general. A larger validation_bytes gives more.')
     for label, members in runs.items():
         if skipped := sum(r.summary['skipped_steps'] for r in members):
             found.append(f'{label}: {skipped} optimizer steps were skipped because the gradient was not finite.')

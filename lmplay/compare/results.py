@@ -96,7 +96,8 @@ def read_run(folder: Path, label: str = '') -> Run:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise DataError(f"The run in '{folder}' can't be compared: {error}.") from error
     summary = content['summary']
-    return Run(folder, label or summary['exp'], summary['exp'], summary['seed'], content['plan'], content['settings'], content['stages'], summary,
+    exp = list(content['stages'].values())[-1]['exp']
+    return Run(folder, label or exp, exp, summary['seed'], content['plan'], content['settings'], content['stages'], summary,
                content['environment'], documents, read_metrics(folder))
 
 
