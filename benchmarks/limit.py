@@ -161,7 +161,10 @@ def make_step(*, layers: int, dim: int, heads: int, context: int, vocab: int, dt
     return step, model
 
 
-def run_limit(meter, *, shape, context, rows, dtype, device, folder, compiled=True, **_) -> None:
+def run_limit(meter, *, shape, context, rows, dtype, device, folder, compiled=True, keep=False, **_) -> None:
+    if keep:
+        from lmplay.train.device import keep_freed_memory
+        keep_freed_memory()
     batches = load_rows(folder, rows, device)
     step, _ = make_step(**shape_of(shape), context=context, vocab=VOCAB, dtype=dtype, device=device, compiled=compiled)
 

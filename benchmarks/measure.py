@@ -100,12 +100,11 @@ def _alive_by_turns(contenders: list[tuple[str, dict]], args, *, rounds: int, th
             if (first := attempt(process, process.receive)) is not None:
                 process.parts = first['parts']
                 process.samples = {part: [] for part in process.parts}
-        for i in range(max((len(process.parts) for process in alive), default=0)):      # all at once: nothing is measured yet
-            warming = [process for process in alive if i < len(process.parts)]
-            for process in warming:
-                process.send(part=process.parts[i], seconds=0, steps=1 if args.quick else 2)
-            for process in warming:
-                attempt(process, process.receive)
+        for process in list(alive):     # one after another, or all would be at their peak of memory together
+            for part in process.parts:
+                process.send(part=part, seconds=0, steps=1 if args.quick else 2)
+                if attempt(process, process.receive) is None:
+                    break
         for number in range(rounds):
             for process in list(alive):
                 for part in process.parts:

@@ -1,7 +1,8 @@
 """The training step: tokens per second, share of this machine's own matmul speed, and peak memory, each in a process of its own.
 
 `ours` is lmp_trainer as a user starts it. Nobody gets an environment variable but, where threads are asked for, their number;
-so everybody runs with the C library's default allocator, and ours with what it sets for itself.
+so everybody runs with the C library's default allocator, and ours with what it sets for itself. `limit_kept` is the limit with
+the same setting.
 """
 import contextlib
 import importlib.util
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 from .measure import VOCAB, BenchmarkError, Process, by_turns, shape_of, speeds
 
 # name of a row -> (contender, its options)
-CONTENDERS = {'ours': ('ours', {}), 'ours_compiled': ('ours', {'flags': ['--compile-model']}), 'limit': ('limit', {}),
-              'hf': ('hf', {}), 'hf_trainer': ('hf_trainer', {}),
+CONTENDERS = {'ours': ('ours', {}), 'ours_compiled': ('ours', {'flags': ['--compile-model']}),
+              'limit': ('limit', {}), 'limit_kept': ('limit', {'keep': True}), 'hf': ('hf', {}), 'hf_trainer': ('hf_trainer', {}),
               'nanogpt': ('nanogpt', {'compiled': False}), 'nanogpt_compiled': ('nanogpt', {'compiled': True}),
               'original': ('original', {}), 'original_variable': ('original', {'variable': True})}
+NOT_QUICK = ('limit_kept', 'nanogpt_compiled', 'ours_compiled')
 COLUMNS = ['name', 'dtype', 'shape', 'threads', 'tokens_per_second', 'tokens_per_cpu_second', 'gflops', 'matmul_gflops', 'mfu', 'peak_mb']
 
 
@@ -39,7 +41,7 @@ def prepared(*, context: int, count: int = 512, quick: bool = False) -> Iterator
 
 def run(args) -> list[dict]:
     rows, context = args.rows or (2 if args.quick else 8), args.context or (32 if args.quick else 256)
-    names = args.only or [name for name in CONTENDERS if name != 'ours_compiled' and not (args.quick and name == 'nanogpt_compiled')]
+    names = args.only or [name for name in CONTENDERS if name not in (NOT_QUICK if args.quick else ['ours_compiled'])]
     if 'hf_trainer' in names and importlib.util.find_spec('accelerate') is None:
         args.tell('hf_trainer is left out: it needs the package accelerate.')
         names = [name for name in names if name != 'hf_trainer']
@@ -58,18 +60,20 @@ def run(args) -> list[dict]:
 
 
 def fit(count: int, shape: str, tokens: int) -> bool:
-    """Whether that many contenders fit into this machine's memory together: weights, gradients, moments; logits four times over."""
+    """Whether this machine's memory holds that many contenders, all but one at rest (weights, moments, torch itself), and one
+    at work (gradients, logits four times over)."""
     import psutil
     s = shape_of(shape)
     parameters = 12 * s['layers'] * s['dim'] ** 2 + 2 * s['dim'] * VOCAB
-    return count * (16 * parameters + 16 * tokens * VOCAB + 500e6) < 0.9 * psutil.virtual_memory().available
+    needed = count * (12 * parameters + 600e6) + 4 * parameters + 16 * tokens * VOCAB
+    return needed < 0.9 * psutil.virtual_memory().available
 
 
 def row(process: Process, context: int) -> dict:
     o, samples, report = process.options, process.samples[''], process.report
     found = speeds(samples, 'tokens_per_second')
     gflops = flops_per_token(o['shape'], context) * found['tokens_per_second'] / 1e9
-    allocator = "the C library's default" + (', and what lmp_trainer sets for itself' if process.name == 'ours' else '')
+    allocator = 'what lmp_trainer sets for itself' if process.name == 'ours' else 'keeps freed memory' if o.get('keep') else "the C library's default"
     return {'name': o['row'], 'dtype': o['dtype'], 'shape': o['shape'], 'context': context, 'rows': o['rows'], **found, 'gflops': round(gflops, 1),
             'mfu': round(gflops / found['matmul_gflops'], 3), 'peak_mb': report['peak_mb'], 'threads': report['threads'],
             'steps': sum(s['steps'] for s in samples), 'data_wait': report.get('data_wait'), 'allocator': allocator}
