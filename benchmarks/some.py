@@ -6,7 +6,7 @@ keeps freed memory, as lmp_trainer does. `python -m benchmarks.some_layer --full
 from .measure import milliseconds, rows_by_part
 from .some_layer import RULES, loop_layer, loop_update
 
-COLUMNS = ['name', 'dtype', 'part', 'threads', 'ms', 'cpu_ms', 'of_published_fp32', 'of_layer', 'matmul_gflops']
+COLUMNS = ['name', 'dtype', 'part', 'threads', 'ms', 'cpu_ms', 'of_published_fp32', 'of_dense', 'of_layer', 'matmul_gflops']
 SIZE = {'tokens': 2048, 'num_experts': 128, 'top_k': 8, 'embed_dim': 512, 'd_ffn': 1536}
 QUICK = {'tokens': 64, 'num_experts': 8, 'top_k': 2, 'embed_dim': 32, 'd_ffn': 64}
 
@@ -24,6 +24,8 @@ def run(args) -> list[dict]:
         for row in rows:
             if row['part'] == 'layer' and ('published', 'fp32', 'layer') in times:
                 row['of_published_fp32'] = round(times['published', 'fp32', 'layer'] / row['ms'], 3)
+            if row['part'] == 'layer':
+                row['of_dense'] = round(times['dense', row['dtype'], 'layer'] / row['ms'], 3)
             if row['part'] == 'key_update':
                 row['of_layer'] = round(row['ms'] / times[row['name'], row['dtype'], 'layer'], 3)
         table += rows
