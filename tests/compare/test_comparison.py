@@ -1,0 +1,203 @@
+"""lmp_compare as a user runs it: real processes, killed at a random moment, the same report in the end."""
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lmplay.compare.__main__ import main
+
+SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
+# Measured by the clock, and what a working copy says of itself: never twice the same.
+OWN = ('seconds', 'tokens_per_second', 'memory')
+
+
+def plan_of(tmp_path_factory_dir, write):
+    return write(tmp_path_factory_dir, tokens=16_000, batch_size=8, mini_batch_size=8, validation_bytes=3000)
+
+
+@pytest.fixture(scope='module')
+def plan(tmp_path_factory, request):
+    import importlib.util
+    from pathlib import Path
+    spec = importlib.util.spec_from_file_location('compare_conftest', Path(__file__).with_name('conftest.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return plan_of(tmp_path_factory.mktemp('plan'), module.write_plan)
+
+
+def start(arguments, cwd, cache):
+    environment = os.environ | {'LMP_DATASETS': str(cache), 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen([sys.executable, '-m', 'lmplay.compare', *map(str, arguments)], cwd=cwd, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(arguments, cwd, cache) -> tuple[str, str]:
+    process = start(arguments, cwd, cache)
+    out, error = process.communicate(timeout=280)
+    assert process.returncode == 0, error
+    return out, error
+
+
+def without_clock(value):
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in OWN}
+    if isinstance(value, list):
+        return [without_clock(v) for v in value if not (isinstance(v, dict) and v.get('setting') == 'lmplay commit')]
+    return value
+
+
+def results(folder):
+    def table(name):
+        with open(folder / name, newline='') as file:
+            return [{k: v for k, v in row.items() if k not in OWN} for row in csv.DictReader(file)]
+    return without_clock(json.loads((folder / 'results.json').read_text())), table('runs.csv'), table('curves.csv'), table('domains.csv')
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, cache, plan):
+    """A comparison that nothing disturbed: gpt2ish with itself at twice the width, two seeds."""
+    folder = tmp_path_factory.mktemp('whole')
+    arguments = ('gpt2ish', 'gpt2ish,embed_dim=32', '--plan', plan, '--seeds', 2, *SMALL, '--out', 'c', '--jobs', 2)
+    out, error = finish(arguments, folder, cache)
+    return folder, arguments, out, error
+
+
+def test_a_comparison_from_first_to_last(whole):
+    folder, _, out, error = whole
+    assert re.search(r'^[▲▼≈] gpt2ish,embed_dim=32', out, re.M) and 'c/report.html' in out
+    assert 'The noise of gpt2ish from seed to seed' in error and 'gpt2ish seed 1: finished' in error
+    for name in ('report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv', 'noise.json', 'comparison.json', 'figures/difference.png'):
+        assert (folder / 'c' / name).stat().st_size > 0, name
+    findings = json.loads((folder / 'c/results.json').read_text())
+    baseline, wide = findings['experiments']
+    assert baseline['figures']['tokens'] == wide['figures']['tokens'] and set(wide['comparison']['differences']) == {'0', '1'}
+    assert findings['noise']['sd'] > 0 and json.loads((folder / 'c/noise.json').read_text()) == findings['noise']
+    runs = sorted((folder / 'c/runs').glob('*/seed-*'))
+    assert len([r for r in runs if r.is_dir()]) == 4
+    orders = {(r / 'stages.json').read_text().split('"data": "')[1][:24] for r in runs if r.is_dir()}
+    assert len(orders) == 1         # the same data in the same order
+
+
+def test_given_again_it_trains_nothing_and_writes_the_same_bytes(whole, cache):
+    folder, arguments, *_ = whole
+    files = ['report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv', *(f'figures/{f.name}' for f in (folder / 'c/figures').iterdir())]
+    before = {f: (folder / 'c' / f).read_bytes() for f in files}
+    _, error = finish(arguments, folder, cache)
+    assert 'training on' not in error
+    for f in files:
+        assert (folder / 'c' / f).read_bytes() == before[f], f
+
+
+def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cache):
+    """SIGKILL of the comparison itself, twice; its runs save and end by themselves, and the same command goes on."""
+    folder, arguments, *_ = whole
+    rng = random.Random(os.getpid())
+    for _ in range(2):
+        process = start(arguments, tmp_path, cache)
+        began, delay = time.monotonic(), rng.uniform(2, 14)
+        while process.poll() is None and time.monotonic() - began < delay:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(arguments, tmp_path, cache)
+    assert results(tmp_path / 'c') == results(folder / 'c')
+
+
+def test_runs_are_reused_by_a_comparison_beside_it(whole, cache):
+    """Another experiment against the same baseline: the baseline is not trained again, the new one alone is."""
+    folder, *_ , = whole
+    arguments = ('gpt2ish', 'gpt2ish,num_heads=1', '--plan', whole[1][3], '--seeds', 1, *SMALL, '--out', 'd')
+    out, error = finish(arguments, folder, cache)
+    assert 'gpt2ish seed 0: ' in error and 'is used again' in error and 'gpt2ish seed 0: training' not in error
+    assert 'One seed gives no verdict' in out and out.startswith('?')
+
+
+def test_other_settings_in_the_same_directory_are_refused(whole, cache):
+    folder, arguments, *_ = whole
+    process = start([*arguments, '--budget', 'tokens=5k'], folder, cache)
+    _, error = process.communicate()
+    assert process.returncode == 2 and 'another budget: None there, tokens=5000 now' in error
+
+
+def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_path, cache, plan):
+    common = ('gpt2ish', 'gpt2ish,embed_dim=32', '--plan', plan, '--seeds', 1, *SMALL)
+    finish((*common, '--budget', 'flops=5e8', '--out', 'f', '--tune', 'lr', '--jobs', 2), tmp_path, cache)
+    findings = json.loads((tmp_path / 'f/results.json').read_text())
+    for entry in findings['experiments']:
+        row = 32 * entry['figures']['flops_per_token']
+        assert entry['figures']['flops'] == pytest.approx(5e8, abs=1.5 * row)       # a run stops at the end of a row
+        log = findings['tuning'][entry['label']]
+        assert [p['factor'] for p in log['points']] == [0.25, 0.5, 1.0, 2.0, 4.0]
+        best = min((p for p in log['points'] if p['loss'] is not None), key=lambda p: p['loss'])
+        assert log['chosen'] == best['lr'] == pytest.approx([0.006 * best['factor']])
+    tokens = [e['figures']['tokens'] for e in findings['experiments']]
+    assert tokens[0] > 1.5 * tokens[1]
+    assert 'Learning rate' in (tmp_path / 'f/report.html').read_text()
+    out, error = finish((*common, '--budget', 'seconds=2', '--out', 's'), tmp_path, cache)
+    findings = json.loads((tmp_path / 's/results.json').read_text())
+    assert 'tokens per second' in error and any('of the 2 s asked for' in w for w in findings['warnings'])
+    for entry in findings['experiments']:
+        speed = findings['conversion'][entry['label']]['tokens_per_second']
+        assert entry['figures']['tokens'] == pytest.approx(2 * speed, rel=0.02)
+        assert 0.2 < entry['figures']['seconds'] < 20       # 2, on a machine of one's own
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'Give experiments to train'), (['gpt2ish'], 'at least one more'), (['gpt2ish', 'gpt2sh'], "Did you mean 'gpt2ish'"),
+    (['gpt2ish', 'gpt2ish'], 'given twice'), (['gpt2ish', 'gpt2ish,embed_dm=3'], "Did you mean 'embed_dim'"), (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
+    (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"), (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
+    (['gpt2ish', 'some', '--seeds', '0'], 'at least 1'), (['gpt2ish', 'some', '--plan', 'quickstrt'], "Did you mean 'quickstart'"),
+    (['gpt2ish', 'some', '--job', '2'], "Did you mean '--jobs'"), (['gpt2ish', 'some', '--device', 'gpu'], 'Unknown device'),
+    (['gpt2ish', 'some', '--runs', 'x'], 'not experiments and runs together'), (['--runs', '/none'], "No directory '/none'"),
+    (['gpt2ish', 'some', '--baseline', 'some'], 'goes with --runs'), (['--leaderboard', '/none'], "No directory '/none'"),
+    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'], 'needs a device for every job')])
+def test_mistakes_are_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('lmp_compare: ') and message in error and error.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_different_tokenizers_are_refused_before_anything_is_trained(capsys, tmp_path, monkeypatch, plan):
+    content = json.loads(plan.read_text())
+    del content['tokenizer']
+    (tmp_path / 'p.json').write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert main(['gpt2ish,tokenizer=bytes', 'gpt2ish', '--plan', 'p.json', '--device', 'cpu']) == 2
+    assert 'differ in' in (error := capsys.readouterr().err) and 'bits_per_byte' in error
+    assert not (tmp_path / 'compare').exists()
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = ('import sys; from lmplay.compare.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+            'assert "torch" not in sys.modules and "numpy" not in sys.modules')
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert out.returncode == 0 and '--leaderboard' in out.stdout, out.stderr
+
+
+def test_an_edited_experiment_is_trained_anew(tmp_path, experiments):
+    from lmplay.compare.prepare import code_digest
+    folder = shutil.copytree(experiments['same'].removesuffix('/versions.py'), tmp_path / 'mine')
+    before = code_digest(str(folder / 'versions.py'))
+    assert code_digest(str(folder / 'versions.py')) == before
+    (folder / 'model.py').write_text((folder / 'model.py').read_text() + '\n# changed\n')
+    assert code_digest(str(folder / 'versions.py')) != before
+
+
+def test_leaderboard(trained, baseline, tmp_path, capsys):
+    wide = trained('wide', 'gpt2ish', 0, '--embed-dim', '64')
+    assert main(['--leaderboard', *(str(r.folder) for r in (*baseline, wide)), '--out', str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.index('gpt2ish,embed_dim=64') < out.index('gpt2ish,embed_dim=32')
+    with open(tmp_path / 'leaderboard.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
