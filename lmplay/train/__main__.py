@@ -301,10 +301,16 @@ def _save_datasets(job) -> int:
     tokenizer = open_tokenizer(job.plan, job.view.line)
     for i in range(len(job.plan.stages)):
         stage = job.stage(i)
-        model = job.runner_of(job.stage_exp(i), stage.model, tokenizer).build('meta')
+        runner = job.runner_of(job.stage_exp(i), stage.model, tokenizer)
+        model = runner.build('meta')
+        if stage.init_from.startswith('pretrained:') and hasattr(model, 'import_pretrained'):
+            model = runner.build()
+            getattr(model, 'import_pretrained')(stage.init_from)        # noqa: B009  fetches the weights into the hub's cache
+            job.view.line(f'Stage "{stage.name}": the weights of {stage.init_from} are ready.')
         data = open_data(stage, job.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=job.seed, progress=job.view.line)
         job.view.line(f'Stage "{stage.name}": {data.samples:,} rows ready.')
-    job.view.line(f"Everything is in '{cache_dir()}'; copy it and set LMP_DATASETS to it on a machine without a network.")
+    job.view.line(f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
+                  'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).')
     return 0
 
 

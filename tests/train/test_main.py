@@ -171,7 +171,7 @@ def test_dry_run_and_save_datasets_train_nothing(command, tiny_plan, tmp_path):
     out = command('train', '--training-plan', plan, '--run-dir', 'run', '--dry-run', *TINY)
     assert out.returncode == 0 and 'Nothing was trained' in out.stdout and '24 x 32' in out.stdout, out.stderr
     out = command('train', '--training-plan', plan, '--run-dir', 'run', '--save-datasets', *[a for a in TINY if a != '--quiet'])
-    assert out.returncode == 0 and 'Everything is in' in out.stderr
+    assert out.returncode == 0 and 'Tokens are in' in out.stderr
     assert not (tmp_path / 'run').exists()
 
 
