@@ -15,23 +15,33 @@ A comparison that was interrupted goes on when the same command is given again."
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser('lmp_compare', description='Compares experiments with a baseline, the first one given, and writes a report.',
+    p = argparse.ArgumentParser('lmp_compare', description='Compares experiments with a baseline, the first one given, and '
+                                                           'writes a report.',
                                 epilog=EPILOG, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('experiments', nargs='*', metavar='EXP[,KEY=VALUE...]',
-                   help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters and training '
+                   help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters '
+                        'and training '
                         'options of its own')
-    p.add_argument('--plan', metavar='PLAN', default='quickstart', help='path of a plan, or the name of a shipped one (default: %(default)s)')
-    p.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds to train each experiment with (default: %(default)s); one gives no verdict')
-    p.add_argument('--budget', metavar='KIND=AMOUNT', help="tokens=20M, flops=1e15 or seconds=600 for each run, all stages together (default: the plan's)")
+    p.add_argument('--plan', metavar='PLAN', default='quickstart',
+                   help='path of a plan, or the name of a shipped one (default: %(default)s)')
+    p.add_argument('--seeds', type=int, default=3, metavar='N',
+                   help='seeds to train each experiment with (default: %(default)s); one gives no verdict')
+    p.add_argument('--budget', metavar='KIND=AMOUNT', help="tokens=20M, flops=1e15 or seconds=600 for each run, all stages "
+                                                           "together (default: the plan's)")
     p.add_argument('--tune', choices=('lr',), help='search the learning rate first: the same short search for every experiment')
-    p.add_argument('--metric', choices=('loss', 'bits_per_byte'), default='loss', help='what is compared (default: %(default)s); bits_per_byte '
-                                                                                       'allows for different tokenizers and training data')
-    p.add_argument('--set', metavar='KEY=VALUE', action='append', default=[], help='a model parameter or training option for every experiment; repeatable')
-    p.add_argument('--device', default='auto', metavar='DEVICE[,DEVICE...]', help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best there is)')
+    p.add_argument('--metric', choices=('loss', 'bits_per_byte'), default='loss',
+                   help='what is compared (default: %(default)s); bits_per_byte '
+                                                                                       'allows for different tokenizers and '
+                                                                                       'training data')
+    p.add_argument('--set', metavar='KEY=VALUE', action='append', default=[],
+                   help='a model parameter or training option for every experiment; repeatable')
+    p.add_argument('--device', default='auto', metavar='DEVICE[,DEVICE...]',
+                   help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best there is)')
     p.add_argument('--amp', action='store_true', help='mixed precision')
     p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs to train at a time (default: %(default)s)')
     p.add_argument('--out', metavar='DIR', help='where everything is kept (default: compare/EXPERIMENTS-PLAN)')
-    p.add_argument('--runs', nargs='+', metavar='DIR', help='compare finished runs, in these directories or below; the first is of the baseline')
+    p.add_argument('--runs', nargs='+', metavar='DIR', help='compare finished runs, in these directories or below; the first is '
+                                                            'of the baseline')
     p.add_argument('--baseline', metavar='EXP', help='with --runs: the baseline')
     p.add_argument('--leaderboard', nargs='+', metavar='DIR', help='rank all finished runs in these directories or below')
     return p
@@ -62,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         from .comparison import Comparison, Request
         from .prepare import parse_budget
         budget = parse_budget(args.budget) if args.budget else None
-        report = Comparison(Request(args.experiments, args.plan, args.seeds, budget, args.metric, args.device, args.amp, args.tune, args.set, args.jobs,
+        report = Comparison(Request(args.experiments, args.plan, args.seeds, budget, args.metric, args.device, args.amp,
+                                    args.tune, args.set, args.jobs,
                                     Path(args.out) if args.out else None), say).run()
     tell(report)
     return 0
@@ -87,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     try:
         if rest:
-            raise UserError(f"Unknown option '{rest[0]}'.{nearest(rest[0], parser._option_string_actions)} See lmp_compare --help.")
+            raise UserError(f"Unknown option '{rest[0]}'.{nearest(rest[0], parser._option_string_actions)} See lmp_compare "
+                            f"--help.")
         return run(args)
     except UserError as error:
         print(f'lmp_compare: {error}', file=sys.stderr)

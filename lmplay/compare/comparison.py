@@ -40,7 +40,8 @@ class Request:
     @property
     def asked(self) -> dict:
         """What must not change between two starts in one directory."""
-        return {'plan': self.plan, 'budget': str(self.budget) if self.budget else None, 'metric': self.metric, 'amp': self.amp, 'tune': self.tune,
+        return {'plan': self.plan, 'budget': str(self.budget) if self.budget else None, 'metric': self.metric, 'amp': self.amp,
+                'tune': self.tune,
                 'set': self.settings}
 
 
@@ -73,12 +74,14 @@ class Comparison:
         labels = [s.label for s in self.specs]
         for label in labels:
             if labels.count(label) > 1:
-                raise UserError(f"'{label}' is given twice; a comparison is of different experiments. Copies differ by name: lmp_new.")
+                raise UserError(f"'{label}' is given twice; a comparison is of different experiments. Copies differ by name: "
+                                f'lmp_new.')
         if len(labels) < 2:
             raise UserError('A comparison needs a baseline and at least one more experiment.')
         self.devices = devices_of(request.device)
         if request.budget and request.budget.kind == 'seconds' and request.jobs > len(self.devices):
-            raise UserError(f'--budget seconds needs a device for every job, for runs on one device slow each other down; jobs {request.jobs}, '
+            raise UserError(f'--budget seconds needs a device for every job, for runs on one device slow each other down; jobs '
+                            f'{request.jobs}, '
                             f'devices {len(self.devices)}.')
         self.out = request.out or Path('compare') / f'{"+".join(Path(s.exp).stem for s in self.specs)}-{self.plan.name}'
         self.notes: list[str] = []
@@ -111,7 +114,8 @@ class Comparison:
         check_comparable(fingerprints_of(runs), self.request.metric)
         write_json(self.out / 'noise.json', noise(runs[self.specs[0].label], self.request.metric))
         findings = judge(runs, metric=self.request.metric, notes=self.notes)
-        findings |= {'title': ' against '.join([self.specs[0].label, ', '.join(s.label for s in self.specs[1:])]), 'plan': self.plan.name,
+        findings |= {'title': ' against '.join([self.specs[0].label, ', '.join(s.label for s in self.specs[1:])]),
+                     'plan': self.plan.name,
                      'budget': str(self.request.budget) if self.request.budget else None, 'tuning': tuning,
                      'conversion': {p.spec.label: {'flops_per_token': p.flops_per_token, 'tokens': [round(t) for t in p.tokens],
                                                    'tokens_per_second': speeds.get(p.spec.label)} for p in prepared}}
@@ -125,14 +129,16 @@ class Comparison:
             known = json.loads(file.read_text())
             for key, value in self.request.asked.items():
                 if known['asked'].get(key) != value:
-                    raise UserError(f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} there, {value} now. "
-                                    f'Give another --out.')
+                    raise UserError(f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} there, "
+                                    f'{value} now. Give another --out.')
             looks = known['seeds']
         looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
         write_json(file, {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks})
         if len(looks) > 1:
-            self.notes.append(f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). Adding seeds until a verdict '
-                              f'appears makes a false one likelier than {0.05:.0%}; a fresh comparison with the last number settles it.')
+            self.notes.append(f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). Adding '
+                              f'seeds until a verdict '
+                              f'appears makes a false one likelier than {0.05:.0%}; a fresh comparison with the last number '
+                              f'settles it.')
 
     def _jobs(self, p: Prepared, folder: str, seeds: list[int], *extra: str) -> list[Job]:
         plan = self.out / 'plans' / p.folder / f'{self.plan.name}.json'
@@ -141,7 +147,8 @@ class Comparison:
         arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else []), *extra]
         for key, value in p.spec.model.items():
             arguments += ['--set', f'{key}={json.dumps(value)}']
-        return [Job(f'{p.spec.label} seed {seed}' if folder == 'runs' else f'{p.spec.label} {folder}', self._place(p, folder, seed),
+        return [Job(f'{p.spec.label} seed {seed}' if folder == 'runs' else f'{p.spec.label} {folder}',
+                    self._place(p, folder, seed),
                     [*arguments, '--seed', str(seed)], sum(p.tokens)) for seed in seeds]
 
     def _place(self, p: Prepared, folder: str, seed: int) -> Path:
@@ -168,7 +175,8 @@ class Comparison:
             apply_budget(p, None)
             if p.folder not in known:
                 self.say(f'{p.spec.label}: measuring its speed.')
-                endless = ['--epochs', '100000', '--validation-interval', '1000000000', '--validation-bytes', '1024', '--reset-history']
+                endless = ['--epochs', '100000', '--validation-interval', '1000000000', '--validation-bytes', '1024',
+                           '--reset-history']
                 job = self._jobs(p, 'calibration', [0], *endless)[0]
                 known[p.folder] = measure_speed(job, device=self.devices[0], seconds=min(most, max(least, budget.amount / 10)))
                 write_json(file, known)
@@ -185,7 +193,8 @@ class Comparison:
             used = [r.cost['seconds'] for r in members]
             text = f'{label} trained {min(used):.1f} to {max(used):.1f} s of the {asked:g} s asked for'
             off = max(abs(u / asked - 1) for u in used)
-            self.notes.append(text + (f', up to {off:.0%} off: the speed of this machine changed after it was measured.' if off > OFF_BUDGET else '.'))
+            self.notes.append(text + (f', up to {off:.0%} off: the speed of this machine changed after it was '
+                                      f'measured.' if off > OFF_BUDGET else '.'))
 
     def _tune(self, prepared: list[Prepared]) -> dict:
         """Gives every experiment the learning rate that did best in the same short search; the search is logged."""
@@ -211,13 +220,15 @@ class Comparison:
                     points.append({'factor': factor, 'lr': rates, 'loss': loss if loss is not None and loss == loss else None})
             usable = [x for x in points if x['loss'] is not None]
             if not usable:
-                raise UserError(f'No learning rate worked for {p.spec.label}: every trial diverged or stopped. See {self.out / "tuning"}.')
+                raise UserError(f'No learning rate worked for {p.spec.label}: every trial diverged or stopped. See '
+                                f'{self.out / "tuning"}.')
             best = min(usable, key=lambda x: x['loss'])
             scale_lr(p, best['factor'])
             log[p.spec.label] = {'points': points, 'chosen': best['lr'], 'share': TUNE_SHARE, 'seed': TUNE_SEED}
             self.say(f'{p.spec.label}: learning rate {", ".join(f"{r:g}" for r in best["lr"])} did best.')
             if best['factor'] in (TUNE_FACTORS[0], TUNE_FACTORS[-1]):
-                self.notes.append(f'{p.spec.label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a better one may lie beyond.')
+                self.notes.append(f'{p.spec.label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a '
+                                  f'better one may lie beyond.')
         write_json(self.out / 'tuning.json', log)
         return log
 
@@ -236,7 +247,8 @@ class Comparison:
             measured = noise(finished(self.specs[0].label), metric)
             write_json(self.out / 'noise.json', measured)
             if measured['sd'] is not None:
-                self.say(f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard deviation over {len(seeds)} seeds): '
+                self.say(f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard deviation over '
+                         f'{len(seeds)} seeds): '
                          f'differences below about {measured["detectable"]:.4f} may stay within noise.')
 
         def on_finish(job: Job) -> None:

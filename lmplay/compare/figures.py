@@ -12,15 +12,22 @@ from .statistics import paired_t
 
 AXES = {'tokens': 'tokens trained', 'flops': 'training FLOPs', 'seconds': 'seconds of training'}
 INK, GRID = '#1b1f24', '#d0d7de'        # stand-ins that `themed` turns into colours of the page
-STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lmplay', 'font.size': 10, 'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK,
-         'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': GRID, 'grid.linewidth': 0.6,
-         'axes.axisbelow': True, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'legend.frameon': False, 'legend.fontsize': 9}
+STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lmplay', 'font.size': 10, 'text.color': INK, 'axes.edgecolor': INK,
+         'axes.labelcolor': INK, 'xtick.color': INK,
+         'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': GRID,
+         'grid.linewidth': 0.6,
+         'axes.axisbelow': True, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'legend.frameon': False,
+         'legend.fontsize': 9}
 WIDTH, HEIGHT = 4.9, 3.3                # inches: on a phone's page letters keep their size
 
 
 def colour_of(labels: Sequence[str]) -> dict[str, str]:
     """Colours that colour-blind eyes tell apart; black, the last of them, follows the theme."""
     return {label: INK if (c := COLOURS[i % len(COLOURS)]) == '#000000' else c for i, label in enumerate(labels)}
+
+
+def short(label: str, most: int = 30) -> str:
+    return label if len(label) <= most else label[:most - 1] + '…'
 
 
 def themed(svg: str, *, title: str, description: str, number: int) -> str:
@@ -33,7 +40,8 @@ def themed(svg: str, *, title: str, description: str, number: int) -> str:
         svg = svg.replace(f'url(#{name})', f'url(#f{number}-{name})').replace(f'href="#{name}"', f'href="#f{number}-{name}"')
     svg = re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', lambda m: (
         f'<svg viewBox="{m[1]}" role="img" aria-labelledby="t{number} d{number}" xmlns="http://www.w3.org/2000/svg" '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="t{number}">{_escape(title)}</title><desc id="d{number}">{_escape(description)}</desc>'),
+        f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="t{number}">{_escape(title)}</title><desc '
+        f'id="d{number}">{_escape(description)}</desc>'),
         svg, count=1, flags=re.DOTALL)
     return svg.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', '').replace('xlink:href', 'href')
 
@@ -86,7 +94,7 @@ def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
     for label, colour in colour_of(list(runs)).items():
         xs, ys = curves(runs[label], x, metric)
         mean = ys.mean(0)
-        axes.plot(xs, mean, color=colour, lw=1.8, label=label, marker='o' if len(xs) < 3 else None)
+        axes.plot(xs, mean, color=colour, lw=1.8, label=short(label), marker='o' if len(xs) < 3 else None)
         if len(ys) > 1:
             axes.fill_between(xs, ys.min(0), ys.max(0), color=colour, alpha=0.2, lw=0)
         known = mean[np.isfinite(mean)]
@@ -127,14 +135,15 @@ def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: f
     """Difference to the baseline over x with its interval; None where there is none to draw."""
     baseline, *others = runs
     colours = colour_of(list(runs))
-    found = {label: d for label in others if (d := difference_curve(runs[baseline], runs[label], x, metric, alpha=alpha)) is not None}
+    found = {label: d for label in others if (d := difference_curve(runs[baseline], runs[label], x, metric,
+                                                                    alpha=alpha)) is not None}
     if not found:
         return None
     figure, axes = _figure()
-    axes.axhline(0, color=colours[baseline], lw=1.4, label=baseline)
+    axes.axhline(0, color=colours[baseline], lw=1.4, label=short(baseline))
     extent = 0.0
     for label, (xs, mean, low, high) in found.items():
-        axes.plot(xs, mean, color=colours[label], lw=1.8, label=label, marker='o' if len(xs) < 3 else None)
+        axes.plot(xs, mean, color=colours[label], lw=1.8, label=short(label), marker='o' if len(xs) < 3 else None)
         late = slice(len(xs) // 4, None)
         extent = max(extent, np.abs(mean[late]).max() * 1.3)
         if low is not None:
@@ -158,14 +167,15 @@ def draw_verdicts(findings: dict):
     axes.axvline(0, color=INK, lw=1.2)
     for i, entry in enumerate(rows):
         found, colour = entry['comparison'], colours[entry['label']]
-        low, high = (found['low'], found['high']) if found.get('low') is not None else (found['documents'] or (found['mean'], found['mean']))
+        low, high = (found['low'], found['high']) if found.get('low') is not None else (found['documents'] or (found['mean'],
+                                                                                                               found['mean']))
         axes.plot([low, high], [i, i], color=colour, lw=2.5 if found.get('low') is not None else 1.2, solid_capstyle='butt')
         axes.plot(list(found['differences'].values()), [i - 0.18] * len(found['differences']), '.', color=colour, ms=5, alpha=0.7)
         axes.plot(found['mean'], i, 'D', color=colour, ms=7)
     extent = max(abs(v) for v in axes.get_xlim())
     axes.set_xlim(-extent, extent)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_yticks(range(len(rows)), [e['label'] if len(e['label']) < 22 else e['label'][:20] + '…' for e in rows])
+    axes.set_yticks(range(len(rows)), [short(e['label'], 20) for e in rows])
     axes.grid(axis='y', visible=False)
     axes.set_xlabel(f'← better · difference in {findings["unit"]} · worse →')
     return figure
@@ -175,9 +185,12 @@ def draw_routing(load: list[list[float]]):
     """Heat map of the share of assignments that each expert (column) of each routed layer (row) took."""
     values = np.array(load, float) * len(load[0])       # 1: its equal share
     figure, axes = _figure(1.1 + min(2.5, 0.28 * len(values)))
-    image = axes.imshow(values, aspect='auto', interpolation='none', cmap='viridis', vmin=0, vmax=max(2.0, float(np.nanmax(values))))
+    image = axes.imshow(values, aspect='auto', interpolation='none', cmap='viridis', vmin=0,
+                        vmax=max(2.0, float(np.nanmax(values))))
     axes.grid(visible=False)
-    axes.set_yticks(range(len(values)))
+    from matplotlib.ticker import MaxNLocator
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel('expert')
     axes.set_ylabel('routed layer')
     bar = figure.colorbar(image, ax=axes, pad=0.02)

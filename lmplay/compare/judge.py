@@ -11,9 +11,11 @@ from .statistics import ALPHA, FEW_DOCUMENTS, MOST_SEEDS, POWER, bootstrap, dete
 
 TOLERANCE = 0.05        # relative difference to the baseline from which a figure is called unequal
 # What can't be matched is said: name -> (heading, unit)
-FIGURES = {'total_parameters': ('parameters', ''), 'trainable_parameters': ('trainable', ''), 'active_parameters': ('active per token', ''),
+FIGURES = {'total_parameters': ('parameters', ''), 'trainable_parameters': ('trainable', ''),
+           'active_parameters': ('active per token', ''),
            'flops_per_token': ('training FLOPs per token', ''), 'tokens': ('tokens trained', ''), 'flops': ('training FLOPs', ''),
-           'seconds': ('seconds of training', 's'), 'tokens_per_second': ('tokens per second', ''), 'memory': ('peak memory', 'B')}
+           'seconds': ('seconds of training', 's'), 'tokens_per_second': ('tokens per second', ''),
+           'memory': ('peak memory', 'B')}
 
 MEASURED = ('seconds', 'tokens_per_second', 'memory')
 
@@ -63,7 +65,8 @@ def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str) 
     if abs(difference) >= limit:
         return f'{so_far}, more than the {limit:.4f} that {seeds} seeds can resolve.'
     needed = seeds_needed(difference, measured['sd'] * math.sqrt(2))
-    return (f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of {measured["label"]}); a difference '
+    return (f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of '
+            f'{measured["label"]}); a difference '
             f'of this size would need about {needed or f"more than {MOST_SEEDS}"} seeds.')
 
 
@@ -85,8 +88,10 @@ def _experiment(label: str, members: list[Run], metric: str) -> dict:
     figures['flops_per_token'] = figures['flops'] / figures['tokens'] if figures['tokens'] else None
     figures['memory'] = max((c['memory'] for c in costs if c['memory']), default=None)
     return {'label': label, 'experiment': members[0].exp, 'model': facts['model'], 'losses': losses, 'mean': _mean(known),
-            'sd': plain_statistics.stdev(known) if len(known) > 1 else None, 'accuracy': _mean(_finite(_accuracy(r)) for r in members),
-            'bits_per_byte': _mean(_finite(r.loss('bits_per_byte')) for r in members), 'figures': {k: figures[k] for k in FIGURES}}
+            'sd': plain_statistics.stdev(known) if len(known) > 1 else None,
+            'accuracy': _mean(_finite(_accuracy(r)) for r in members),
+            'bits_per_byte': _mean(_finite(r.loss('bits_per_byte')) for r in members),
+            'figures': {k: figures[k] for k in FIGURES}}
 
 
 def _accuracy(run: Run) -> float:
@@ -112,14 +117,17 @@ def compare_pair(baseline: list[Run], members: list[Run], metric: str, alpha: fl
                 diverged[who].append(run.seed)
         if math.isfinite(difference):
             documents[str(r.seed)] = _bootstrap([(b, r)], metric, alpha)
-    found = {'seeds': [r.seed for _, r in pairs], 'differences': differences, 'documents_by_seed': documents, 'diverged': diverged}
+    found = {'seeds': [r.seed for _, r in pairs], 'differences': differences, 'documents_by_seed': documents,
+             'diverged': diverged}
     usable = [(b, r) for b, r in pairs if differences[str(r.seed)] is not None]
     if not usable or diverged['baseline'] or diverged['experiment']:
-        return found | {'verdict': 'diverged' if diverged['experiment'] and not diverged['baseline'] else 'no verdict', 'mean': None}
+        return found | {'verdict': 'diverged' if diverged['experiment'] and not diverged['baseline'] else 'no verdict',
+                        'mean': None}
     seeds = paired_t(list(differences.values()), alpha=alpha)
     over_documents = _bootstrap(usable, metric, alpha)
     needed = seeds_needed(seeds.mean, seeds.sd, alpha=alpha) if seeds.sd is not None else None
-    return found | {'verdict': verdict(seeds, over_documents), 'mean': seeds.mean, 'sd': seeds.sd, 'low': seeds.low, 'high': seeds.high, 'p': seeds.p,
+    return found | {'verdict': verdict(seeds, over_documents), 'mean': seeds.mean, 'sd': seeds.sd, 'low': seeds.low,
+                    'high': seeds.high, 'p': seeds.p,
                     'documents': over_documents, 'seeds_needed': needed, 'power': POWER}
 
 
@@ -149,7 +157,8 @@ def _sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
         which = 'the two models are level' if low_high is None or low_high[0] <= 0 <= low_high[1] else \
             f'the model of {label} is {"better" if mean < 0 else "worse"} on this text'
         interval = f' ({100 * (1 - alpha):.3g} % interval over documents {low_high[0]:+.4f} to {low_high[1]:+.4f})' if low_high else ''
-        return (f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]} {which}: difference {mean:+.4f} {unit}'
+        return (f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]} {which}: difference '
+                f'{mean:+.4f} {unit}'
                 f'{interval}. How much of that is the seed\'s luck is unknown; use --seeds 3 or more.')
     percent = f'{100 * (1 - alpha):.3g} %'
     interval = f'{percent} interval {found["low"]:+.4f} to {found["high"]:+.4f}, {n} seeds'
@@ -165,7 +174,8 @@ def _sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
         elif found['seeds_needed'] is None:
             text += f' To resolve a difference of this size, more than {MOST_SEEDS:,} seeds would be needed.'
         elif found['seeds_needed'] <= n:
-            text += f' {found["seeds_needed"]} seeds resolve a difference of this size in 4 of 5 comparisons; this was not one of them, or there is none.'
+            text += (f' {found["seeds_needed"]} seeds resolve a difference of this size in 4 of 5 comparisons; this was not one of them, '
+                     f'or there is none.')
         else:
             text += f' To resolve a difference of this size, about {found["seeds_needed"]} seeds would be needed.'
     return text + _at_what_cost(entry, baseline)
@@ -213,7 +223,8 @@ def _text(value) -> str:
 
 
 def _held_out(run: Run) -> dict:
-    return {'documents': len(run.documents['hash']), 'tokens': int(run.documents['tokens'].sum()), 'bytes': int(run.documents['bytes'].sum()),
+    return {'documents': len(run.documents['hash']), 'tokens': int(run.documents['tokens'].sum()),
+            'bytes': int(run.documents['bytes'].sum()),
             'domains': sorted(set(run.documents['domain'].tolist()))}
 
 
@@ -227,20 +238,24 @@ def _warnings(runs: dict[str, list[Run]], experiments: list[dict]) -> list[str]:
             found.append(f'{entry["label"]} is not matched to {baseline["label"]} in: {", ".join(parts)}.')
         missing = set(baseline['losses']) ^ set(entry['losses'])
         if missing:
-            found.append(f'Seeds {", ".join(sorted(missing))} were run for only one of {baseline["label"]} and {entry["label"]}; they are left out of the '
+            found.append(f'Seeds {", ".join(sorted(missing))} were run for only one of {baseline["label"]} and '
+                         f'{entry["label"]}; they are left out of the '
                          f'difference.')
     tokens = runs[baseline['label']][0].documents['tokens']
     effective = float(tokens.sum() ** 2 / max(1, (tokens ** 2).sum()))      # as many of equal length would weigh the same
     if effective < FEW_DOCUMENTS:
-        found.append(f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if it had {effective:.1f}: what holds '
+        found.append(f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if it had '
+                     f'{effective:.1f}: what holds '
                      f'over them may not hold for text in general. A larger validation_bytes gives more.')
     for label, members in runs.items():
         if skipped := sum(r.summary['skipped_steps'] for r in members):
             found.append(f'{label}: {skipped} optimizer steps were skipped because the gradient was not finite.')
     for row in differing_settings(runs):
         name = row['setting'].rsplit('.', 1)[-1]
-        if name in ('batch_size', 'schedule', 'warmup', 'optimizer', 'betas', 'weight_decay', 'clip', 'epochs', 'steps', 'device', 'amp', 'cpu', 'devices'):
-            found.append(f'The experiments differ in {row["setting"]}: ' + ', '.join(f'{k} {v}' for k, v in row['values'].items()) + '.')
+        if name in ('batch_size', 'schedule', 'warmup', 'optimizer', 'betas', 'weight_decay', 'clip', 'epochs', 'steps',
+                    'device', 'amp', 'cpu', 'devices'):
+            found.append(f'The experiments differ in {row["setting"]}: ' + ', '.join(f'{k} {v}' for k,
+                                                                                     v in row['values'].items()) + '.')
     return found
 
 

@@ -23,13 +23,16 @@ def rank(runs: list[Run], metric: str) -> list[dict]:
             costs = [r.cost for r in of_label]
             rows.append({'experiment': label, 'seeds': len(losses), metric: statistics.mean(losses),
                          'sd': statistics.stdev(losses) if len(losses) > 1 else None,
-                         'total_parameters': of_label[0].facts['total_parameters'], 'active_parameters': of_label[0].facts['active_parameters']}
+                         'total_parameters': of_label[0].facts['total_parameters'],
+                         'active_parameters': of_label[0].facts['active_parameters']}
                         | {k: statistics.mean(c[k] for c in costs) for k in ('tokens', 'flops', 'seconds')}
-                        | {'memory': max(c['memory'] or 0 for c in costs) or None, 'runs': ' '.join(str(r.folder) for r in of_label)})
+                        | {'memory': max(c['memory'] or 0 for c in costs) or None,
+                           'runs': ' '.join(str(r.folder) for r in of_label)})
         rows.sort(key=lambda row: (row[metric] != row[metric], row[metric]))
         run = members[0]
         tables.append({'data': ', '.join(dict.fromkeys(d for s in run.settings['stages'] for d in (s['mix'] or {s['dataset']: 1}))),
-                       'tokenizer': run.facts['tokenizer'], 'row_length': run.facts['row_length'], 'tokens': int(run.documents['tokens'].sum()),
+                       'tokenizer': run.facts['tokenizer'], 'row_length': run.facts['row_length'],
+                       'tokens': int(run.documents['tokens'].sum()),
                        'documents': len(run.documents['hash']), 'rows': rows})
     return tables
 
@@ -44,7 +47,8 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
         console.width = 160
     for t in tables:
         table = Table(title=heading(t), title_justify='left')
-        for name in ('', 'experiment', 'seeds', METRICS[metric], 'sd', 'parameters', 'active', 'tokens', 'FLOPs', 'seconds', 'memory'):
+        for name in ('', 'experiment', 'seeds', METRICS[metric], 'sd', 'parameters', 'active', 'tokens', 'FLOPs', 'seconds',
+                     'memory'):
             table.add_column(name, justify='left' if name == 'experiment' else 'right')
         for place, row in enumerate(t['rows'], 1):
             table.add_row(str(place), row['experiment'], str(row['seeds']), f'{row[metric]:.4f}', number(row['sd'], 2),
@@ -56,7 +60,8 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"Can't write the leaderboard '{out}': {error.strerror}.") from error
-        write_text(out / 'leaderboard.html', page('leaderboard.html.j2', tables=tables, heading=heading, metric=metric, unit=METRICS[metric],
+        write_text(out / 'leaderboard.html', page('leaderboard.html.j2', tables=tables, heading=heading, metric=metric,
+                                                  unit=METRICS[metric],
                                                    columns=COLUMNS))
         write_csv(out / 'leaderboard.csv', [{'group': i, 'place': place} | row for i, t in enumerate(tables, 1)
                                             for place, row in enumerate(t['rows'], 1)])
@@ -64,5 +69,6 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
 
 
 def heading(table: dict) -> str:
-    return (f'{table["data"]}, {table["tokenizer"]} tokens in rows of {table["row_length"]}; held out: {table["documents"]:,} documents, '
+    return (f'{table["data"]}, {table["tokenizer"]} tokens in rows of {table["row_length"]}; held out: {table["documents"]:,} '
+            f'documents, '
             f'{table["tokens"]:,} tokens')

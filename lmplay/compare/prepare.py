@@ -105,7 +105,8 @@ def with_stages(plan: dict, change: Callable[[str, dict], dict]) -> dict:
 def with_tokens(plan: dict, tokens: list[float]) -> dict:
     """A plan whose stages train on that many tokens each."""
     amounts = iter(tokens)
-    return with_stages({**plan, 'stages': {n: {k: v for k, v in s.items() if k not in ('epochs', 'steps', 'tokens')} for n, s in plan['stages'].items()}},
+    return with_stages({**plan, 'stages': {n: {k: v for k, v in s.items() if k not in ('epochs', 'steps', 'tokens')} for n,
+                                           s in plan['stages'].items()}},
                        lambda *_: {'tokens': max(1, round(next(amounts)))})
 
 
@@ -130,7 +131,8 @@ def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: 
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
     kind = find_device(device).type
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
-    opened = [_open(spec, parse_plan(p, name=plan.name, where=plan.where), device=kind, amp=amp, progress=progress) for spec, p in zip(specs, plans)]
+    opened = [_open(spec, parse_plan(p, name=plan.name, where=plan.where), device=kind, amp=amp, progress=progress) for spec,
+              p in zip(specs, plans)]
     lengths = {}        # the rows of all are as long as those of the model that can take least
     for _, stages, models in opened:
         for stage, model in zip(stages, models):
@@ -147,7 +149,8 @@ def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: 
             tokens.append(data.samples * data.mixture.tokens_per_row)
             flops.append(3 * model.flops_per_token(data.row_length))
             prints.append(fingerprints(stage, data, tokenizer))
-        joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')} | {k: prints[-1][k] for k in ('evaluation', 'text')}
+        joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')} | {k: prints[-1][k] for k in ('evaluation',
+                                                                                                                  'text')}
         prepared.append(Prepared(spec, p, tokens, flops, joined, kind, amp))
     return prepared
 
@@ -179,7 +182,8 @@ def scale_lr(prepared: Prepared, factor: float) -> None:
 
 def digest(prepared: Prepared) -> str:
     """Changes whenever a run would train something else: plan, parameters, data, kind of device, code."""
-    content = [prepared.plan, find_entry(prepared.spec.exp).name, prepared.spec.model, prepared.fingerprints, prepared.device_kind, prepared.amp,
+    content = [prepared.plan, find_entry(prepared.spec.exp).name, prepared.spec.model, prepared.fingerprints,
+               prepared.device_kind, prepared.amp,
                importlib.metadata.version('torch'), code_digest(prepared.spec.exp)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
 

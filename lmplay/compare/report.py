@@ -42,9 +42,11 @@ def page(template: str, **content) -> str:
     """A template of this package, filled in; everything is escaped but what is marked safe."""
     import jinja2
     from markupsafe import Markup, escape
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True, trim_blocks=True,
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
+                                     trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {'number': number, 'signed': signed, 'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>')))}
+    environment.filters |= {'number': number, 'signed': signed,
+                            'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>')))}
     environment.globals |= {'figure_text': figure_text, 'marks': MARKS, 'FIGURES': FIGURES}
     return environment.get_template(template).render(**content)
 
@@ -70,13 +72,16 @@ def pictures(findings: dict, runs: dict[str, list[Run]], folder: Path) -> dict[s
     with figures.style():
         add('verdicts', f'Difference to {findings["baseline"]}', interval, differences, figures.draw_verdicts(findings))
         for axis, words in figures.AXES.items():
-            add(f'{metric}-over-{axis}', f'Held-out {METRICS[metric]} over {words}', spread, means, figures.draw_loss(runs, axis, metric))
+            add(f'{metric}-over-{axis}', f'Held-out {METRICS[metric]} over {words}', spread, means,
+                figures.draw_loss(runs, axis, metric))
         add('difference', f'Difference to {findings["baseline"]} over {figures.AXES[x]}', 'Below zero is better.'
-            + (f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.' if several else ''), differences,
+            + (f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.' if several else ''),
+            differences,
             figures.draw_difference(runs, x, metric, alpha=alpha))
         for i, (label, load) in enumerate(findings['routing'].items()):
             add(f'routing-{i + 1}', f'Load of the experts of {label}', '1 is an equal share of the assignments.',
-                f'{len(load[0])} experts in {len(load)} routed layers; the table below has the numbers.', figures.draw_routing(load))
+                f'{len(load[0])} experts in {len(load)} routed layers; the table below has the numbers.',
+                figures.draw_routing(load))
     return drawn
 
 
@@ -86,7 +91,8 @@ def routing_table(load: list[list[float]]) -> list[dict]:
     for layer, shares in enumerate(load):
         total = sum(shares) or 1.0
         p = [s / total for s in shares]
-        rows.append({'layer': layer, 'busiest': max(p), 'effective': math.exp(-sum(v * math.log(v) for v in p if v > 0)), 'idle': sum(v == 0 for v in p),
+        rows.append({'layer': layer, 'busiest': max(p), 'effective': math.exp(-sum(v * math.log(v) for v in p if v > 0)),
+                     'idle': sum(v == 0 for v in p),
                      'experts': len(p)})
     return rows
 
@@ -112,13 +118,19 @@ def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
     write_text(out / NUMBERS, json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
     compared = {e['label']: e.get('comparison') for e in findings['experiments']}
     write_csv(out / 'runs.csv', [
-        {'experiment': label, 'seed': r.seed, metric: r.loss(metric), 'difference': (compared[label] or {}).get('differences', {}).get(str(r.seed), ''),
-         'bits_per_byte': r.loss('bits_per_byte')} | r.cost | {k: r.facts[k] for k in ('total_parameters', 'trainable_parameters', 'active_parameters')}
+        {'experiment': label, 'seed': r.seed, metric: r.loss(metric),
+         'difference': (compared[label] or {}).get('differences', {}).get(str(r.seed), ''),
+         'bits_per_byte': r.loss('bits_per_byte')} | r.cost | {k: r.facts[k] for k in ('total_parameters',
+                                                                                       'trainable_parameters',
+                                                                                       'active_parameters')}
         for label, members in runs.items() for r in members])
-    write_csv(out / 'curves.csv', [{'experiment': label, 'seed': r.seed} | {k: v[k] for k in ('tokens', 'flops', 'seconds', 'loss', 'bits_per_byte', 'accuracy')}
+    write_csv(out / 'curves.csv', [{'experiment': label, 'seed': r.seed} | {k: v[k] for k in ('tokens', 'flops', 'seconds',
+                                                                                              'loss', 'bits_per_byte',
+                                                                                              'accuracy')}
                                    for label, members in runs.items() for r in members for v in r.validations])
     write_csv(out / 'domains.csv', [{'domain': row['domain'], 'experiment': label} | entry
                                     for row in findings['domains'] for label, entry in row['experiments'].items()])
     routing = {label: routing_table(load) for label, load in findings['routing'].items()}
-    write_text(out / PAGE, page('report.html.j2', f=findings, pictures=drawn, routing=routing, tolerance=TOLERANCE, metric=metric))
+    write_text(out / PAGE, page('report.html.j2', f=findings, pictures=drawn, routing=routing, tolerance=TOLERANCE,
+                                metric=metric))
     return out / PAGE

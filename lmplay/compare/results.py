@@ -13,7 +13,8 @@ from ..stats.recorder import read_metrics
 
 METRICS = {'loss': 'nats per token', 'bits_per_byte': 'bits per byte'}
 # Settings of a run that say where it ran or was kept, not what it did.
-NOT_SETTINGS = ('run_dir', 'seed', 'report_to', 'reset_history', 'check_grads', 'keep', 'overrides', 'model', 'stages', 'exp', 'ignore_optimizer')
+NOT_SETTINGS = ('run_dir', 'seed', 'report_to', 'reset_history', 'check_grads', 'keep', 'overrides', 'model', 'stages', 'exp',
+                'ignore_optimizer')
 FINGERPRINTS = {'data': 'the training data or its order', 'tokenizer': 'the tokenizer', 'evaluation': 'the held-out tokens'}
 
 
@@ -116,7 +117,8 @@ def find_runs(places: Iterable[Path]) -> list[Run]:
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs of one experiment with equal settings together, under a label that tells the groups apart; the order is kept."""
-    keys = [(r.exp, json.dumps({k: v for k, v in r.configuration.items() if '.' in k or k == 'amp'}, sort_keys=True, default=str)) for r in runs]
+    keys = [(r.exp, json.dumps({k: v for k, v in r.configuration.items() if '.' in k or k == 'amp'}, sort_keys=True,
+                               default=str)) for r in runs]
     groups: dict[tuple, list[Run]] = {}
     for key, run in zip(keys, runs):
         groups.setdefault(key, []).append(run)
@@ -145,7 +147,8 @@ def check_comparable(fingerprints: dict[str, dict[str, str]], metric: str) -> No
                     raise UserError(f'{other} and {baseline} differ in {what}, so their losses per token can not be compared. '
                                     f'--metric bits_per_byte compares across data and tokenizers.')
         elif fingerprints[other]['text'] != fingerprints[baseline]['text']:
-            raise UserError(f'{other} and {baseline} were evaluated on different held-out texts; bits per byte compare across tokenizers and '
+            raise UserError(f'{other} and {baseline} were evaluated on different held-out texts; bits per byte compare across '
+                            f'tokenizers and '
                             f'training data, but not across texts.')
 
 

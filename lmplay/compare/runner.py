@@ -48,7 +48,8 @@ class Job:
         command = [sys.executable, '-m', 'lmplay.train', *self.arguments, '--run-dir', str(self.folder), '--device', device]
         with open(self.log, 'ab') as log:
             # A session of its own: Ctrl-C reaches this process alone, which then lets the runs save where they are.
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                                            start_new_session=True,
                                             preexec_fn=_end_with_parent if sys.platform == 'linux' else None)
 
     def latest(self) -> dict:
@@ -210,7 +211,8 @@ def measure_speed(job: Job, *, device: str, seconds: float) -> float:
     records = [r for r in read_metrics(job.folder) if r['kind'] == 'train']
     if len(records) < 2:
         job.check()
-        raise UserError(f'The speed of {job.name} could not be measured: fewer than two steps in {seconds:.0f} s. Use --budget tokens=... or flops=...')
+        raise UserError(f'The speed of {job.name} could not be measured: fewer than two steps in {seconds:.0f} s. Use --budget '
+                        f'tokens=... or flops=...')
     first = next(r for r in records if r['seconds'] >= records[-1]['seconds'] / 5)
     first = first if first is not records[-1] else records[0]
     return (records[-1]['tokens'] - first['tokens']) / (records[-1]['seconds'] - first['seconds'])

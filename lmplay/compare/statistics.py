@@ -44,6 +44,8 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 def t_cdf(t: float, df: float) -> float:
     """P(T <= t) of Student's t with df degrees of freedom."""
+    if t * t < df:          # near the middle this keeps its digits
+        return 0.5 + math.copysign(0.5 * incomplete_beta(0.5, df / 2, t * t / (df + t * t)), t)
     tail = 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
     return 1 - tail if t > 0 else tail
 
@@ -89,7 +91,8 @@ def paired_t(differences: Sequence[float], *, alpha: float = ALPHA) -> Paired:
     return Paired(n, mean, sd, mean - half, mean + half, p)
 
 
-def bootstrap(baseline: np.ndarray, other: np.ndarray, weights: tuple[np.ndarray, np.ndarray], *, alpha: float = ALPHA, seed: int = 0,
+def bootstrap(baseline: np.ndarray, other: np.ndarray, weights: tuple[np.ndarray, np.ndarray], *, alpha: float = ALPHA,
+              seed: int = 0,
               resamples: int = RESAMPLES) -> tuple[float, float] | None:
     """The 1 - alpha percentile interval, over held-out documents, of the difference of two mean losses (Efron 1979).
 

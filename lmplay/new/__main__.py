@@ -11,17 +11,20 @@ EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser('lmp_new', description='Copies an experiment under a new name, ready to be changed and compared.', allow_abbrev=False)
+    p = argparse.ArgumentParser('lmp_new', description='Copies an experiment under a new name, ready to be changed and '
+                                                       'compared.', allow_abbrev=False)
     p.add_argument('name', metavar='NAME', help='of the new experiment: small letters, digits and underscores')
     p.add_argument('--from', metavar='EXP', dest='origin', default='gpt2ish', help='experiment to copy (default: %(default)s)')
-    p.add_argument('--to', metavar='DIR', help='folder to put it in, which may be anywhere (default: lmplay/exp of this checkout)')
+    p.add_argument('--to', metavar='DIR', help='folder to put it in, which may be anywhere (default: lmplay/exp of this '
+                                               'checkout)')
     return p
 
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.to) if args.to else EXPERIMENTS
     if args.to is None and not ((EXPERIMENTS.parent.parent / 'setup.py').is_file() and os.access(EXPERIMENTS, os.W_OK)):
-        raise ExperimentError(f"lmplay is installed, not a checkout that you work in ('{EXPERIMENTS}'); give a folder for your experiments: --to DIR.")
+        raise ExperimentError(f"lmplay is installed, not a checkout that you work in ('{EXPERIMENTS}'); give a folder for your "
+                              f"experiments: --to DIR.")
     if not folder.is_dir():
         raise ExperimentError(f"No directory '{folder}' for the experiment.")
     new = copy_experiment(args.name, origin=args.origin, folder=folder)

@@ -14,7 +14,8 @@ from ..train.objective import fuses_head, micro_loss
 from ..train.optimizer import make_optimizer
 from ..train.plan import Stage
 
-SMALLEST = {'num_blocks': 4, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'num_experts': 4, 'top_k': 2, 'd_ffn': 16, 'tokenizer': 'bytes'}
+SMALLEST = {'num_blocks': 4, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'num_experts': 4, 'top_k': 2, 'd_ffn': 16,
+            'tokenizer': 'bytes'}
 STEPS = 30      # after which every trainable parameter must have had a gradient
 
 
@@ -54,7 +55,8 @@ def _no_future(name: str) -> None:
     before, after = _logits(model, x), _logits(model, changed)
     off = (after[:, :half] - before[:, :half]).abs().max().item()
     if off > 1e-4:
-        raise UserError(f'changing the tokens from position {half} on changes earlier logits by up to {off:.2g}: the model sees the future')
+        raise UserError(f'changing the tokens from position {half} on changes earlier logits by up to {off:.2g}: the model sees '
+                        f'the future')
 
 
 @torch.no_grad()
@@ -66,7 +68,8 @@ def _cache(name: str) -> None:
         logits, cache = model(x[:, at:at + n], cache=cache)
         at += n
         if tuple(logits.shape) != (2, 1, full.shape[-1]):
-            raise UserError(f'with a cache, forward must return logits of shape (rows, 1, vocabulary); given: {tuple(logits.shape)}')
+            raise UserError(f'with a cache, forward must return logits of shape (rows, 1, vocabulary); given: '
+                            f'{tuple(logits.shape)}')
         off = (logits[:, 0] - full[:, at - 1]).abs().max().item()
         if off > 1e-3:
             raise UserError(f'logits with the cache differ from those without by up to {off:.2g} at position {at - 1}')
@@ -93,7 +96,8 @@ def _gradients(name: str) -> None:
 
 
 CHECKS: dict[str, Callable[[str], None]] = {
-    'it builds at its full size': _builds, 'logits have the shape (rows, positions, vocabulary)': _shape, 'no position sees the future': _no_future,
+    'it builds at its full size': _builds, 'logits have the shape (rows, positions, vocabulary)': _shape,
+    'no position sees the future': _no_future,
     'generation with the cache equals the full forward pass': _cache, 'every trainable parameter gets a gradient': _gradients}
 
 

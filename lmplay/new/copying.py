@@ -18,7 +18,8 @@ IGNORED = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
 def check_name(name: str, folder: Path) -> None:
     """Raises ExperimentError for a name that can't be a Python module, or is taken."""
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name) or keyword.iskeyword(name):
-        raise ExperimentError(f"An experiment's name is made of small letters, digits and underscores, and begins with a letter; given: '{name}'.")
+        raise ExperimentError(f"An experiment's name is made of small letters, digits and underscores, and begins with a "
+                              f"letter; given: '{name}'.")
     taken = next((e for e in list_experiments() if e.name == name), None)
     if taken is not None:
         raise ExperimentError(f"The name '{name}' is taken: {taken.where}.")
@@ -65,7 +66,8 @@ def rename(folder: Path, name: str, *, base: str) -> None:
     rest = readme.read_text(encoding='utf-8') if readme.is_file() else ''
     rest = re.sub(r'\A\s*#[^\n]*\n', '', rest)
     readme.write_text(f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of it:\n\n'
-                      f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n' + (f'\n{rest.lstrip()}' if rest.strip() else ''), encoding='utf-8')
+                      f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n'
+                      + (f'\n{rest.lstrip()}' if rest.strip() else ''), encoding='utf-8')
 
 
 def _runner_name(runner: str, name: str, base: str) -> str:
@@ -79,11 +81,13 @@ def _called(node: ast.AST) -> str | None:
 
 
 def _runners(tree: ast.Module) -> list[str]:
-    return [n.args[0].value for n in ast.walk(tree) if _called(n) == 'expose_runner' and n.args and isinstance(n.args[0], ast.Constant)]
+    return [n.args[0].value for n in ast.walk(tree)
+            if _called(n) == 'expose_runner' and n.args and isinstance(n.args[0], ast.Constant)]
 
 
 def _models(tree: ast.Module) -> list[str]:
-    return [n.args[0].id for n in ast.walk(tree) if _called(n) == 'BasicModelRunner' and n.args and isinstance(n.args[0], ast.Name)]
+    return [n.args[0].id for n in ast.walk(tree)
+            if _called(n) == 'BasicModelRunner' and n.args and isinstance(n.args[0], ast.Name)]
 
 
 def _replace(text: str, runners: dict[str, str], classes: dict[str, str], base: str) -> str:

@@ -53,7 +53,8 @@ def fingerprints(stage: Stage, data: 'StageData', tokenizer: Tokenizer) -> dict[
 def stage_facts(stage: Stage, data: 'StageData', model: LMBase, *, exp: str) -> dict:
     """What stages.json holds of a stage: model and its size, rows, fingerprints."""
     tokenizer = as_tokenizer(model.tokenizer)
-    return {'exp': exp, 'model': model.name, 'hyperparameters': model.hyperparameters, 'tokenizer': tokenizer.name, 'row_length': data.row_length,
+    return {'exp': exp, 'model': model.name, 'hyperparameters': model.hyperparameters, 'tokenizer': tokenizer.name,
+            'row_length': data.row_length,
             'samples': data.samples, 'steps': data.steps, 'total_parameters': model.total_parameters(),
             'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
             'active_parameters': model.active_parameters(), 'fingerprints': fingerprints(stage, data, tokenizer)}

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from lmplay.compare import comparison
 from lmplay.compare.__main__ import main
 
 SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
@@ -19,18 +20,9 @@ SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
 OWN = ('seconds', 'tokens_per_second', 'memory')
 
 
-def plan_of(tmp_path_factory_dir, write):
-    return write(tmp_path_factory_dir, tokens=16_000, batch_size=8, mini_batch_size=8, validation_bytes=3000)
-
-
 @pytest.fixture(scope='module')
-def plan(tmp_path_factory, request):
-    import importlib.util
-    from pathlib import Path
-    spec = importlib.util.spec_from_file_location('compare_conftest', Path(__file__).with_name('conftest.py'))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return plan_of(tmp_path_factory.mktemp('plan'), module.write_plan)
+def plan(tmp_path_factory, write_plan):
+    return write_plan(tmp_path_factory.mktemp('plan'), tokens=16_000, batch_size=8, mini_batch_size=8, validation_bytes=3000)
 
 
 def start(arguments, cwd, cache):
@@ -74,7 +66,8 @@ def test_a_comparison_from_first_to_last(whole):
     folder, _, out, error = whole
     assert re.search(r'^[▲▼≈] gpt2ish,embed_dim=32', out, re.M) and 'c/report.html' in out
     assert 'The noise of gpt2ish from seed to seed' in error and 'gpt2ish seed 1: finished' in error
-    for name in ('report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv', 'noise.json', 'comparison.json', 'figures/difference.png'):
+    for name in ('report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv', 'noise.json', 'comparison.json',
+                 'figures/difference.png'):
         assert (folder / 'c' / name).stat().st_size > 0, name
     findings = json.loads((folder / 'c/results.json').read_text())
     baseline, wide = findings['experiments']
@@ -88,7 +81,8 @@ def test_a_comparison_from_first_to_last(whole):
 
 def test_given_again_it_trains_nothing_and_writes_the_same_bytes(whole, cache):
     folder, arguments, *_ = whole
-    files = ['report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv', *(f'figures/{f.name}' for f in (folder / 'c/figures').iterdir())]
+    files = ['report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv',
+             *(f'figures/{f.name}' for f in (folder / 'c/figures').iterdir())]
     before = {f: (folder / 'c' / f).read_bytes() for f in files}
     _, error = finish(arguments, folder, cache)
     assert 'training on' not in error
@@ -127,38 +121,47 @@ def test_other_settings_in_the_same_directory_are_refused(whole, cache):
     assert process.returncode == 2 and 'another budget: None there, tokens=5000 now' in error
 
 
-def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_path, cache, plan):
-    common = ('gpt2ish', 'gpt2ish,embed_dim=32', '--plan', plan, '--seeds', 1, *SMALL)
-    finish((*common, '--budget', 'flops=5e8', '--out', 'f', '--tune', 'lr', '--jobs', 2), tmp_path, cache)
+def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_path, monkeypatch, capsys, plan):
+    """A smaller search and a shorter measurement than usual."""
+    monkeypatch.setattr(comparison, 'TUNE_FACTORS', (0.1, 1.0))
+    monkeypatch.setattr(comparison, 'CALIBRATION_SECONDS', (0.5, 1.0))
+    monkeypatch.chdir(tmp_path)
+    common = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), '--seeds', '1', *SMALL]
+    assert main([*common, '--budget', 'flops=5e8', '--out', 'f', '--tune', 'lr', '--jobs', '2']) == 0
     findings = json.loads((tmp_path / 'f/results.json').read_text())
     for entry in findings['experiments']:
         row = 32 * entry['figures']['flops_per_token']
         assert entry['figures']['flops'] == pytest.approx(5e8, abs=1.5 * row)       # a run stops at the end of a row
         log = findings['tuning'][entry['label']]
-        assert [p['factor'] for p in log['points']] == [0.25, 0.5, 1.0, 2.0, 4.0]
-        best = min((p for p in log['points'] if p['loss'] is not None), key=lambda p: p['loss'])
+        assert [p['factor'] for p in log['points']] == [0.1, 1.0]
+        best = min(log['points'], key=lambda p: p['loss'])
         assert log['chosen'] == best['lr'] == pytest.approx([0.006 * best['factor']])
     tokens = [e['figures']['tokens'] for e in findings['experiments']]
     assert tokens[0] > 1.5 * tokens[1]
-    assert 'Learning rate' in (tmp_path / 'f/report.html').read_text()
-    out, error = finish((*common, '--budget', 'seconds=2', '--out', 's'), tmp_path, cache)
+    assert 'id="tuning"' in (tmp_path / 'f/report.html').read_text()
+    assert any('at the edge' in w for w in findings['warnings'])
+    assert main([*common, '--budget', 'seconds=1', '--out', 's']) == 0
     findings = json.loads((tmp_path / 's/results.json').read_text())
-    assert 'tokens per second' in error and any('of the 2 s asked for' in w for w in findings['warnings'])
+    assert 'tokens per second' in capsys.readouterr().err and any('of the 1 s asked for' in w for w in findings['warnings'])
     for entry in findings['experiments']:
         speed = findings['conversion'][entry['label']]['tokens_per_second']
-        assert entry['figures']['tokens'] == pytest.approx(2 * speed, rel=0.02)
-        assert 0.2 < entry['figures']['seconds'] < 20       # 2, on a machine of one's own
+        assert entry['figures']['tokens'] == pytest.approx(speed, rel=0.02)
+        assert 0.1 < entry['figures']['seconds'] < 10       # 1, on a machine of one's own
 
 
 @pytest.mark.parametrize('arguments, message', [
     ([], 'Give experiments to train'), (['gpt2ish'], 'at least one more'), (['gpt2ish', 'gpt2sh'], "Did you mean 'gpt2ish'"),
-    (['gpt2ish', 'gpt2ish'], 'given twice'), (['gpt2ish', 'gpt2ish,embed_dm=3'], "Did you mean 'embed_dim'"), (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
-    (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"), (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
-    (['gpt2ish', 'some', '--seeds', '0'], 'at least 1'), (['gpt2ish', 'some', '--plan', 'quickstrt'], "Did you mean 'quickstart'"),
+    (['gpt2ish', 'gpt2ish'], 'given twice'), (['gpt2ish', 'gpt2ish,embed_dm=3'], "Did you mean 'embed_dim'"),
+    (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
+    (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"),
+    (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
+    (['gpt2ish', 'some', '--seeds', '0'], 'at least 1'), (['gpt2ish', 'some', '--plan', 'quickstrt'],
+                                                          "Did you mean 'quickstart'"),
     (['gpt2ish', 'some', '--job', '2'], "Did you mean '--jobs'"), (['gpt2ish', 'some', '--device', 'gpu'], 'Unknown device'),
     (['gpt2ish', 'some', '--runs', 'x'], 'not experiments and runs together'), (['--runs', '/none'], "No directory '/none'"),
     (['gpt2ish', 'some', '--baseline', 'some'], 'goes with --runs'), (['--leaderboard', '/none'], "No directory '/none'"),
-    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'], 'needs a device for every job')])
+    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'],
+     'needs a device for every job')])
 def test_mistakes_are_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2

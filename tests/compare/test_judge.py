@@ -25,7 +25,8 @@ def test_identical_but_for_its_name_is_within_noise(trained, baseline):
 
 
 def test_doubled_width_is_better_and_no_positions_are_worse(trained, baseline):
-    findings = judge({'gpt2ish': baseline, 'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64'), 'nopos': seeds(trained, 'nopos', 'nopos')})
+    findings = judge({'gpt2ish': baseline, 'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64'),
+                      'nopos': seeds(trained, 'nopos', 'nopos')})
     wide, nopos = findings['experiments'][1:]
     assert wide['comparison']['verdict'] == 'better' and wide['comparison']['high'] < 0, wide['sentence']
     assert nopos['comparison']['verdict'] == 'worse' and nopos['comparison']['low'] > 0, nopos['sentence']
@@ -90,7 +91,8 @@ def test_the_noise_is_the_sample_deviation_and_warns_early(trained, baseline):
     losses = [r.loss('loss') for r in baseline]
     measured = noise(baseline, 'loss')
     assert measured['sd'] == pytest.approx(np.std(losses, ddof=1))
-    assert measured['detectable'] == pytest.approx((t_quantile(0.975, 2) + t_quantile(0.8, 2)) * measured['sd'] * math.sqrt(2 / 3))
+    assert measured['detectable'] == pytest.approx((t_quantile(0.975, 2) + t_quantile(0.8,
+                                                                                      2)) * measured['sd'] * math.sqrt(2 / 3))
     wide, same = trained('wide', 'gpt2ish', 0, '--embed-dim', '64'), trained('same', 'same', 0)
     assert 'more than the' in early_warning([wide], baseline, 'loss')
     assert 'Warning' in early_warning([same], baseline, 'loss')

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from lmplay.compare.statistics import bootstrap, detectable, incomplete_beta, paired_t, seeds_needed, t_cdf, t_quantile, verdict
 
 # Quantiles of Student's t as printed in the usual tables.
-TABLE = {1: (3.078, 6.314, 12.706, 31.821, 63.657), 2: (1.886, 2.920, 4.303, 6.965, 9.925), 3: (1.638, 2.353, 3.182, 4.541, 5.841),
+TABLE = {1: (3.078, 6.314, 12.706, 31.821, 63.657), 2: (1.886, 2.920, 4.303, 6.965, 9.925),
+         3: (1.638, 2.353, 3.182, 4.541, 5.841),
          4: (1.533, 2.132, 2.776, 3.747, 4.604), 9: (1.383, 1.833, 2.262, 2.821, 3.250), 30: (1.310, 1.697, 2.042, 2.457, 2.750),
          120: (1.289, 1.658, 1.980, 2.358, 2.617)}
 

@@ -40,7 +40,8 @@ def test_a_copy_trains_as_the_original(tmp_path, command, tiny_plan):
     plan = tiny_plan(model={'num_blocks': 1, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'tokenizer': 'bytes'})
     found = []
     for exp in ('gpt2ish', str(tmp_path / 'tale' / 'versions.py')):
-        out = command('train', '--exp', exp, '--training-plan', plan, '--run-dir', exp.replace('/', '_'), '--device', 'cpu', '--quiet')
+        out = command('train', '--exp', exp, '--training-plan', plan, '--run-dir', exp.replace('/', '_'), '--device', 'cpu',
+                      '--quiet')
         assert out.returncode == 0, out.stderr
         found.append(json.loads((tmp_path / exp.replace('/', '_') / 'summary.json').read_text()))
     assert found[0]['validation_loss'] == found[1]['validation_loss']
@@ -48,7 +49,8 @@ def test_a_copy_trains_as_the_original(tmp_path, command, tiny_plan):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['My-Exp'], 'small letters'), (['2fast'], 'small letters'), (['class'], 'small letters'), (['gpt2ish'], 'is taken'), (['tale', '--from', 'gpt2sh'], "Did you mean 'gpt2ish'"),
+    (['My-Exp'], 'small letters'), (['2fast'], 'small letters'), (['class'], 'small letters'), (['gpt2ish'], 'is taken'),
+    (['tale', '--from', 'gpt2sh'], "Did you mean 'gpt2ish'"),
     (['tale', '--form', 'gpt2ish'], "Did you mean '--from'"), (['tale', '--to', '/none/here'], 'No directory')])
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, message):
     to = [] if '--to' in arguments else ['--to', str(tmp_path)]

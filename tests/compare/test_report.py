@@ -1,0 +1,162 @@
+"""The page: whole in itself, with a structure that keyboards and screen readers follow; looked at by a real browser where there is one."""
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from lmplay.compare.figures import themed
+from lmplay.compare.judge import judge
+from lmplay.compare.report import number, routing_table, write_report
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update',
+         '--disable-sync', '--hide-scrollbars']
+VOID = {'meta', 'link', 'br', 'wbr', 'img', 'input', 'hr', 'path', 'use', 'stop'}
+
+
+@pytest.fixture(scope='module')
+def report(trained, baseline, tmp_path_factory):
+    """A page with everything on it: three experiments, one of them routed, a search, a long name, markup in a sample."""
+    out = tmp_path_factory.mktemp('report')
+    wide = [trained('wide', 'gpt2ish', seed, '--embed-dim', '64') for seed in range(3)]
+    same = [trained('same', 'same', seed) for seed in range(3)]
+    runs = {'gpt2ish': baseline, 'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide, 'same': same}
+    findings = judge(runs, notes=['A note <script>alert(1)</script>.'])
+    findings |= {'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]), 'plan': 'stories', 'budget': 'flops=1e9', 'conversion':
+                 {label: {'tokens': [60_000], 'flops_per_token': [1e5], 'tokens_per_second': None} for label in runs}, 'tuning':
+                 {label: {'points': [{'factor': f, 'lr': [0.01 * f], 'loss': 1.0 if f < 4 else None} for f in (0.5, 1, 4)],
+                          'chosen': [0.01]} for label in runs}}
+    findings['samples'][0]['texts']['same'] = '</pre><img src=x onerror=alert(1)>'
+    findings['routing'] = {'same': [[0.7, 0.1, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25]]}
+    return write_report(findings, runs, out)
+
+
+class Outline(HTMLParser):
+    """Elements with their attributes; checks that every element is closed where it must be."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], {}
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open and self.open.pop() == tag, (tag, self.open[-5:])
+
+    def of(self, tag):
+        return [a for t, a in self.elements if t == tag]
+
+
+def test_structure_for_keyboards_and_screen_readers(report):
+    page = Outline(report.read_text())
+    assert page.of('html')[0]['lang'] == 'en' and len(page.of('h1')) == 1 and len(page.of('main')) == 1
+    for landmark in ('header', 'nav', 'footer'):
+        assert page.of(landmark)
+    ids = [a['id'] for _, a in page.elements if 'id' in a]
+    assert len(ids) == len(set(ids))
+    for _, a in page.elements:
+        for name in (a.get('aria-labelledby') or '').split():
+            assert name in ids
+        if (a.get('href') or '').startswith('#'):
+            assert a['href'][1:] in ids
+    first = page.of('a')[0]
+    assert first['class'] == 'skip' and first['href'] == '#main'
+    assert all('scope' in th for th in page.of('th'))
+    assert len(page.of('caption')) == len(page.of('table')) >= 6
+    pictures = page.of('svg')
+    assert len(pictures) == 6 and all(s['role'] == 'img' for s in pictures)
+    assert len(page.of('title')) == 1 + len(pictures) and all(page.of('desc'))
+    levels = [int(t[1]) for t, _ in page.elements if re.fullmatch('h[1-6]', t)]
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:]))
+    assert all(a.get('tabindex') == '0' and a.get('aria-label') for t, a in page.elements if a.get('role') == 'region')
+
+
+def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
+    text = report.read_text()
+    assert not re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?:https?:)?//', text)
+    links = {a.get('href', '') for t, a in Outline(text).elements if t in ('a', 'link')}
+    for link in links:
+        assert link.startswith(('#', 'data:')) or (report.parent / link).is_file(), link
+    assert not Outline(text).of('script') and not Outline(text).of('img')
+    assert '&lt;script&gt;' in text and 'onerror=alert(1)&gt;' in text
+    assert text.index('id="verdict"') < text.index('id="course"')       # verdict first
+
+
+def test_json_and_pictures_stand_beside_it(report):
+    findings = json.loads((report.parent / 'results.json').read_text())
+    assert [e['label'] for e in findings['experiments']][0] == 'gpt2ish'
+    for file in (report.parent / 'figures').iterdir():
+        assert file.read_bytes().startswith(b'\x89PNG')
+    assert len(list((report.parent / 'figures').iterdir())) == 6
+
+
+CHECK = r"""
+<script>
+function light(c) { const v = c.match(/[\d.]+/g).map(Number).slice(0, 3).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; }
+function behind(e) { for (; e; e = e.parentElement) { const b = getComputedStyle(e).backgroundColor; if (b !== 'rgba(0, 0, 0, 0)') return b; } return 'rgb(255, 255, 255)'; }
+addEventListener('load', () => {
+  let least = 99, where = '';
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || e.closest('script, title, desc, .skip, style')) continue;
+    if (e.closest('svg') && /scale|shading/.test(e.getAttribute('style') || '')) continue;
+    const style = getComputedStyle(e), a = light(e.closest('svg') ? (style.fill === 'none' ? style.color : style.fill) : style.color), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < least) { least = ratio; where = e.tagName + ' ' + e.textContent.trim().slice(0, 40); } }
+  const narrow = [...document.querySelectorAll('main svg')].map(s => s.getBoundingClientRect().width);
+  const out = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll'));
+  const found = { width: innerWidth, scroll: document.documentElement.scrollWidth, least, where, out: out.map(e => e.tagName + ' ' + e.textContent.slice(0, 40)),
+    background: getComputedStyle(document.body).backgroundColor, picture: Math.min(...narrow) };
+  parent.document.body.innerHTML = '<pre id="found">' + JSON.stringify(found).replace(/&/g, '&amp;').replace(/</g, '&lt;') + '</pre>'; });
+</script>
+"""  # noqa: E501
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
+@pytest.mark.parametrize('width, dark', [(1280, False), (1280, True), (390, False), (390, True)])
+def test_in_a_browser_wide_and_narrow_light_and_dark(report, tmp_path, width, dark):
+    """Nothing sticks out sideways, every text has a contrast of 4.5 or more (WCAG AA), the theme is followed."""
+    inner = html.escape(report.read_text().replace('</body>', CHECK + '</body>'))
+    page = tmp_path / 'page.html'       # a frame, for no window of a browser is as narrow as a phone
+    page.write_text('<!doctype html><meta name="color-scheme" content="light dark">'
+                    f'<iframe style="border:0" width={width} height=900 srcdoc="{inner}"></iframe>')
+    theme = ['--blink-settings=preferredColorScheme=0'] if dark else []
+    out = subprocess.run([CHROMIUM, *FLAGS, *theme, f'--user-data-dir={tmp_path / "profile"}', '--window-size=1400,1000',
+                          '--dump-dom', page.as_uri()],
+                         capture_output=True, text=True, timeout=100).stdout
+    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', out, re.S)[1]))
+    assert found['width'] == width and found['scroll'] <= width, found
+    assert found['least'] >= 4.5, found
+    assert (found['background'] == 'rgb(255, 255, 255)') != dark
+    assert found['picture'] > 0.75 * min(width, 480), found
+
+
+def test_numbers_for_people():
+    assert [number(v) for v in (None, 3, 99_999, 123_456, 1.5e9, 0.123456, float('nan'))] == ['–', '3', '99,999', '123 k',
+                                                                                              '1.5 G', '0.1235', '–']
+
+
+def test_routing_in_numbers():
+    rows = routing_table([[0.5, 0.5, 0.0, 0.0], [0.25] * 4])
+    assert rows[0]['effective'] == pytest.approx(2) and rows[0]['idle'] == 2
+    assert rows[1]['effective'] == pytest.approx(4) and rows[1]['busiest'] == 0.25
+
+
+def test_pictures_of_one_page_share_no_names():
+    svg = '<?xml version="1.0"?><svg viewBox="0 0 1 1"><g id="a"><use xlink:href="#a"/><path clip-path="url(#a)"/></g></svg>'
+    first, second = (themed(svg, title='T', description='<D>', number=i) for i in (0, 1))
+    assert 'id="f0-a"' in first and 'href="#f0-a"' in first and 'url(#f0-a)' in first and 'f0-' not in second and '&lt;D&gt;' in first
