@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..train.plan import load_plan
 from .judge import early_warning, judge, noise
-from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, scale_lr
+from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
 from .report import write_report
 from .results import Run, check_comparable, fingerprints_of, read_run
 from .runner import Job, measure_speed, run_jobs
@@ -40,9 +40,8 @@ class Request:
     @property
     def asked(self) -> dict:
         """What must not change between two starts in one directory."""
-        return {'plan': self.plan, 'budget': str(self.budget) if self.budget else None, 'metric': self.metric, 'amp': self.amp,
-                'tune': self.tune,
-                'set': self.settings}
+        return {'baseline': self.experiments[0], 'plan': self.plan, 'budget': str(self.budget) if self.budget else None,
+                'metric': self.metric, 'amp': self.amp, 'tune': self.tune, 'set': self.settings}
 
 
 def write_json(file: Path, content) -> None:
@@ -83,7 +82,7 @@ class Comparison:
             raise UserError(f'--budget seconds needs a device for every job, for runs on one device slow each other down; jobs '
                             f'{request.jobs}, '
                             f'devices {len(self.devices)}.')
-        self.out = request.out or Path('compare') / f'{"+".join(Path(s.exp).stem for s in self.specs)}-{self.plan.name}'
+        self.out = request.out or Path('compare') / f'{"+".join(safe(label) for label in labels)}-{self.plan.name}'
         self.notes: list[str] = []
 
     def run(self) -> Path:

@@ -54,6 +54,11 @@ def parse_spec(text: str, common: list[str]) -> Spec:
     return Spec(label, exp, model, stage)
 
 
+def safe(label: str) -> str:
+    """A label as part of a file's name."""
+    return re.sub(r'[^\w.=,+-]', '_', label)
+
+
 @dataclass(frozen=True)
 class Budget:
     kind: str       # one of BUDGETS
@@ -92,7 +97,7 @@ class Prepared:
 
     @property
     def folder(self) -> str:
-        return re.sub(r'[^\w.=,+-]', '_', self.spec.label) + f'-{self.digest}'
+        return f'{safe(self.spec.label)}-{self.digest}'
 
 
 def with_stages(plan: dict, change: Callable[[str, dict], dict]) -> dict:

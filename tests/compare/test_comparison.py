@@ -91,16 +91,18 @@ def test_given_again_it_trains_nothing_and_writes_the_same_bytes(whole, cache):
 
 
 def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cache):
-    """SIGKILL of the comparison itself, twice; its runs save and end by themselves, and the same command goes on."""
+    """Ctrl-C, then SIGKILL of the comparison itself; its runs save and end by themselves, and the same command goes on."""
     folder, arguments, *_ = whole
     rng = random.Random(os.getpid())
-    for _ in range(2):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process = start(arguments, tmp_path, cache)
-        began, delay = time.monotonic(), rng.uniform(2, 14)
+        began, delay = time.monotonic(), rng.uniform(2, 12)
         while process.poll() is None and time.monotonic() - began < delay:
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+        early = process.poll() is None
+        process.send_signal(number)
         process.communicate()
+        assert not early or process.returncode == code
     finish(arguments, tmp_path, cache)
     assert results(tmp_path / 'c') == results(folder / 'c')
 
