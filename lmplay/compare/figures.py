@@ -177,7 +177,7 @@ def draw_verdicts(findings: dict):
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [short(e['label'], 20) for e in rows])
     axes.grid(axis='y', visible=False)
-    axes.set_xlabel(f'← better · difference in {findings["unit"]} · worse →')
+    axes.set_xlabel(f'← better · {findings["unit"]} · worse →')
     return figure
 
 

@@ -67,7 +67,7 @@ def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str) 
     needed = seeds_needed(difference, measured['sd'] * math.sqrt(2))
     return (f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of '
             f'{measured["label"]}); a difference '
-            f'of this size would need about {needed or f"more than {MOST_SEEDS}"} seeds.')
+            f'of this size would need {f"about {needed}" if needed else f"more than {MOST_SEEDS}"} seeds.')
 
 
 def _finite(value: float | None) -> float | None:
