@@ -179,6 +179,19 @@ def model_parameters(model: Callable) -> dict[str, Any]:
     return found
 
 
+def _check(key: str, value: Any, default: Any) -> None:
+    """Refuses values that can be no model's; what a model's own parameters may be, it says itself."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, (int, float)) and not isinstance(default, bool) and value is not None and not number:
+        raise ExperimentError(f'The model parameter {key} must be a number; given: {value!r}.')
+    if key in ('max_len', 'num_blocks', 'num_heads', 'embed_dim') and number and (not isinstance(value, int) or value < 1):
+        raise ExperimentError(f'The model parameter {key} must be a whole number of at least 1; given: {value}.')
+    if key.endswith('dropout') and number and not 0 <= value < 1:
+        raise ExperimentError(f'The model parameter {key} must be at least 0 and below 1; given: {value}.')
+    if key == 'version' and not isinstance(value, str):
+        raise ExperimentError(f'The model parameter version must be a string; given: {value!r}.')
+
+
 class BasicModelRunner:
     """One version of an experiment: a model class, what this version overrides of its defaults, and what is asked for now.
 
@@ -187,7 +200,7 @@ class BasicModelRunner:
     training      this version's defaults for a plan's stage keys (lr, on_collapse, ...)
     parameters    model parameters from the plan and the command line; they win over `overrides`
 
-    Raises ExperimentError for a parameter that the model's __init__ does not name.
+    Raises ExperimentError for a parameter that the model's __init__ does not name, and for a value that can't be one.
     """
 
     def __init__(self, model_class: Callable[..., LMBase], *, overrides: dict | None = None, training: dict | None = None,
@@ -199,6 +212,8 @@ class BasicModelRunner:
         for key in given:
             if key not in self.declared and key != 'version':
                 raise ExperimentError(unknown('model parameter', key, self.declared, getattr(model_class, '__name__', '')))
+        for key, value in given.items():
+            _check(key, value, self.declared.get(key))
         self.given = given
         self.parameters = self.declared | {k: v for k, v in given.items() if k != 'version'}
 

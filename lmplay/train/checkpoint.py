@@ -113,6 +113,8 @@ def read_state(folder: Path) -> dict:
         state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error}).") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} is no JSON object.")
     if state.get('format') != FORMAT:
         raise CheckpointError(f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}.")
     for name, size in state['sizes'].items():

@@ -8,7 +8,7 @@ Three forms load:
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,11 +16,12 @@ from ..base.errors import PlanError, unknown
 from ..data.sources import NAMED, check_spec
 
 Positive = Field(None, gt=0)
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Stage(BaseModel):
     """A stage of a plan with every setting resolved. Intervals are in samples (rows); sizes in rows or tokens as said."""
-    model_config = ConfigDict(extra='forbid', strict=False)
+    model_config = ConfigDict(extra='forbid', allow_inf_nan=False)
 
     name: str = ''
     # data
@@ -47,7 +48,7 @@ class Stage(BaseModel):
     mini_batch_size: int | Literal['auto'] = 4
     optimizer: Literal['adamw', 'adam', 'adagrad', 'sgd', 'rmsprop', 'muon'] = 'adamw'
     lr: float = Field(6e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
     schedule: Literal['constant', 'cosine', 'linear', 'wsd'] = 'cosine'
     warmup: float = Field(0.02, ge=0)               # below 1 a fraction of the stage's steps, from 1 on a number of steps
@@ -165,7 +166,7 @@ def load_plan(given: str) -> Plan:
             raise PlanError(unknown('plan', given, plans) + ' A path of a JSON file serves too.')
         path = plans[given]
     try:
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8-sig')      # some editors begin a file with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"Can't read the plan '{given}': {getattr(error, 'strerror', None) or error}.") from error
     if not text.strip():
@@ -174,6 +175,8 @@ def load_plan(given: str) -> Plan:
         raw = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         raise PlanError(f"The plan '{given}' is no JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except RecursionError:
+        raise PlanError(f"The plan '{given}' is nested too deeply.") from None
     return parse_plan(raw, name=path.stem, where=str(given))
 
 
@@ -204,16 +207,18 @@ def parse_plan(raw: Any, *, name: str = 'plan', where: str = 'plan') -> Plan:
         raise PlanError(f'{where}: a plan needs at least one stage: {{"NAME": {{"dataset": "embedded", "epochs": 1}}}}.')
     for key, kind, what in (('seed', int, 'a whole number'), ('datasets', dict, 'an object'), ('model', dict, 'an object'),
                             ('validation_fraction', (int, float), 'a number'), ('exp', str, 'a string'),
-                            ('tokenizer', (dict, str), 'a name or an object')):
+                            ('tokenizer', (dict, str), 'a name or an object'), ('description', str, 'a string'), ('cost', str, 'a string')):
         if key in raw and (not isinstance(raw[key], kind) or isinstance(raw[key], bool)):
             raise PlanError(f'{where}: "{key}" must be {what}; given: {json.dumps(raw[key])}.')
+    if not 0 <= raw.get('seed', 0) < 2**32:
+        raise PlanError(f'{where}: "seed" must be at least 0 and below 2^32; given: {raw["seed"]}.')
     if not 0 <= raw.get('validation_fraction', 0) < 1:
         raise PlanError(f'{where}: "validation_fraction" must be at least 0 and below 1; given: {raw["validation_fraction"]}.')
     for stage_name, stage in stages.items():
         if not isinstance(stage, dict):
             raise PlanError(f'{where}, stage "{stage_name}": must be an object; given: {json.dumps(stage)}.')
-        if not stage_name or stage_name != stage_name.strip() or any(c in stage_name for c in '/\\\0\n'):
-            raise PlanError(f'{where}: a stage name may not be empty or contain slashes; given: {json.dumps(stage_name)}.')
+        if not stage_name or stage_name != stage_name.strip() or any(c in stage_name for c in '/\\\0\n') or len(stage_name.encode()) > 200:
+            raise PlanError(f'{where}: a stage name may not be empty, long, or contain slashes; given: {json.dumps(stage_name)}.')
     plan = Plan(raw, name=name, where=where)
     for dataset, spec in plan.datasets.items():
         check_spec(dataset, spec)

@@ -208,9 +208,15 @@ class Run:
     def _resume(self) -> dict | None:
         """The state of the run's last checkpoint, or None where there is none to go on from."""
         last = self.checkpoints / 'last'
-        if not (last / STATE).is_file():
-            return None
-        return read_state(last)
+        if (last / STATE).is_file():
+            return read_state(last)
+        # A run killed in its first save may leave one step without `last`; more of them mean that `last` got lost (links not copied).
+        if last.is_symlink() or len({f.name[:13] for f in self.checkpoints.glob('step-*')}) > 1:
+            raise CheckpointError(
+                f"The run in '{self.dir}' has no usable checkpoint '{last}': it names none that is whole. Let it name one of the others "
+                f"(ln -sfn step-... '{last}'), or use another --run-dir."
+            )
+        return None
 
     # ---- the run
 
@@ -236,9 +242,14 @@ class Run:
             for link in self.checkpoints.iterdir():
                 if link.is_symlink() and link.name != 'last':
                     link.unlink()  # of the history that is forgotten
-        tokenizer = open_tokenizer(self.plan, self.view.line)
         if history is not None:
             self.progress = Progress(**history['progress'])
+            if history['stage'] not in list(self.plan.stages)[self.progress.stage : self.progress.stage + 1]:
+                raise CheckpointError(
+                    f"The run in '{self.dir}' is in its stage {self.progress.stage + 1}, \"{history['stage']}\", and this plan's stages are "
+                    f'{", ".join(self.plan.stages)}. Use another --run-dir, or --reset-history to begin this plan with its weights.'
+                )
+        tokenizer = open_tokenizer(self.plan, self.view.line)
         self.recorder = Recorder(
             self.dir,
             report_to=self.settings.report_to,
@@ -361,10 +372,15 @@ def _load_optimizer(optimizer, state: dict) -> None:
     own = optimizer.state_dict()
     pairs = list(zip(own['parts'], state['parts'])) if 'parts' in own and 'parts' in state else [(own, state)]
     for mine, saved in pairs:
-        if 'parts' in saved or [len(g['params']) for g in mine['param_groups']] != [len(g['params']) for g in saved['param_groups']]:
+        if 'parts' in mine or 'parts' in saved or _kind(mine) != _kind(saved):
             raise CheckpointError("The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh.")
         mine['state'] = saved['state']
     optimizer.load_state_dict(own)
+
+
+def _kind(state: dict) -> list:
+    """What tells optimizers apart: for each group the number of its parameters, and settings that only some optimizers have."""
+    return [(len(g['params']), {'betas', 'momentum', 'alpha', 'lr_decay'} & g.keys()) for g in state['param_groups']]
 
 
 def _freeze_all_but_marked(model: LMBase) -> None:

@@ -30,6 +30,12 @@ def test_parameters_are_checked_although_the_model_ignores_unknown_ones():
     assert BasicModelRunner(Child, overrides=dict(width=2), max_len=4).parameters == {'extra': 1, 'max_len': 4, 'width': 2}
 
 
+@pytest.mark.parametrize('name, value', [('max_len', 0), ('max_len', 1.5), ('width', 'x'), ('width', [1]), ('version', 3)])
+def test_values_that_no_model_can_have_are_refused(name, value):
+    with pytest.raises(ExperimentError, match=f'model parameter {name} must be'):
+        BasicModelRunner(Tiny, **{name: value})
+
+
 def test_what_is_asked_for_wins_over_the_version():
     model = BasicModelRunner(Tiny, overrides=dict(width=2, max_len=4), width=6).build()
     assert model.hyperparameters == {'max_len': 4, 'width': 6}

@@ -90,9 +90,10 @@ def test_other_damage_is_told(saved, tmp_path):
     weights.write_bytes(b'\xff' * weights.stat().st_size)
     with pytest.raises(CheckpointError, match="can't be read"):
         ck.load_model(run)
-    (folder / ck.STATE).write_text('{')
-    with pytest.raises(CheckpointError, match='state.json'):
-        ck.load_model(run)
+    for damaged in ('{', '[]'):
+        (folder / ck.STATE).write_text(damaged)
+        with pytest.raises(CheckpointError, match='state.json'):
+            ck.load_model(run)
     with pytest.raises(CheckpointError, match='there is no such path'):
         ck.load_model(tmp_path / 'nowhere')
     with pytest.raises(CheckpointError, match='neither a checkpoint folder'):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -191,6 +192,29 @@ def test_initial_model_and_reset_history(tiny_plan, tmp_path, capsys):
     other = [a for a in base if a not in ('16',)]
     other.insert(other.index('--embed-dim') + 1, '24')
     assert 'another architecture' in refused(capsys, *other, '--run-dir', tmp_path / 'a')
+
+
+def test_a_run_that_cannot_be_resumed_is_left_as_it_is(tiny_plan, tmp_path, capsys):
+    plan, run = str(tiny_plan()), tmp_path / 'run'
+    base = [*TINY, '--run-dir', str(run), '--training-plan']
+    assert main([*base, plan, '--save-interval', '1']) == 0
+    for optimizer in ('muon', 'sgd', 'rmsprop', 'adagrad'):
+        assert 'of another optimizer' in refused(capsys, *base, plan, '--optimizer', optimizer, '--steps', '9')
+    renamed = tmp_path / 'renamed.json'
+    content = json.loads(Path(plan).read_text())
+    renamed.write_text(json.dumps(content | {'stages': {f'{name}2': stage for name, stage in content['stages'].items()}}))
+    assert 'is in its stage 1' in refused(capsys, *base, renamed)
+    metrics = (run / 'metrics.jsonl').read_bytes()
+    last = run / 'checkpoints/last'
+    target = last.readlink()
+    last.unlink()       # as where links are not copied
+    assert 'has no usable checkpoint' in refused(capsys, *base, plan)
+    last.symlink_to('step-99999999')
+    assert 'has no usable checkpoint' in refused(capsys, *base, plan)
+    assert (run / 'metrics.jsonl').read_bytes() == metrics
+    last.unlink()
+    last.symlink_to(target)
+    assert main([*base, plan]) == 0
 
 
 def test_frozen_weights_stay(tiny_plan, tmp_path, capsys):

@@ -64,10 +64,17 @@ def test_precedence_defaults_version_plan_command_line():
         ({'s': ONE | {'init_from': 'stage:x'}}, "Unknown earlier stage 'x'"),
         ({'s': ONE | {'lr': 'fast'}}, 'lr: .*given: "fast"'),
         ({'s': ONE | {'mini_batch_size': 0}}, 'positive whole number'),
+        ({'s': ONE | {'lr': float('inf')}}, 'lr: .*finite number'),
+        ({'s': {'dataset': 'embedded', 'epochs': float('inf')}}, 'epochs: .*finite number'),
+        ({'s': {'mix': {'embedded': float('inf')}}}, 'mix.embedded: .*finite number'),
+        ({'s': ONE | {'betas': [2, 3]}}, r'betas.0: .*less than 1; given: 2'),
         ({'s': ONE | {'score_padding': True}}, 'needs "packing": "pad"'),
         ({'s': {'mix': {'embedded': 0}}}, 'weight above 0'),
         ({'s': 3}, 'must be an object'),
         ({'a/b': ONE}, 'slashes'),
+        ({'a' * 300: ONE}, 'long'),
+        ({'stages': {'s': ONE}, 'seed': -1}, '"seed" must be at least 0'),
+        ({'stages': {'s': ONE}, 'description': 5}, '"description" must be a string'),
         ({'stages': {'s': ONE}, 'validation_fraction': 1}, 'below 1'),
         ({'stages': {'s': ONE}, 'seed': 'x'}, '"seed" must be a whole number'),
         ({'steps': [{'epochs': 1}]}, r'steps\[0\] needs "datasets"'),
@@ -84,7 +91,7 @@ def test_a_mistake_in_a_dataset_is_named():
 
 
 def test_files_that_are_no_plan(tmp_path):
-    for content, message in (('', 'is empty'), ('{"a": ', 'no JSON.*line 1'), ('{"a": 1, "a": 2}', 'twice')):
+    for content, message in (('', 'is empty'), ('[' * 100_000, 'nested too deeply'), ('{"a": ', 'no JSON.*line 1'), ('{"a": 1, "a": 2}', 'twice')):
         (tmp_path / 'p.json').write_text(content)
         with pytest.raises(PlanError, match=message):
             load_plan(str(tmp_path / 'p.json'))
