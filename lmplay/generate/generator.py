@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase
-from ..base.errors import UserError
+from ..base.errors import ExperimentError, UserError
 from ..data.tokenizers import Tokenizer, as_tokenizer
 from .sampling import Sampling
 
@@ -75,7 +75,11 @@ def _generate(model: LMBase, rows: list[list[int]], sampling: Sampling, vocab: i
     start = window_start(length - 1, model.max_len)
     x, cache = torch.tensor([tokens[start:length] for tokens in rows], device=device), []
     while True:
-        logits, cache = model(x, cache)
+        answer = model(x, cache)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise ExperimentError(f'forward of {type(model).__name__} must return (logits, cache) when it is given a cache, to generate text; '
+                                  f'it returned {type(answer).__name__}.')
+        logits, cache = answer
         logits = logits[:, -1, :vocab].to(chosen_on, torch.float32)     # a model may have padded its vocabulary
         if seen is not None:
             logits = sampling.penalise(logits, seen)

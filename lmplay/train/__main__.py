@@ -99,10 +99,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         config = _read_config(args.use_config)
         model = config.pop('model', {})
         allowed = [a.dest for a in parser._actions if a.dest not in ('help', 'use_config', 'dump_config', 'set')]
-        for key in config:
+        if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
+            raise UserError(f"In the config '{args.use_config}', model must map names of model parameters to values; given: {model!r}.")
+        for key, value in config.items():
             if key not in allowed:
                 raise UserError(unknown('option', key, [*allowed, 'model'], args.use_config))
-        parser.set_defaults(**config)
+            _check_option(next(a for a in parser._actions if a.dest == key), value, args.use_config)
+        parser.set_defaults(**{key: value for key, value in config.items() if value is not None})
         args, rest = parser.parse_known_args(argv)
     else:
         model = {}
@@ -171,6 +174,20 @@ def _read_config(path: str) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"The config '{path}' must be a YAML mapping of option names to values.")
     return {str(k).replace('-', '_'): v for k, v in config.items()}
+
+
+def _check_option(action: argparse.Action, value, where: str) -> None:
+    """Refuses a value of a config that the flag itself could not have."""
+    if isinstance(action.default, list):
+        good, what = isinstance(value, list) and all(isinstance(v, str) for v in value), 'a list of strings'
+    elif action.nargs == 0:
+        good, what = isinstance(value, bool), 'true or false'
+    elif action.type in (int, float):
+        good, what = isinstance(value, (int, float, str)) and not isinstance(value, bool), 'a number'     # of strings, argparse says it
+    else:
+        good, what = isinstance(value, str) or action.dest == 'mini_batch_size' and isinstance(value, int), 'a string'
+    if value is not None and not good:
+        raise UserError(f"In the config '{where}', {action.dest} must be {what}; given: {value!r}.")
 
 
 def show_experiments(entries: list[Entry], *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.base_model import LMBase, LMOutput
+from ..base.errors import ExperimentError
 from ..data.rows import IGNORE
 from ..modules.onednn import product
 
@@ -120,7 +121,10 @@ def micro_loss(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, sc
         head = head_of(model)
         loss, correct = LinearCrossEntropy.apply(features, head.weight, head.bias, targets, 1.0 / max(1, scored), chunk)
     else:
-        assert output.logits is not None
+        if not isinstance(output.logits, Tensor) or output.logits.shape[:-1] != x.shape or not output.logits.is_floating_point():
+            given = f'{output.logits.dtype} {tuple(output.logits.shape)}' if isinstance(output.logits, Tensor) else type(output.logits).__name__
+            raise ExperimentError(f'forward of {type(model).__name__} must return logits (B, T, V), floating point, for x {tuple(x.shape)}, '
+                                  f'or an LMOutput; it returned {given}.')
         logits = output.logits.reshape(len(targets), -1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='sum') / max(1, scored)

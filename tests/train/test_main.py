@@ -1,6 +1,7 @@
 """lmp_trainer as a user runs it, bad input included: one sentence, exit code 2, nothing half-written."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -126,9 +127,12 @@ def test_config_round_trip(tmp_path, capsys):
     assert dump_config(parse(['--use-config', str(tmp_path / 'c.yaml')])) == text
     assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--lr', '1', '--num-blocks', '9']).lr == 1
     assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--num-blocks', '9']).model['num_blocks'] == 9
-    (tmp_path / 'c.yaml').write_text('learning_rate: 3\nlrr: 2\n')
-    with pytest.raises(UserError, match='Unknown option'):
-        parse(['--use-config', str(tmp_path / 'c.yaml')])
+    for wrong, message in (('learning_rate: 3', 'Unknown option'), ('model: [1]', 'model must map'), ('model: {3: 4}', 'model must map'),
+                           ('amp: maybe', 'amp must be true or false'), ('exp: 5', 'exp must be a string'), ('keep: [1]', 'keep must be a number'),
+                           ('report_to: tensorboard', 'report_to must be a list')):
+        (tmp_path / 'c.yaml').write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            parse(['--use-config', str(tmp_path / 'c.yaml')])
 
 
 def test_numbers_as_people_write_them():
@@ -221,3 +225,33 @@ def test_frozen_weights_stay(tiny_plan, tmp_path, capsys):
     assert 'No parameter of the model is trainable' in refused(
         capsys, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'r', '--default-freeze', *TINY
     )
+
+
+@pytest.mark.parametrize('result, message', [
+    ('None', 'it returned NoneType'),
+    ('(self.fc(self.e(x)), 1)', 'it returned tuple'),
+    ('self.fc(self.e(x))[:, :-1]', r'must return logits \(B, T, V\)'),
+    ('self.fc(self.e(x))', r'must return \(logits, cache\)'),
+])
+def test_a_forward_that_breaks_the_contract_is_told(tiny_plan, tmp_path, capsys, result, message):
+    (tmp_path / 'versions.py').write_text(f"""
+from torch import nn
+from lmplay.base.base_model import BasicModelRunner, LMBase
+from lmplay.base.runner_list import expose_runner
+from lmplay.data.tokenizers import get_tokenizer
+
+class Mine(LMBase):
+    def __init__(self, max_len=32, tokenizer='bytes', **ignore):
+        super().__init__('mine', max_len=max_len)
+        self.tokenizer = get_tokenizer(tokenizer)
+        self.e, self.fc = nn.Embedding(self.tokenizer.n_vocab, 8), nn.Linear(8, self.tokenizer.n_vocab)
+
+    def forward(self, x, cache=None):
+        return {result}
+
+@expose_runner('mine_{len(result)}')
+def runner(*args, **kwargs):
+    return BasicModelRunner(Mine, *args, **kwargs)
+""")
+    flags = ['--training-plan', tiny_plan(model={}), '--run-dir', tmp_path / 'run', '--device', 'cpu', '--quiet']
+    assert re.search(message, refused(capsys, '--exp', tmp_path / 'versions.py', *flags))
