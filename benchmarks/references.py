@@ -144,7 +144,7 @@ class OriginalBlock(nn.Module):
 
 
 class Original(nn.Module):
-    """Tokenizes, pads, computes the loss row by row and decodes what it predicts, all in the model."""
+    """Tokenizes, pads, computes the loss token by token, averages it row by row, and decodes what it predicts, all in the model."""
 
     def __init__(self, *, layers: int, dim: int, heads: int, context: int, tokenizer):
         super().__init__()
@@ -158,19 +158,16 @@ class Original(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.ln(self.blocks(self.tok_embed(x) + self.pos_embed[:, :x.shape[1]])))
 
-    def train_prompts(self, prompts: list[dict]) -> tuple[list[dict], Tensor, int]:
-        device = self.pos_embed.device
-        tokens = [torch.tensor((self.tokenizer.encode(p['prompt'] + p['truth']) + [self.tokenizer.eot_token])[:self.context + 1],
-                               device=device) for p in prompts]
-        x = nn.utils.rnn.pad_sequence([t[:-1] for t in tokens], batch_first=True, padding_value=self.tokenizer.eot_token)
-        logits = self(x)
-        losses, results = [], []
-        for row, row_tokens in zip(logits, tokens):
-            truth = row_tokens[1:]
-            row = row[:len(truth)]
-            losses.append(F.cross_entropy(row, truth))
-            results.append({'predicted': self.tokenizer.decode(row.argmax(-1).tolist()), 'truth': self.tokenizer.decode(truth.tolist())})
-        return results, torch.stack(losses).mean(), sum(len(t) - 1 for t in tokens)
+    def train_prompts(self, prompts: list[dict]) -> tuple[list[str], Tensor, int]:
+        device, eot = self.pos_embed.device, self.tokenizer.eot_token
+        tokens = [torch.tensor([eot, *self.tokenizer.encode(p['prompt'] + p['truth']), eot][:self.context + 1], device=device) for p in prompts]
+        padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=eot)
+        logits = self(padded[:, :-1])
+        losses = F.cross_entropy(logits.transpose(1, 2), padded[:, 1:], reduction='none')       # of the padding too
+        lengths = [len(t) - 1 for t in tokens]
+        loss = sum(row[:n].sum() / n for row, n in zip(losses, lengths)) / len(lengths)
+        predicted = logits.argmax(-1)
+        return [self.tokenizer.decode(row[:n].tolist()) for row, n in zip(predicted, lengths)], loss, sum(lengths)
 
 
 def run_original(meter, *, shape, context, rows, dtype, device, folder, variable=False, **_) -> None:
@@ -183,14 +180,15 @@ def run_original(meter, *, shape, context, rows, dtype, device, folder, variable
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=False)
 
     def step():
+        prompts = next(batches)
         optimizer.zero_grad()
         with autocast(device, dtype):
-            results, loss, tokens = model.train_prompts(next(batches))
+            results, loss, tokens = model.train_prompts(prompts)
         loss.backward()
         optimizer.step()
         loss.item()
-        for result in results:
-            words = result['truth'].split(), result['predicted'].split()
+        for result, prompt in zip(results, prompts):
+            words = prompt['truth'].split(), result.split()
             Levenshtein.distance(*words) / max(1, *map(len, words))
         return tokens
     meter.run(step)
