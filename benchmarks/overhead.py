@@ -7,7 +7,7 @@ import statistics
 from .measure import by_turns, summary
 from .step import prepared
 
-COLUMNS = ['name', 'dtype', 'shape', 'threads', 'ms', 'overhead_percent', 'pairs']
+COLUMNS = ['name', 'dtype', 'shape', 'threads', 'ms', 'cpu_ms', 'overhead_percent', 'cpu_overhead_percent', 'pairs']
 
 
 def run(args) -> list[dict]:
@@ -21,8 +21,13 @@ def run(args) -> list[dict]:
                     for process in by_turns([('overhead', options)], args, threads=threads):
                         pairs = [p for s in process.samples[''] for p in s['pairs']]
                         common = {'dtype': dtype, 'shape': shape, 'threads': process.report['threads'], 'pairs': len(pairs)}
-                        loop, bare = ([p[i] * 1e3 for p in pairs] for i in (0, 1))
-                        over = round((statistics.median(a / b for a, b in pairs) - 1) * 100, 2)
-                        table += [{'name': 'ours', **common, **summary(loop, 'ms', digits=3), 'overhead_percent': over},
-                                  {'name': 'bare', **common, **summary(bare, 'ms', digits=3)}]
+                        loop, loop_cpu, bare, bare_cpu = ([seconds * 1e3 for seconds in column] for column in zip(*pairs))
+                        table += [{'name': 'ours', **common, **summary(loop, 'ms', digits=3), 'cpu_ms': round(statistics.median(loop_cpu), 3),
+                                   'overhead_percent': over(loop, bare), 'cpu_overhead_percent': over(loop_cpu, bare_cpu)},
+                                  {'name': 'bare', **common, **summary(bare, 'ms', digits=3), 'cpu_ms': round(statistics.median(bare_cpu), 3)}]
     return table
+
+
+def over(loop: list[float], bare: list[float]) -> float:
+    """Median over the pairs, in percent."""
+    return round((statistics.median(a / b for a, b in zip(loop, bare)) - 1) * 100, 2)

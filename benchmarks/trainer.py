@@ -86,14 +86,18 @@ def run_overhead(meter, **options) -> None:
         trainer.optimizer.step()
 
     def count(record):
-        loop = time.perf_counter() - at.get('left', meter.spawned)
-        began = time.perf_counter()
+        now = clocks()
         for _ in range(record['steps']):
             bare()
         meter.synchronize()
-        meter.notes.setdefault('pairs', []).append((loop, time.perf_counter() - began))
+        if 'left' in at:
+            pair = [b - a for start, end in ((at['left'], now), (now, clocks())) for a, b in zip(start, end)]
+            meter.notes.setdefault('pairs', []).append(pair)        # wall and CPU seconds of the loop, then of the bare step
         meter.tick(record['steps'])
-        at['left'] = time.perf_counter()
+        at['left'] = clocks()
+
+    def clocks():
+        return time.perf_counter(), time.process_time()
 
     _train(options, count)
 
