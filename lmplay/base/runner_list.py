@@ -4,6 +4,7 @@ Listing must be quick and must survive a broken experiment, so it READS the `ver
 and imports none of them; only what can't be read that way (names made by a program) is imported. `find_runner` imports the
 one module that declares the name.
 """
+import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -63,7 +64,15 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
         known = _registered.get(name)
         if known is not None and known.where != where:
             raise ExperimentError(_clash(name, known.where, where))
-        _registered[name] = Registered(name, description, function, where)
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            runner = function(*args, **kwargs)
+            if not hasattr(runner, 'build'):
+                raise ExperimentError(f"The runner of experiment '{name}' ({where}) must return a BasicModelRunner; given: {type(runner).__name__}.")
+            return runner
+
+        _registered[name] = Registered(name, description, checked, where)
         return function
 
     return register
@@ -150,6 +159,10 @@ def find_entry(name: str) -> Entry:
         if broken:
             raise ExperimentError(f"Experiment file '{name}' is broken: {broken.error}")
         if not own:
+            try:
+                _import(name, file)
+            except Exception as error:
+                raise ExperimentError(f"Experiment file '{name}' fails to import: {type(error).__name__}: {error}") from error
             raise ExperimentError(f"'{name}' exposes no runner: decorate a function with @expose_runner('name').")
         if version:
             if version not in (e.name for e in own):

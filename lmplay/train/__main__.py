@@ -264,12 +264,14 @@ def run(args: argparse.Namespace) -> int:
         ignore_optimizer=args.ignore_optimizer,
         default_freeze=args.default_freeze,
         check_grads=args.check_grads,
-        keep=max(1, args.keep),
+        keep=args.keep,
         overrides=overrides,
         model=args.model,
     )
     if args.seed is not None and not 0 <= args.seed < 2**32:
         raise UserError(f'--seed must be at least 0 and below 2^32; given: {args.seed}.')
+    if args.keep < 1:
+        raise UserError(f'--keep takes a whole number, at least 1; given: {args.keep}.')
     view = View(quiet=args.quiet)
     job = Run(plan, settings, view=view)
     if args.describe:

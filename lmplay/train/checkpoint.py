@@ -117,7 +117,7 @@ def read_state(folder: Path) -> dict:
         raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} is no JSON object.")
     if state.get('format') != FORMAT:
         raise CheckpointError(f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}.")
-    for name, size in state['sizes'].items():
+    for name, size in state.get('sizes', {}).items():
         actual = (folder / name).stat().st_size if (folder / name).is_file() else None
         if actual != size:
             found = 'is missing' if actual is None else f'has {actual:,} bytes instead of {size:,}'

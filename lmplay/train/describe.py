@@ -132,12 +132,29 @@ def dry_run(run, console) -> None:
     )
 
 
+@torch.no_grad()
 def check_runnable(model: LMBase) -> None:
-    """Raises UserError where the model's forward pass does not give (B, T, V) logits."""
+    """Raises UserError where the model's forward pass does not give what the contract says, with and without a cache.
+
+    Told before a run begins, not at its end, when text is generated.
+    """
     x = torch.zeros(2, min(8, model.max_len), dtype=torch.int64, device=next(model.parameters()).device)
-    out = model(x)
-    logits = getattr(out, 'logits', out)
-    expected = (2, x.shape[1], as_tokenizer(model.tokenizer).n_vocab)
+    name, vocabulary = type(model).__name__, as_tokenizer(model.tokenizer).n_vocab
+    training = model.training
+    model.eval()
+    try:
+        out = model(x)
+        cached = model(x, cache=[])
+    finally:
+        model.train(training)
+    what = f'{name}.forward(x) must return logits of shape (rows, positions, vocabulary)'
+    _check_logits(getattr(out, 'logits', out), (2, x.shape[1], vocabulary), what)
+    if not isinstance(cached, tuple) or len(cached) != 2:
+        raise UserError(f'{name}.forward(x, cache=[]) must return (logits, cache); given: {type(cached).__name__}.')
+    _check_logits(cached[0], (2, 1, vocabulary), f'{name}.forward(x, cache=[]) must return logits of the last position, (rows, 1, vocabulary)')
+
+
+def _check_logits(logits, expected: tuple, what: str) -> None:
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
         given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f'{type(model).__name__}.forward must return logits of shape (rows, positions, vocabulary) = {expected}; given: {given}.')
+        raise UserError(f'{what} = {expected}; given: {given}.')

@@ -3,6 +3,7 @@ import json
 import os
 
 from ..base.base_model import LMBase
+from ..base.errors import UserError
 from ..data.tokenizers import as_tokenizer
 from ..generate.generator import generate
 from ..stats.plot import plot_run
@@ -16,9 +17,12 @@ def finish(run, model: LMBase) -> dict:
     tokenizer = as_tokenizer(model.tokenizer)
     domains = list(run.evaluation.rows)[:TEXTS]
     prompts = [tokenizer.encode(run.evaluation.example(tokenizer, domain)['prompt'])[-32:] for domain in domains]
-    continued = generate(model, prompts, max_new_tokens=64, temperature=0.8, top_k=50, seed=run.seed)
-    texts = [{'domain': d, 'prompt': tokenizer.decode(prompt), 'sample': tokenizer.decode(new)}
-             for d, prompt, new in zip(domains, prompts, continued)]
+    try:
+        continued = generate(model, prompts, max_new_tokens=64, temperature=0.8, top_k=50, seed=run.seed, stop_token=tokenizer.eot_token)
+        samples = [tokenizer.decode(new) for new in continued]
+    except UserError as error:      # a run that diverged still gets its summary and its curves
+        samples = [f'(none: {error})'] * len(domains)
+    texts = [{'domain': d, 'prompt': tokenizer.decode(ids), 'sample': s} for d, ids, s in zip(domains, prompts, samples)]
     first = texts[0]
     summary = {'model': model.name, 'exp': run.exp, 'plan': run.plan.name, 'seed': run.seed, 'steps': p.total_step, 'samples': p.total_samples,
                'tokens': p.tokens, 'flops': p.flops, 'seconds': round(p.seconds, 1), 'train_loss': p.loss, 'validation_loss': p.validation_loss,

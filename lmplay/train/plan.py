@@ -60,6 +60,13 @@ class Stage(BaseModel):
     on_nan: Literal['skip', 'stop'] = 'skip'        # a step whose gradient is not finite: skip it, or stop the run
     on_collapse: Literal['warn', 'stop', 'snapshot'] = 'warn'   # when one expert takes over (models that report expert_load)
 
+    @field_validator('*', mode='before')
+    @classmethod
+    def _no_booleans_for_numbers(cls, value, info):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError('must be no true or false')
+        return value
+
     @field_validator('mini_batch_size')
     @classmethod
     def _mini_batch(cls, value):

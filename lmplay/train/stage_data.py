@@ -67,8 +67,9 @@ def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, s
         sources.append(rows(store, training))
         held_out.append((store, validation))
         if not sources[-1].count:
+            equal = len(validation) > 1 and len(set(store.hashes.tolist())) == 1
             raise DataError(f"Dataset '{name}' has no training rows left: of its {store.meta['documents']} documents {len(validation)} are held out"
-                            f'{", for they are all equal" if len(set(store.hashes.tolist())) == 1 else ""}.')
+                            f'{", for they are all equal" if equal else ""}.')
     mixture = Mixture(sources, list(stage.datasets.values()), seed=seed, stage=stage.name, exhaust=stage.exhaust)
     if stage.steps:
         samples = stage.steps * stage.batch_size

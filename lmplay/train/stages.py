@@ -18,6 +18,7 @@ from ..base.runner_list import find_entry, find_runner
 from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from ..stats.recorder import Recorder
 from .checkpoint import OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state, save_checkpoint
+from .describe import check_runnable
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .evaluate import Evaluation
 from .fingerprints import record_stage, stage_facts
@@ -244,6 +245,8 @@ class Run:
                     link.unlink()  # of the history that is forgotten
         if history is not None:
             self.progress = Progress(**history['progress'])
+            if history['seed'] != self.seed:
+                raise CheckpointError(f"The run in '{self.dir}' was begun with seed {history['seed']}; given: {self.seed}. Use another --run-dir.")
             if history['stage'] not in list(self.plan.stages)[self.progress.stage : self.progress.stage + 1]:
                 raise CheckpointError(
                     f"The run in '{self.dir}' is in its stage {self.progress.stage + 1}, \"{history['stage']}\", and this plan's stages are "
@@ -293,6 +296,7 @@ class Run:
                 model.tokenizer = load_tokenizer(saved['name'], self.checkpoints / 'last')  # imported weights may have brought it
             if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
                 raise CheckpointError(f"The run in '{self.dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir.")
+            self._check_same_model(model)
             try:
                 load_weights(model, self.checkpoints / 'last')
             except CheckpointError as error:
@@ -301,6 +305,7 @@ class Run:
                 _freeze_all_but_marked(model)
         else:
             model = self.build(index, stage, previous, tokenizer)
+        check_runnable(model)
         data = open_data(stage, self.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=self.seed, progress=self.view.line)
         carried = optimizer.state_dict() if optimizer is not None and model is previous else None
         same_kind = index > 0 and self.stage(index - 1).optimizer == stage.optimizer
@@ -335,6 +340,14 @@ class Run:
         self.save_held_out(stage.name)
         return model, optimizer
 
+    def _check_same_model(self, model: LMBase) -> None:
+        """Refuses to go on as another model that happens to have weights of the same shapes."""
+        saved = read_state(self.checkpoints / 'last')['hyperparameters']
+        own = json.loads(json.dumps(model.hyperparameters, default=str))
+        changed = [f'{k} was {saved.get(k)!r} and is {own.get(k)!r}' for k in {**saved, **own} if saved.get(k) != own.get(k)]
+        if changed:
+            raise CheckpointError(f"The run in '{self.dir}' is of another architecture: {'; '.join(changed)}. Use another --run-dir for this model.")
+
     def save_held_out(self, stage: str) -> None:
         """The held-out losses by document at a stage's end, for paired comparisons between runs."""
         if self.evaluation is not None:
@@ -351,10 +364,24 @@ class Run:
             'plan.json': self.plan.raw,
             'environment.json': environment(),
         }
+        self._tell_changes(files['settings.json'])
         for name, content in files.items():
             temporary = self.dir / f'.{name}'
             temporary.write_text(json.dumps(content, indent=1, default=str))
             os.replace(temporary, self.dir / name)
+
+    def _tell_changes(self, settings: dict) -> None:
+        """Records what a resumed run does otherwise than before."""
+        try:
+            before = json.loads((self.dir / 'settings.json').read_text())['stages']
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        now = json.loads(json.dumps(settings['stages'], default=str))
+        if self.progress.total_step:
+            for old, new in zip(before, now):
+                changed = [f'{k} from {old.get(k)} to {v}' for k, v in new.items() if old.get(k) != v]
+                if changed:
+                    self.event('settings', f'Stage "{new["name"]}" goes on with other settings: {", ".join(changed)}.')
 
     def _on_signal(self, number, _frame) -> None:
         if self.stop_signal is not None:

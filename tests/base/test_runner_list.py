@@ -126,3 +126,20 @@ def test_reading_agrees_with_importing():
         read = {k: v for k, v in entry.parameters.items() if k != 'version'}
         assert set(read) == set(runner.declared), entry.name
         assert all(read[k] == runner.parameters[k] for k in read if isinstance(read[k], (int, float, bool))), entry.name
+
+
+def test_what_a_file_raises_on_import_and_a_runner_that_returns_nothing_are_told(tmp_path):
+    (tmp_path / 'versions.py').write_text('1 / 0\n')
+    with pytest.raises(ExperimentError, match='fails to import: ZeroDivisionError'):
+        find_runner(str(tmp_path / 'versions.py'))
+
+    @expose_runner('returns_nothing')
+    def nothing(**kwargs): ...
+
+    with pytest.raises(ExperimentError, match="'returns_nothing' .* must return a BasicModelRunner; given: NoneType"):
+        find_runner_by_name('returns_nothing')()
+
+
+def find_runner_by_name(name):
+    from lmplay.base import runner_list
+    return runner_list._registered[name].function

@@ -227,31 +227,47 @@ def test_frozen_weights_stay(tiny_plan, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize('result, message', [
-    ('None', 'it returned NoneType'),
-    ('(self.fc(self.e(x)), 1)', 'it returned tuple'),
-    ('self.fc(self.e(x))[:, :-1]', r'must return logits \(B, T, V\)'),
-    ('self.fc(self.e(x))', r'must return \(logits, cache\)'),
-])
-def test_a_forward_that_breaks_the_contract_is_told(tiny_plan, tmp_path, capsys, result, message):
-    (tmp_path / 'versions.py').write_text(f"""
+def test_a_run_goes_on_only_as_what_it_was(tiny_plan, tmp_path, capsys):
+    base = ['--training-plan', str(tiny_plan()), *TINY, '--run-dir', str(tmp_path / 'run')]
+    assert main([*base, '--steps', '2']) == 0
+    assert 'num_heads was 2 and is 4' in refused(capsys, *[a if a != '2' else '4' for a in base])
+    assert 'begun with seed 0; given: 3' in refused(capsys, *base, '--seed', '3')
+    assert main([*base, '--lr', '0.01']) == 0
+    events = [r['message'] for r in map(json.loads, (tmp_path / 'run/metrics.jsonl').read_text().splitlines()) if r['kind'] == 'event']
+    assert any('goes on with other settings' in m and 'lr from 0.0006 to 0.01' in m for m in events)
+
+
+BROKEN = """
 from torch import nn
 from lmplay.base.base_model import BasicModelRunner, LMBase
 from lmplay.base.runner_list import expose_runner
-from lmplay.data.tokenizers import get_tokenizer
-
-class Mine(LMBase):
-    def __init__(self, max_len=32, tokenizer='bytes', **ignore):
-        super().__init__('mine', max_len=max_len)
-        self.tokenizer = get_tokenizer(tokenizer)
-        self.e, self.fc = nn.Embedding(self.tokenizer.n_vocab, 8), nn.Linear(8, self.tokenizer.n_vocab)
-
+from lmplay.data.tokenizers import BytesTokenizer
+class Broken(LMBase):
+    def __init__(self, max_len=32):
+        super().__init__('broken', max_len=max_len)
+        self.tokenizer = BytesTokenizer()
+        self.embed = nn.Embedding(257, 257)
     def forward(self, x, cache=None):
-        return {result}
+        {body}
+@expose_runner('{name}')
+def runner(**kwargs):
+    return BasicModelRunner(Broken, **kwargs)
+"""
 
-@expose_runner('mine_{len(result)}')
-def runner(*args, **kwargs):
-    return BasicModelRunner(Mine, *args, **kwargs)
-""")
-    flags = ['--training-plan', tiny_plan(model={}), '--run-dir', tmp_path / 'run', '--device', 'cpu', '--quiet']
-    assert re.search(message, refused(capsys, '--exp', tmp_path / 'versions.py', *flags))
+
+@pytest.mark.parametrize('body, message', [
+    ('return None', '(2, 8, 257); given: NoneType'),
+    ('return self.embed(x), 1', '(2, 8, 257); given: tuple'),
+    ('return self.embed(x)', 'must return (logits, cache); given: Tensor'),
+    ('return self.embed(x)[..., :8] if cache is None else (self.embed(x)[:, -1:], cache)', '(2, 8, 257); given: (2, 8, 8)'),
+    ('return self.embed(x) if cache is None else (self.embed(x), cache)', '(2, 1, 257); given: (2, 8, 257)')])
+def test_a_model_that_breaks_the_contract_is_told_before_it_trains(tiny_plan, tmp_path, capsys, body, message):
+    file = tmp_path / 'versions.py'
+    file.write_text(BROKEN.format(body=body, name=f'broken_{tmp_path.name}'))
+    error = refused(capsys, '--exp', file, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'run', '--device', 'cpu', '--quiet')
+    assert message in error
+    assert not (tmp_path / 'run/checkpoints').exists()
+
+
+def test_a_run_that_diverged_gets_its_summary(tiny_plan, tmp_path):
+    assert main(['--training-plan', str(tiny_plan()), *TINY, '--run-dir', str(tmp_path / 'run'), '--lr', '1e30', '--warmup', '0']) in (0, 1)
