@@ -81,7 +81,6 @@ def test_describe(capsys):
     ],
 )
 def test_bad_input_is_one_sentence(capsys, tmp_path, tiny_plan, arguments, message):
-    import re
 
     plan = [] if '--training-plan' in arguments else ['--training-plan', tiny_plan()]
     error = refused(capsys, '--run-dir', tmp_path / 'run', *plan, '--quiet', *arguments)
