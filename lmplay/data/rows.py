@@ -61,6 +61,10 @@ class PackedRows:
         self.count = -(-self.total // length)
         self.tokens_per_row = self.total / max(1, self.count)
 
+    def covered(self, document: int) -> int:
+        """Tokens of a document that stand in rows."""
+        return int(self.store.lengths[document])
+
     def order(self, *key: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(documents in order, where each ends in the stream, order of the rows); without a key as they stand."""
         documents = self.documents[permutation(len(self.documents), *key)] if key else self.documents
@@ -123,6 +127,11 @@ class PaddedRows:
         self.count = len(self.table)
         self.total = int((self.table[:, 2] - self.table[:, 1]).sum())
         self.tokens_per_row = self.total / max(1, self.count)
+
+    def covered(self, document: int) -> int:
+        """Tokens of a document that stand in rows."""
+        rows = self.table[np.searchsorted(self.table[:, 0], document):np.searchsorted(self.table[:, 0], document, side='right')]
+        return int((rows[:, 2] - rows[:, 1]).sum())
 
     def order(self, *key: int | str) -> np.ndarray:
         return permutation(self.count, *key) if key else np.arange(self.count)
@@ -252,7 +261,9 @@ class HeldOut:
             base = len(self.documents)
             for d in documents:
                 scored_bytes = int(store.text_bytes[d, 0 if include_prompts else 1:].sum())
-                self.documents.append({'domain': domain, 'hash': int(store.hashes[d]), 'bytes': scored_bytes, 'tokens': int(store.lengths[d])})
+                covered = rows.covered(int(d)) / int(store.lengths[d])      # below 1 where long documents are cut
+                self.documents.append({'domain': domain, 'hash': int(store.hashes[d]), 'bytes': round(scored_bytes * covered),
+                                       'tokens': int(store.lengths[d])})
             limit = None
             if len(documents) == 1 and int(size[0]) > share:      # one huge document: its head only
                 limit = max(1, int(store.lengths[documents[0]] * share / int(size[0])) // length)

@@ -169,5 +169,16 @@ def test_held_out_rows_hold_whole_documents_of_every_domain(cls):
     assert all(100 < s <= 200 for s in sizes)
 
 
+@pytest.mark.parametrize('long_documents, share', [('cut', 8 / 21), ('split', 1)])
+def test_the_bytes_of_a_cut_document_are_those_that_are_scored(long_documents, share):
+    store = Memory([list(range(20)), [1, 2, 3]])
+
+    def rows(s, d):
+        return PaddedRows(s, d, length=8, tokenizer=BYTES, long_documents=long_documents)
+
+    held = HeldOut([(store, np.arange(2))], make_rows=rows, length=8, max_bytes=10 ** 6)
+    assert sorted(d['bytes'] for d in held.documents) == [3, round(20 * share)]
+
+
 def test_row_type_matches_the_sources():
     assert Row(text='x').prompt == '' and Row(text='x').split == ''

@@ -270,3 +270,11 @@ def test_a_model_that_breaks_the_contract_is_told_before_it_trains(tiny_plan, tm
 
 def test_a_run_that_diverged_gets_its_summary(tiny_plan, tmp_path):
     assert main(['--training-plan', str(tiny_plan()), *TINY, '--run-dir', str(tmp_path / 'run'), '--lr', '1e30', '--warmup', '0']) in (0, 1)
+
+
+def test_a_dataset_on_the_command_line_replaces_the_plans(tiny_plan, tmp_path, corpus):
+    other = tmp_path / 'other.txt'
+    other.write_text('\n'.join(f'Line {i} of another text.' for i in range(300)))
+    assert main(['--training-plan', str(tiny_plan()), *TINY, '--run-dir', str(tmp_path / 'run'), '--dataset', str(other)]) == 0
+    assert 'another text' in json.loads((tmp_path / 'run/samples.jsonl').read_text().splitlines()[-1])['truth']
+    assert 'Validation loss' in (tmp_path / 'run/summary.txt').read_text()
