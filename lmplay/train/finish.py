@@ -34,7 +34,7 @@ def finish(run, model: LMBase) -> dict:
     picture = plot_run(run.dir)
     run.view.line(f'\nSample, after the prompt {first["prompt"]!r}:\n{first["sample"]}\n')
     told = (f'Finished: {p.tokens:,} tokens in {p.seconds:.0f} s. Validation loss {p.validation_loss:.4f}, the best was {p.best_loss:.4f}.\n'
-                  f'Curves:     {picture}\nCheckpoint: {run.checkpoints / "best"}\n'
+            f'Curves:     {picture}\nCheckpoint: {run.checkpoints / "best"}\n'
             f"Generate:   lmp_generator {run.dir} --prompt 'Once upon a time'")
     run.view.line(told)
     (run.dir / 'summary.txt').write_text(f'{run.plan.name}: {model.name}, seed {run.seed}\n{told}\n', encoding='utf-8')
