@@ -145,8 +145,7 @@ class LMBase(nn.Module):
 
     def flops_per_token(self, length: int) -> float:
         """Forward floating-point operations per token in rows of `length`, multiply and add counted as two, attention
-        counted in full (not halved for causality). Training costs three times that. Counted on the meta device; a model
-        with routed products adds its own."""
+        counted in full (not halved for causality). Counted on the meta device; a model with routed products adds its own."""
         from torch.utils.flop_counter import FlopCounterMode
         counter = FlopCounterMode(display=False)
         device = next(self.parameters()).device
@@ -158,6 +157,10 @@ class LMBase(nn.Module):
         finally:
             self.train(training)
         return counter.get_total_flops() / length
+
+    def training_flops_per_token(self, length: int) -> float:
+        """Of forward and backward together: three times the forward pass's, less where weights get no gradient."""
+        return 3 * self.flops_per_token(length)
 
 
 def model_parameters(model: Callable) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: 
             tokenizer = as_tokenizer(model.tokenizer)
             data = open_data(stage, parsed, tokenizer, max_len=model.max_len, seed=0, progress=progress)
             tokens.append(data.samples * data.mixture.tokens_per_row)
-            flops.append(3 * model.flops_per_token(data.row_length))
+            flops.append(model.training_flops_per_token(data.row_length))
             prints.append(fingerprints(stage, data, tokenizer))
         joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')} | {k: prints[-1][k] for k in ('evaluation',
                                                                                                                   'text')}

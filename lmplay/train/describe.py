@@ -48,6 +48,7 @@ def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:
         'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
         'active_parameters': model.active_parameters(),
         'forward_flops_per_token': model.flops_per_token(length),
+        'training_flops_per_token': model.training_flops_per_token(length),
         'row_length': length,
         'mini_batch_size': rows,
         'memory_bytes': memory | {'total': sum(memory.values())},
@@ -66,7 +67,7 @@ def print_description(model: LMBase, figures: dict, console) -> None:
         ('parameters, trainable', f'{figures["trainable_parameters"]:,}'),
         ('parameters, active per token', f'{figures["active_parameters"]:,}'),
         ('FLOPs per token, forward', f'{figures["forward_flops_per_token"] / 1e6:,.1f} M in rows of {figures["row_length"]} tokens'),
-        ('FLOPs per token, training', f'{3 * figures["forward_flops_per_token"] / 1e6:,.1f} M'),
+        ('FLOPs per token, training', f'{figures["training_flops_per_token"] / 1e6:,.1f} M'),
         ('tokenizer', f'{figures["tokenizer"]}, {figures["vocabulary"]:,} entries'),
         (
             'memory to train',
@@ -113,7 +114,7 @@ def dry_run(run, console) -> None:
         tokens = data.samples * data.mixture.tokens_per_row
         rows = stage.batch_size if stage.mini_batch_size == 'auto' else min(int(stage.mini_batch_size), stage.batch_size)
         memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
-        seconds = 3 * model.flops_per_token(data.row_length) * tokens / (0.5 * speed)
+        seconds = model.training_flops_per_token(data.row_length) * tokens / (0.5 * speed)
         total += seconds
         table.add_row(
             stage.name,

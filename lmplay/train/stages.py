@@ -92,8 +92,8 @@ class Run:
         return registered.function(**parameters)
 
     def flops_per_token(self, length: int) -> float:
-        """Forward FLOPs per token of the run's model in rows of that length."""
-        return self.runner.build('meta').flops_per_token(length)
+        """Training FLOPs per token of the run's model in rows of that length."""
+        return self.runner.build('meta').training_flops_per_token(length)
 
     def stage_exp(self, index: int) -> str:
         """The experiment that a stage trains: its own, or the one before it, or the run's."""

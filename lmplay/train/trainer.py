@@ -77,7 +77,7 @@ class Trainer:
         self.eager: Callable = getattr(model, 'features') if fuses_head(model) else model    # noqa: B009
         self.forward = self.eager
         self.flops_per_token = run.flops_per_token(data.row_length)
-        flops = 3 * self.flops_per_token * data.samples * data.mixture.tokens_per_row
+        flops = self.flops_per_token * data.samples * data.mixture.tokens_per_row
         wanted = run.settings.compile_model
         if compiling_pays(self.device, flops) if wanted is None else wanted:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
@@ -110,7 +110,7 @@ class Trainer:
                 p.step, p.total_step = p.step + 1, p.total_step + 1
                 p.samples, p.total_samples = p.samples + count, p.total_samples + count
                 p.tokens += batch.tokens
-                p.flops += 3 * self.flops_per_token * batch.tokens
+                p.flops += self.flops_per_token * batch.tokens
                 validate = data.due(data.validation_interval, p.samples, count) or p.step == data.steps
                 save = data.due(data.save_interval, p.samples, count) or p.step == data.steps
                 log_now = p.step % self.log_every == 0 or validate or save
@@ -193,7 +193,7 @@ class Trainer:
         record |= {'stage': self.stage.name, 'step': p.total_step, 'samples': p.total_samples, 'tokens': p.tokens, 'flops': p.flops,
                    'seconds': round(p.seconds, 3), 'lr': lr, 'tokens_per_second': speed, 'memory': memory_in_use(self.device)}
         if peak and speed:
-            record['mfu'] = 3 * self.flops_per_token * speed / peak
+            record['mfu'] = self.flops_per_token * speed / peak
         record['data_wait'] = window.waited / window.seconds if window.seconds else 0.0
         self.run.recorder.train(record)
         self.run.view.train(record, p, self.data)

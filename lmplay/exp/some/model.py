@@ -198,8 +198,12 @@ class SoME(Backbone):
         return super().active_parameters() + frozen * self.layer_options['top_k'] // self.layer_options['num_experts']
 
     def flops_per_token(self, length: int) -> float:
-        """Forward only; in training the experts cost twice that, not three times, for they get no gradient of their own."""
         D, layer = self.embed_dim, self.layer_options
         products = 4 * D * D + D * D + D * layer['num_experts'] + layer['top_k'] * 2 * D * layer['d_ffn']
         attention = 2 * length * D
         return 2 * (len(self.blocks) * (products + attention) + self.fc.weight.numel())
+
+    def training_flops_per_token(self, length: int) -> float:
+        """Frozen experts have no gradient of their own: their backward pass costs once the forward, not twice."""
+        experts = 2 * len(self.blocks) * self.layer_options['top_k'] * 2 * self.embed_dim * self.layer_options['d_ffn']
+        return super().training_flops_per_token(length) - experts

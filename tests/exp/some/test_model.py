@@ -216,9 +216,12 @@ def test_everything_trained_decays():
 def test_flops():
     baseline = build('some_baseline', 'meta', tokenizer=Tokens())
     assert baseline.flops_per_token(512) == LMBase.flops_per_token(baseline, 512)
+    assert baseline.training_flops_per_token(512) == 3 * baseline.flops_per_token(512)
     some = build('some', 'meta', tokenizer=Tokens())
     D, dense = 512, baseline.flops_per_token(512) - 8 * 2 * 2 * 512 * 2048       # without its MLPs
     assert some.flops_per_token(512) == dense + 8 * 2 * (D * D + D * 128 + 8 * 2 * D * 1536)
+    frozen = 8 * 2 * 8 * 2 * D * 1536       # no gradient of their own: twice the forward pass, not three times
+    assert some.training_flops_per_token(512) == 3 * some.flops_per_token(512) - frozen
 
 
 def test_experts_stay_out_of_memory_of_gradients():
