@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # started in the background: children would inherit that and miss Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     import hypothesis
     import torch
 
