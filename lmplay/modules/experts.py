@@ -59,7 +59,7 @@ def experts_mlp(x_ND: Tensor, *, expert_ids_NK: Tensor, weights_NK: Tensor, w1_E
     and nothing synchronises with the host.
     """
     device, dtype = x_ND.device.type, x_ND.dtype
-    if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     x_ND = x_ND.to(dtype)
     parameters = [p if p is None else p.to(dtype) for p in (w1_EDF, b1_EF, w2_EFD, b2_ED)]

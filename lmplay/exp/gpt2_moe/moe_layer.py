@@ -58,7 +58,7 @@ class MoELayer(nn.Module):
     def route(self, x_ND: Tensor, *, noisy: bool) -> Routing:
         """Routes tokens (N, D); in float32 whatever the layer computes in (Fedus et al. 2021, 2.4)."""
         device = x_ND.device.type
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext():
+        with torch.autocast(device, enabled=False) if device != 'meta' else contextlib.nullcontext():
             dtype = torch.promote_types(x_ND.dtype, torch.float32)
             logits_NE = nn.functional.linear(x_ND.to(dtype), self.router.weight.to(dtype))
         return route(logits_NE, top_k=self.top_k, noise_std=self.noise if noisy and self.noise_std else None)

@@ -75,7 +75,7 @@ class SoMELayer(nn.Module):
     def _experts(self, x: Tensor) -> dict[str, Tensor | None]:
         """The stacked weights in the precision of the products; converted once, and exactly, for they are bfloat16 numbers."""
         device, dtype = x.device.type, x.dtype
-        if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         if self.w1.dtype != dtype:
             for name in ('w1', 'b1', 'w2', 'b2'):
