@@ -189,7 +189,7 @@ def _check(key: str, value: Any, default: Any) -> None:
         raise ExperimentError(f'The model parameter {key} must be a number; given: {value!r}.')
     if key in ('max_len', 'num_blocks', 'num_heads', 'embed_dim') and number and (not isinstance(value, int) or value < 1):
         raise ExperimentError(f'The model parameter {key} must be a whole number of at least 1; given: {value}.')
-    if key.endswith('dropout') and number and not 0 <= float(value) < 1:
+    if key.endswith('dropout') and isinstance(value, (int, float)) and not 0 <= value < 1:
         raise ExperimentError(f'The model parameter {key} must be at least 0 and below 1; given: {value}.')
     if key == 'version' and not isinstance(value, str):
         raise ExperimentError(f'The model parameter version must be a string; given: {value!r}.')
