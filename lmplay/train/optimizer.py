@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase
-from ..base.errors import PlanError
+from ..base.errors import CheckpointError, PlanError
 from .plan import Stage
 
 
@@ -83,6 +83,22 @@ def make_optimizer(model: LMBase, stage: Stage):
     if stage.optimizer == 'sgd':
         return torch.optim.SGD(groups, lr=stage.lr, momentum=0.9, fused=device in ('cpu', 'cuda'))
     return {'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop}[stage.optimizer](groups, lr=stage.lr)
+
+
+def restore_moments(optimizer, state: dict) -> None:
+    """Loads the saved moments; the settings (lr, decay, ...) stay those of the stage at hand."""
+    own = optimizer.state_dict()
+    pairs = list(zip(own['parts'], state['parts'])) if 'parts' in own and 'parts' in state else [(own, state)]
+    for mine, saved in pairs:
+        if 'parts' in mine or 'parts' in saved or _kind(mine) != _kind(saved):
+            raise CheckpointError("The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh.")
+        mine['state'] = saved['state']
+    optimizer.load_state_dict(own)
+
+
+def _kind(state: dict) -> list:
+    """What tells optimizers apart: for each group the number of its parameters, and settings that only some optimizers have."""
+    return [(len(g['params']), {'betas', 'momentum', 'alpha', 'lr_decay'} & g.keys()) for g in state['param_groups']]
 
 
 def clip_gradients(parameters: list[Tensor], largest: float | None) -> Tensor:

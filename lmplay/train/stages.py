@@ -22,7 +22,7 @@ from .describe import check_runnable
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .evaluate import Evaluation
 from .fingerprints import record_stage, stage_facts
-from .optimizer import make_optimizer
+from .optimizer import make_optimizer, restore_moments
 from .plan import Plan, Stage
 from .stage_data import open_data, open_tokenizer
 from .trainer import Progress, StopTraining, Trainer
@@ -314,9 +314,9 @@ class Run:
         if (resuming or weights_only) and not self.settings.ignore_optimizer and (self.checkpoints / 'last' / OPTIMIZER).is_file():
             states = load_optimizer(self.checkpoints / 'last')
             scaler_state = states['scaler']
-            _load_optimizer(optimizer, states['optimizer'])
+            restore_moments(optimizer, states['optimizer'])
         elif carried is not None and same_kind and not self.settings.ignore_optimizer:
-            _load_optimizer(optimizer, carried)
+            restore_moments(optimizer, carried)
         if resuming:
             self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,} of {data.steps:,}.')
         else:
@@ -392,22 +392,6 @@ class Run:
 
 def _shapes(model: LMBase) -> dict:
     return {k: v.shape for k, v in model.state_dict().items()}
-
-
-def _load_optimizer(optimizer, state: dict) -> None:
-    """Loads the saved moments; the settings (lr, decay, ...) stay those of the stage at hand."""
-    own = optimizer.state_dict()
-    pairs = list(zip(own['parts'], state['parts'])) if 'parts' in own and 'parts' in state else [(own, state)]
-    for mine, saved in pairs:
-        if 'parts' in mine or 'parts' in saved or _kind(mine) != _kind(saved):
-            raise CheckpointError("The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh.")
-        mine['state'] = saved['state']
-    optimizer.load_state_dict(own)
-
-
-def _kind(state: dict) -> list:
-    """What tells optimizers apart: for each group the number of its parameters, and settings that only some optimizers have."""
-    return [(len(g['params']), {'betas', 'momentum', 'alpha', 'lr_decay'} & g.keys()) for g in state['param_groups']]
 
 
 def _freeze_all_but_marked(model: LMBase) -> None:
