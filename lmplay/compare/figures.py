@@ -179,21 +179,3 @@ def draw_verdicts(findings: dict):
     axes.grid(axis='y', visible=False)
     axes.set_xlabel(f'← better · {findings["unit"]} · worse →')
     return figure
-
-
-def draw_routing(load: list[list[float]]):
-    """Heat map of the share of assignments that each expert (column) of each routed layer (row) took."""
-    values = np.array(load, float) * len(load[0])       # 1: its equal share
-    figure, axes = _figure(1.1 + min(2.5, 0.28 * len(values)))
-    image = axes.imshow(values, aspect='auto', interpolation='none', cmap='viridis', vmin=0,
-                        vmax=max(2.0, float(np.nanmax(values))))
-    axes.grid(visible=False)
-    from matplotlib.ticker import MaxNLocator
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel('expert')
-    axes.set_ylabel('routed layer')
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label('load (1: equal)')
-    bar.outline.set_visible(False)
-    return figure

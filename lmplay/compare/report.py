@@ -6,8 +6,12 @@ import math
 import os
 from pathlib import Path
 
+from ..base.errors import UserError
+from ..stats.routing.page import XRay
+from ..stats.routing.xray import xray
 from . import figures
 from .judge import FIGURES, TOLERANCE
+from .prepare import safe
 from .results import METRICS, Run
 
 PAGE, NUMBERS = 'report.html', 'results.json'
@@ -78,11 +82,18 @@ def pictures(findings: dict, runs: dict[str, list[Run]], folder: Path) -> dict[s
             + (f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.' if several else ''),
             differences,
             figures.draw_difference(runs, x, metric, alpha=alpha))
-        for i, (label, load) in enumerate(findings['routing'].items()):
-            add(f'routing-{i + 1}', f'Load of the experts of {label}', '1 is an equal share of the assignments.',
-                f'{len(load[0])} experts in {len(load)} routed layers; the table below has the numbers.',
-                figures.draw_routing(load))
     return drawn
+
+
+def xrays(findings: dict, runs: dict[str, list[Run]], out: Path) -> dict[str, XRay | str]:
+    """label -> X-ray of the first seed of each experiment with experts, written below `out`; or why there is none."""
+    found: dict[str, XRay | str] = {}
+    for label in findings['routing']:
+        try:
+            found[label] = xray(runs[label][0].folder, out=out / 'xray' / safe(label))
+        except UserError as error:
+            found[label] = str(error)
+    return found
 
 
 def routing_table(load: list[list[float]]) -> list[dict]:
@@ -112,7 +123,8 @@ def write_csv(file: Path, rows: list[dict]) -> None:
 
 
 def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
-    """Writes report.html, results.json, runs.csv, curves.csv, domains.csv and figures/ into `out`; the page's path."""
+    """Writes report.html, results.json, runs.csv, curves.csv, domains.csv, figures/ and, where experiments have experts,
+    their X-rays into `out`; the page's path."""
     metric = findings['metric']
     drawn = pictures(findings, runs, out / 'figures')
     write_text(out / NUMBERS, json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
@@ -132,5 +144,5 @@ def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
                                     for row in findings['domains'] for label, entry in row['experiments'].items()])
     routing = {label: routing_table(load) for label, load in findings['routing'].items()}
     write_text(out / PAGE, page('report.html.j2', f=findings, pictures=drawn, routing=routing, tolerance=TOLERANCE,
-                                metric=metric))
+                                metric=metric, xrays=xrays(findings, runs, out), out=out))
     return out / PAGE

@@ -151,6 +151,16 @@ def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_pat
         assert 0.1 < entry['figures']['seconds'] < 10       # 1, on a machine of one's own
 
 
+def test_a_run_that_stops_early_is_left_out_and_said(tmp_path, cache, plan):
+    """The third experiment's numbers leave the finite; the other two are compared all the same."""
+    arguments = ('gpt2ish', 'gpt2ish,num_heads=1', 'gpt2ish,lr=1e30,clip=0,on_nan=stop', '--plan', plan, '--seeds', 1, *SMALL,
+                 '--budget', 'tokens=4k', '--out', 'c')
+    out, error = finish(arguments, tmp_path, cache)
+    assert 'gpt2ish,num_heads=1' in out and 'stopped early and is left out' in out
+    findings = json.loads((tmp_path / 'c/results.json').read_text())
+    assert [e['label'] for e in findings['experiments']] == ['gpt2ish', 'gpt2ish,num_heads=1']
+
+
 @pytest.mark.parametrize('arguments, message', [
     ([], 'Give experiments to train'), (['gpt2ish'], 'at least one more'), (['gpt2ish', 'gpt2sh'], "Did you mean 'gpt2ish'"),
     (['gpt2ish', 'gpt2ish'], 'given twice'), (['gpt2ish', 'gpt2ish,embed_dm=3'], "Did you mean 'embed_dim'"),

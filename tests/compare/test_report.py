@@ -11,6 +11,7 @@ import pytest
 from lmplay.compare.figures import themed
 from lmplay.compare.judge import judge
 from lmplay.compare.report import number, routing_table, write_report
+from lmplay.compare.results import read_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
@@ -25,14 +26,14 @@ def report(trained, baseline, tmp_path_factory):
     out = tmp_path_factory.mktemp('report')
     wide = [trained('wide', 'gpt2ish', seed, '--embed-dim', '64') for seed in range(3)]
     same = [trained('same', 'same', seed) for seed in range(3)]
-    runs = {'gpt2ish': baseline, 'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide, 'same': same}
+    moe = [trained('moe', 'gpt2_moe_test', seed) for seed in range(2)]
+    runs = {'gpt2ish': baseline, 'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide, 'same': same, 'moe': moe}
     findings = judge(runs, notes=['A note <script>alert(1)</script>.'])
     findings |= {'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]), 'plan': 'stories', 'budget': 'flops=1e9', 'conversion':
                  {label: {'tokens': [60_000], 'flops_per_token': [1e5], 'tokens_per_second': None} for label in runs}, 'tuning':
                  {label: {'points': [{'factor': f, 'lr': [0.01 * f], 'loss': 1.0 if f < 4 else None} for f in (0.5, 1, 4)],
                           'chosen': [0.01]} for label in runs}}
     findings['samples'][0]['texts']['same'] = '</pre><img src=x onerror=alert(1)>'
-    findings['routing'] = {'same': [[0.7, 0.1, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25]]}
     return write_report(findings, runs, out)
 
 
@@ -78,7 +79,7 @@ def test_structure_for_keyboards_and_screen_readers(report):
     assert all('scope' in th for th in page.of('th'))
     assert len(page.of('caption')) == len(page.of('table')) >= 6
     pictures = page.of('svg')
-    assert len(pictures) == 6 and all(s['role'] == 'img' for s in pictures)
+    assert len(pictures) == 5 and all(s['role'] == 'img' for s in pictures)
     assert len(page.of('title')) == 1 + len(pictures) and all(page.of('desc'))
     levels = [int(t[1]) for t, _ in page.elements if re.fullmatch('h[1-6]', t)]
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:]))
@@ -91,9 +92,18 @@ def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
     links = {a.get('href', '') for t, a in Outline(text).elements if t in ('a', 'link')}
     for link in links:
         assert link.startswith(('#', 'data:')) or (report.parent / link).is_file(), link
-    assert not Outline(text).of('script') and not Outline(text).of('img')
+    assert not Outline(text).of('script')
+    assert all(a['src'].startswith('data:image/svg+xml') for a in Outline(text).of('img'))
     assert '&lt;script&gt;' in text and 'onerror=alert(1)&gt;' in text
     assert text.index('id="verdict"') < text.index('id="course"')       # verdict first
+
+
+def test_a_routed_experiment_is_x_rayed(report):
+    page = Outline(report.read_text())
+    seen = [a['alt'] for a in page.of('img')]
+    assert any('domain by expert: long mostly expert' in alt for alt in seen) and any('Expert load of' in alt for alt in seen)
+    assert (report.parent / 'xray/moe/favourites.csv').is_file()
+    assert json.loads((report.parent / 'results.json').read_text())['routing'].keys() == {'moe'}
 
 
 def test_json_and_pictures_stand_beside_it(report):
@@ -101,7 +111,7 @@ def test_json_and_pictures_stand_beside_it(report):
     assert [e['label'] for e in findings['experiments']][0] == 'gpt2ish'
     for file in (report.parent / 'figures').iterdir():
         assert file.read_bytes().startswith(b'\x89PNG')
-    assert len(list((report.parent / 'figures').iterdir())) == 6
+    assert len(list((report.parent / 'figures').iterdir())) == 5
 
 
 CHECK = r"""
@@ -148,6 +158,15 @@ def test_in_a_browser_wide_and_narrow_light_and_dark(report, tmp_path, width, da
 def test_numbers_for_people():
     assert [number(v) for v in (None, 3, 99_999, 123_456, 1.5e9, 0.123456, float('nan'))] == ['–', '3', '99,999', '123 k',
                                                                                               '1.5 G', '0.1235', '–']
+
+
+def test_without_a_checkpoint_the_report_says_why_there_is_no_x_ray(trained, baseline, tmp_path):
+    moe = trained('moe', 'gpt2_moe_test', 0)
+    shutil.copytree(moe.folder, tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints'))
+    runs = {'gpt2ish': baseline[:1], 'moe': [read_run(tmp_path / 'run', 'moe')]}
+    findings = judge(runs) | {'title': 'T', 'plan': 'stories', 'budget': None, 'conversion': {}, 'tuning': None}
+    page = write_report(findings, runs, tmp_path / 'out').read_text()
+    assert 'No X-ray: ' in page and str(tmp_path / 'run') in html.unescape(page)
 
 
 def test_routing_in_numbers():

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f'--max-bytes must be at least 1; given: {args.max_bytes}.')
         from .xray import xray
         print(xray(Path(args.checkpoint), data=args.data, max_bytes=args.max_bytes, out=args.out and Path(args.out), exp=args.exp,
-                   device=args.device, amp=args.amp))
+                   device=args.device, amp=args.amp).page)
     except UserError as error:
         print(f'lmp_routing: {error}', file=sys.stderr)
         return 2

@@ -69,6 +69,13 @@ class Section:
     pictures: list[Picture]
 
 
+@dataclass
+class XRay:
+    """An X-ray that was written: its page, and what the page shows in pictures."""
+    page: Path
+    sections: list[Section]
+
+
 class Writer:
     """Puts an X-ray's files into a folder."""
 
@@ -214,24 +221,25 @@ class Writer:
                     for layer, experts, _ in found for e, _, tokens in experts for rank, t in enumerate(tokens, 1)))
         return found
 
-    def write(self) -> Path:
+    def write(self) -> XRay:
         from jinja2 import Environment, PackageLoader
         environment = Environment(loader=PackageLoader(__package__, ''), autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                   keep_trailing_newline=True)
         environment.filters |= {'visible': visible, 'count': _count}
-        sections = [self.group_section('domain'), self.group_section('type'), self.training_section(), self.drift_section(),
-                    self.key_section(), self.coactivation_section()]
+        made = [self.group_section('domain'), self.group_section('type'), self.training_section(), self.drift_section(),
+                self.key_section(), self.coactivation_section()]
+        sections = [section for section in made if section]
         page = environment.get_template('page.html.j2').render(
-            report=self.report, summary=self.summary(), favourites=self.favourites(), sections=[s for s in sections if s],
+            report=self.report, summary=self.summary(), favourites=self.favourites(), sections=sections,
             domains=[(n, t) for n, t in zip(self.observed.domains, self.tokens['domain'].tolist())],
             tables=sorted(self.tables), log=math.log, log2=math.log2)
         file = self.folder / PAGE
         file.write_text(page, encoding='utf-8')
-        return file
+        return XRay(file, sections)
 
 
-def write(report: Report, folder: Path) -> Path:
-    """Writes the X-ray into `folder` over what an earlier one left there; returns the page."""
+def write(report: Report, folder: Path) -> XRay:
+    """Writes the X-ray into `folder` over what an earlier one left there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Writer(report, folder).write()

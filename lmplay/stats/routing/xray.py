@@ -20,15 +20,15 @@ from ...train.view import View
 from .collect import observe
 from .drift import drift, start_of
 from .history import read_history
-from .page import Report, write
+from .page import Report, XRay, write
 
 MAX_BYTES = 131_072
 HUB_BYTES = 4_000_000       # of a dataset on the hub, from which the text is then taken
 
 
 def xray(path: Path, *, data: list[str] = (), max_bytes: int | None = None, out: Path | None = None, exp: str | None = None,
-         device: str = 'auto', amp: bool = False) -> Path:
-    """X-rays the checkpoint at `path` and returns the page that it wrote. data: names of datasets and files; empty for the
+         device: str = 'auto', amp: bool = False) -> XRay:
+    """X-rays the checkpoint at `path`. data: names of datasets and files; empty for the
     held-out text of the run's own plan. Raises UserError for a model without experts, and what can't be read or written."""
     keep_freed_memory()
     where = find_device(device)
