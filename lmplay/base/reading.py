@@ -41,6 +41,7 @@ def _parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding='utf-8'), str(file))
 
 
+@cache
 def read_versions(file: Path) -> list[Declared] | None:
     """What the file exposes; None where a name is made by a program and only an import can tell.
 
@@ -138,6 +139,7 @@ def _check_top(file: Path, line: int, module: str):
         raise ImportError(f"{file.name} line {line}: no module named '{top}' is installed")
 
 
+@cache
 def _provided(file: Path) -> set[str] | None:
     """Names a module binds at its top level; None where that can't be read (star import, __getattr__)."""
     names: set[str] = set()

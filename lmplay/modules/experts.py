@@ -62,9 +62,11 @@ def experts_mlp(x_ND: Tensor, *, expert_ids_NK: Tensor, weights_NK: Tensor, w1_E
     if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     x_ND = x_ND.to(dtype)
-    parameters = [p if p is None else p.to(dtype) for p in (w1_EDF, b1_EF, w2_EFD, b2_ED)]
-    form = _GroupedExperts if grouped_serves(x_ND, *w1_EDF.shape[1:]) else _SegmentedExperts
-    return form.apply(x_ND, weights_NK, *parameters, *sort_by_expert(expert_ids_NK, len(w1_EDF)), gelu)
+    parameters = (w1_EDF, b1_EF, w2_EFD, b2_ED)
+    dispatch = sort_by_expert(expert_ids_NK, len(w1_EDF))
+    if grouped_serves(x_ND, *w1_EDF.shape[1:]):
+        return _GroupedExperts.apply(x_ND, weights_NK, *(p if p is None else p.to(dtype) for p in parameters), *dispatch, gelu)
+    return _SegmentedExperts.apply(x_ND, weights_NK, *parameters, *dispatch, gelu)
 
 
 # Both forms keep for the backward pass the hidden values before the activation and nothing else of size M; x only where
@@ -128,7 +130,8 @@ def _sum_by_expert(grad_MO: Tensor, offsets_E: Tensor) -> Tensor:
 
 class _SegmentedExperts(torch.autograd.Function):
     """Expert after expert over its rows. Reads the offsets on the host, so its loops are operators of their own, which
-    compilation takes as they are."""
+    compilation takes as they are. Weights of another dtype are cast expert by expert: a copy of one stays in the cache, a
+    copy of all would go through memory, as would their gradients once more."""
 
     @staticmethod
     def forward(ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu):
@@ -159,10 +162,9 @@ def _segments_forward(x_ND: Tensor, weights_NK: Tensor, w1_EDF: Tensor, b1_EF: T
     token_M, gate_M1 = order_M // weights_NK.shape[1], weights_NK.to(x_ND.dtype).flatten()[order_M, None]
     for e, rows in _segments(offsets_E):
         if rows.start < rows.stop:
-            h_mF = _product(x_ND.index_select(0, token_M[rows]), w1_EDF[e], None if b1_EF is None else b1_EF[e],
-                            out=h_MF[rows] if keep else None)
-            _product(F.gelu(h_mF, approximate=gelu), w2_EFD[e], None if b2_ED is None else b2_ED[e],
-                     out=y_MD[rows]).mul_(gate_M1[rows])
+            w1, b1, w2, b2 = (None if p is None else p[e].to(x_ND.dtype) for p in (w1_EDF, b1_EF, w2_EFD, b2_ED))
+            h_mF = _product(x_ND.index_select(0, token_M[rows]), w1, b1, out=h_MF[rows] if keep else None)
+            _product(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows]).mul_(gate_M1[rows])
     return y_MD, h_MF
 
 
@@ -188,25 +190,25 @@ def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, weights_NK: Tensor, w
                     gradient[e].zero_()
             continue
         h_mF, dy_mD, gate_m1 = h_MF[rows], dy_ND.index_select(0, token_M[rows]), gate_M1[rows]
-        da_mF = _product(dy_mD, w2_EFD[e].t())      # before the gate weight
+        da_mF = _product(dy_mD, w2_EFD[e].to(dy_ND.dtype).t())      # before the gate weight
         if needs[1] or needs[4]:
             a_mF = F.gelu(h_mF, approximate=gelu)
         if needs[1]:
             torch.sum(da_mF * a_mF, 1, dtype=dgate_M.dtype, out=dgate_M[rows])
             if b2_ED is not None:
-                dgate_M[rows] += dy_mD @ b2_ED[e]
+                dgate_M[rows] += dy_mD @ b2_ED[e].to(dy_ND.dtype)
         gated_mD = dy_mD.mul_(gate_m1)
         if needs[4]:
             _product(a_mF.t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
-            torch.sum(gated_mD, 0, out=db2_ED[e])
+            torch.sum(gated_mD, 0, dtype=db2_ED.dtype, out=db2_ED[e])
         dh_mF = torch.ops.aten.gelu_backward(da_mF.mul_(gate_m1), h_mF, approximate=gelu)
         if needs[2]:
             _product(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
         if needs[3]:
-            torch.sum(dh_mF, 0, out=db1_EF[e])
+            torch.sum(dh_mF, 0, dtype=db1_EF.dtype, out=db1_EF[e])
         if needs[0]:
-            _product(dh_mF, w1_EDF[e].t(), out=dx_MD[rows])
+            _product(dh_mF, w1_EDF[e].to(dy_ND.dtype).t(), out=dx_MD[rows])
     return gradients
 
 
@@ -225,8 +227,9 @@ def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
 
 
 def _product(x: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
-    """x @ weight + bias by the library that is faster here, into `out` where given."""
-    if x.dtype == torch.float32 and x.device.type == 'cpu' and onednn.available():
-        y = onednn.product(x, weight_IO.t(), bias_O)
+    """x @ weight + bias by the library that is faster here, into `out` (of any dtype) where given."""
+    through_onednn = x.dtype == torch.float32 and x.device.type == 'cpu' and onednn.available()
+    if through_onednn or out is not None and out.dtype != x.dtype:
+        y = onednn.product(x, weight_IO.t(), bias_O) if through_onednn else _product(x, weight_IO, bias_O)
         return y if out is None else out.copy_(y)
     return torch.mm(x, weight_IO, out=out) if bias_O is None else torch.addmm(bias_O, x, weight_IO, out=out)

@@ -240,7 +240,7 @@ def read_metrics(run_dir: Path) -> list[dict]:
     records = []
     for number, line in enumerate(file.read_bytes().split(b'\n')[:-1], 1):     # what follows the last line end is torn
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            records.append(dict(json.loads(line)))
+        except (TypeError, ValueError) as error:
             raise DataError(f'{file} line {number} is no record: {error}.') from error
     return records

@@ -26,7 +26,7 @@ def report(trained, baseline, tmp_path_factory):
     out = tmp_path_factory.mktemp('report')
     wide = [trained('wide', 'gpt2ish', seed, '--embed-dim', '64') for seed in range(3)]
     same = [trained('same', 'same', seed) for seed in range(3)]
-    moe = [trained('moe', 'gpt2_moe_test', seed) for seed in range(2)]
+    moe = [trained('moe', 'gpt2_moe_test', seed, '--moe-layers', 'all') for seed in range(2)]
     runs = {'gpt2ish': baseline, 'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide, 'same': same, 'moe': moe}
     findings = judge(runs, notes=['A note <script>alert(1)</script>.'])
     findings |= {'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]), 'plan': 'stories', 'budget': 'flops=1e9', 'conversion':
@@ -101,7 +101,8 @@ def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
 def test_a_routed_experiment_is_x_rayed(report):
     page = Outline(report.read_text())
     seen = [a['alt'] for a in page.of('img')]
-    assert any('domain by expert: long mostly expert' in alt for alt in seen) and any('Expert load of' in alt for alt in seen)
+    domains = next(alt for alt in seen if 'block 0, domain by expert' in alt)
+    assert 'long mostly expert' in domains and 'short mostly expert' in domains and any('Expert load of' in alt for alt in seen)
     assert (report.parent / 'xray/moe/favourites.csv').is_file()
     assert json.loads((report.parent / 'results.json').read_text())['routing'].keys() == {'moe'}
 
@@ -161,7 +162,7 @@ def test_numbers_for_people():
 
 
 def test_without_a_checkpoint_the_report_says_why_there_is_no_x_ray(trained, baseline, tmp_path):
-    moe = trained('moe', 'gpt2_moe_test', 0)
+    moe = trained('moe', 'gpt2_moe_test', 0, '--moe-layers', 'all')
     shutil.copytree(moe.folder, tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints'))
     runs = {'gpt2ish': baseline[:1], 'moe': [read_run(tmp_path / 'run', 'moe')]}
     findings = judge(runs) | {'title': 'T', 'plan': 'stories', 'budget': None, 'conversion': {}, 'tuning': None}

@@ -60,9 +60,9 @@ def check(x, ids, weights, parameters, *, gelu='none', atol=1e-5, rtol=1e-5):
 
 @pytest.fixture(params=PATHS, ids=['segments', 'grouped'])
 def path(request, monkeypatch):
-    """Makes both names one form, whatever the device would choose."""
-    for name in ('_SegmentedExperts', '_GroupedExperts'):
-        monkeypatch.setattr(experts, name, request.param)
+    """Takes one form, whatever the device would choose."""
+    grouped = request.param is experts._GroupedExperts
+    monkeypatch.setattr(experts, 'grouped_serves', lambda *_: grouped)
     return request.param
 
 

@@ -169,9 +169,10 @@ def test_non_finite_fields_are_named(tmp_path):
 def test_torn_and_damaged_lines(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text('{"kind": "train"}\n{"kind": "tr')
     assert read_metrics(tmp_path) == [{'kind': 'train'}]
-    (tmp_path / 'metrics.jsonl').write_text('{"kind": "tr\n{"kind": "train"}\n')
-    with pytest.raises(DataError, match='line 1 is no record'):
-        read_metrics(tmp_path)
+    for line in ('{"kind": "tr', '7', '[1]', 'null'):
+        (tmp_path / 'metrics.jsonl').write_text(line + '\n{"kind": "train"}\n')
+        with pytest.raises(DataError, match='line 1 is no record'):
+            read_metrics(tmp_path)
     assert read_metrics(tmp_path / 'nothing') == []
 
 

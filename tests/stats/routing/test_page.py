@@ -44,8 +44,7 @@ def report(E, K, *, points=3, **options):
 
 @pytest.mark.parametrize('E, K, points', [(1, 1, 1), (4, 1, 3), (16, 2, 2), (17, 3, 240), (128, 8, 3)])
 def test_every_size_is_drawn(E, K, points, tmp_path):
-    page = write(report(E, K, points=points, layers=1), tmp_path)
-    text = page.read_text(encoding='utf-8')
+    text = write(report(E, K, points=points, layers=1), tmp_path).page.read_text(encoding='utf-8')
     assert 'too late &lt;b&gt;' in text and 'too late <b>' not in text
     assert (tmp_path / 'coactivation-block-0.svg').is_file() == (K > 1)
     assert all('nan' not in re.sub(r'base64,[^"]*', '', f.read_text()).lower() for f in tmp_path.glob('*.svg'))
