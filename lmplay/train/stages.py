@@ -164,6 +164,7 @@ class Run:
         self.recorder.event(
             {
                 'event': name,
+                'stage': list(self.plan.stages)[self.progress.stage],
                 'step': self.progress.total_step,
                 'samples': self.progress.total_samples,
                 'tokens': self.progress.tokens,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...train.stages import Run
 from ..recorder import AXES, METRICS, read_metrics
 
 ALARMS = ('warning', 'collapse')
@@ -25,14 +26,29 @@ class History:
     alarms: list[tuple[int, str, str]] = field(default_factory=list)
 
 
-def read_history(run_dir: Path, layers: int, experts: int) -> History | None:
-    """The history of a run whose model has that many routed layers and experts in each; None where none was recorded.
+def lineage(run: Run, stage: str) -> list[str]:
+    """The stages that trained the weights which `stage` ends with, itself first."""
+    names, found = list(run.plan.stages), [stage]
+    while found[-1] in names:
+        index = names.index(found[-1])
+        source = run.stage(index).init_from
+        if source.startswith('stage:'):
+            found.append(source.removeprefix('stage:'))
+        elif source == 'previous' and index:
+            found.append(names[index - 1])
+        else:
+            break
+    return found
+
+
+def read_history(run_dir: Path, layers: int, experts: int, stages: list[str]) -> History | None:
+    """What those stages recorded of a model with that many routed layers and experts in each; None where nothing was.
 
     Points of stages that trained another model are left out.
     """
     if not (run_dir / METRICS).is_file():
         return None
-    records = read_metrics(run_dir)
+    records = [r for r in read_metrics(run_dir) if r.get('stage') in stages]
     points = [r for r in records if r.get('kind') == 'train' and _is_table(r.get('expert_load'), layers, experts)]
     if not points:
         return None

@@ -19,7 +19,7 @@ from ...train.stages import Run, Settings
 from ...train.view import View
 from .collect import observe
 from .drift import drift, start_of
-from .history import read_history
+from .history import lineage, read_history
 from .page import Report, XRay, write
 
 MAX_BYTES = 131_072
@@ -44,7 +44,7 @@ def xray(path: Path, *, data: list[str] = (), max_bytes: int | None = None, out:
     held_out = given_text(data, model, run, max_bytes) if data else own_text(model, run, state['stage'], max_bytes, folder)
     observed = observe(model, held_out, device=where, dtype=amp_dtype(where, amp))
     first = observed.layers[0]
-    history = read_history(run_dir, len(observed.layers), first.num_experts) if run else None
+    history = read_history(run_dir, len(observed.layers), first.num_experts, lineage(run, state['stage'])) if run else None
     drifts, reference = [], ''
     if any(layer.weights for layer in experts):
         start, reference = start_of(model, run, state['stage'])
