@@ -4,7 +4,7 @@ import sys
 import time
 
 from .measure import ROOT, Process, summary
-from .step import CONTENDERS, prepared
+from .step import CONTENDERS, at_hand, prepared
 
 COLUMNS = ['name', 'part', 'shape', 'seconds']
 COMMANDS = {('ours', '--help'): ['-m', 'lmplay.train', '--help'], ('ours', '--exp list'): ['-m', 'lmplay.train', '--exp', 'list'],
@@ -15,7 +15,7 @@ COMMANDS = {('ours', '--help'): ['-m', 'lmplay.train', '--help'], ('ours', '--ex
 def run(args) -> list[dict]:
     taken: dict[tuple, list[float]] = {}
     shape, context = (args.shape or ['1x64' if args.quick else '4x256'])[0], args.context or (32 if args.quick else 256)
-    firsts = ['ours'] if args.quick else ['ours', 'nanogpt', 'hf_trainer']
+    firsts = ['ours'] if args.quick else at_hand(['ours', 'nanogpt', 'hf_trainer'], args.tell)
     with prepared(context=context, quick=args.quick) as data:
         for _ in range(args.rounds):
             for key, command in COMMANDS.items():

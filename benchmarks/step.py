@@ -7,7 +7,7 @@ the same setting.
 import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .measure import VOCAB, BenchmarkError, Process, by_turns, shape_of, speeds
 
@@ -41,10 +41,7 @@ def prepared(*, context: int, count: int = 512, quick: bool = False) -> Iterator
 
 def run(args) -> list[dict]:
     rows, context = args.rows or (2 if args.quick else 8), args.context or (32 if args.quick else 256)
-    names = args.only or [name for name in CONTENDERS if name not in (NOT_QUICK if args.quick else ['ours_compiled'])]
-    if 'hf_trainer' in names and importlib.util.find_spec('accelerate') is None:
-        args.tell('hf_trainer is left out: it needs the package accelerate.')
-        names = [name for name in names if name != 'hf_trainer']
+    names = at_hand(args.only or [name for name in CONTENDERS if name not in (NOT_QUICK if args.quick else ['ours_compiled'])], args.tell)
     if wrong := [name for name in names if name not in CONTENDERS]:
         raise BenchmarkError(f"There is no contender '{wrong[0]}' in step; there are {', '.join(CONTENDERS)}.")
     table = []
@@ -57,6 +54,14 @@ def run(args) -> list[dict]:
                     processes = by_turns(given, args, threads=threads, together=fit(len(given), shape, rows * context))
                     table += [row(process, context) for process in processes]
     return table
+
+
+def at_hand(names: list[str], tell: Callable[[str], None]) -> list[str]:
+    """Those contenders whose packages are installed."""
+    if 'hf_trainer' in names and importlib.util.find_spec('accelerate') is None:
+        tell('hf_trainer is left out: it needs the package accelerate.')
+        return [name for name in names if name != 'hf_trainer']
+    return names
 
 
 def fit(count: int, shape: str, tokens: int) -> bool:

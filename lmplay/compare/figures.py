@@ -82,7 +82,8 @@ def curves(members: Sequence[Run], x: str, metric: str) -> tuple[np.ndarray, np.
 def _axis(axes, x: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
     axes.set_xlabel(AXES[x])
-    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    if x != 'seconds':
+        axes.xaxis.set_major_formatter(EngFormatter(sep=''))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.02)
 

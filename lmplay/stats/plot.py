@@ -163,7 +163,8 @@ def _finish(axes, x: str, title: str, label: str, pad: float = 6):
     axes.grid(True, color='#dddddd', lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    if x != 'seconds':
+        axes.xaxis.set_major_formatter(EngFormatter(sep=''))
     axes.margins(x=0.02)
 
 
