@@ -69,15 +69,15 @@ def experts_mlp(x_ND: Tensor, *, expert_ids_NK: Tensor, weights_NK: Tensor, w1_E
     return _SegmentedExperts.apply(x_ND, weights_NK, *parameters, *dispatch, gelu)
 
 
-# Both forms keep for the backward pass the hidden values before the activation and nothing else of size M; x only where
-# an expert trains. The gradient of a gate weight, <dy, expert(x)> = <dy w2^T, GELU(h)> + <dy, b2>, needs no expert(x).
+# Both forms keep for the backward pass the hidden values before the activation, (M, F), and what the experts gave, (M, D), for the
+# gradient of the gate weights, <dy, expert(x)>; x only where an expert trains. GELU(h) is made again where w2 trains.
 
 class _GroupedExperts(torch.autograd.Function):
     """One grouped product per projection."""
 
     @staticmethod
     def forward(ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu):
-        (N, D), K = x_ND.shape, weights_NK.shape[1]
+        K = weights_NK.shape[1]
         h_MF = grouped_mm(x_ND.index_select(0, order_M // K), w1_EDF, offs=offsets_E)
         if b1_EF is not None:
             h_MF = h_MF + b1_EF.index_select(0, experts_M)
@@ -85,33 +85,28 @@ class _GroupedExperts(torch.autograd.Function):
         if b2_ED is not None:
             y_MD = y_MD + b2_ED.index_select(0, experts_M)
         ctx.gelu = gelu
-        ctx.save_for_backward(x_ND if ctx.needs_input_grad[2] else None, weights_NK, w1_EDF, w2_EFD, b2_ED,
-                              order_M, inverse_M, experts_M, offsets_E, h_MF)
-        y_NKD = y_MD.index_select(0, inverse_M).view(N, K, D)
-        return (y_NKD * weights_NK.to(y_NKD.dtype)[:, :, None]).sum(1)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(x_ND if needs[2] else None, weights_NK, w1_EDF, w2_EFD, order_M, inverse_M, offsets_E, h_MF,
+                              y_MD if needs[1] else None)
+        return _combine(y_MD, inverse_M, weights_NK)
 
     @staticmethod
     def backward(ctx, dy_ND):
-        x_ND, weights_NK, w1_EDF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, h_MF = ctx.saved_tensors
+        x_ND, weights_NK, w1_EDF, w2_EFD, order_M, inverse_M, offsets_E, h_MF, y_MD = ctx.saved_tensors
         needs = ctx.needs_input_grad
         (N, D), K = dy_ND.shape, weights_NK.shape[1]
         dx = dweights = dw1 = db1 = dw2 = db2 = None
         token_M = order_M // K
-        gate_M1 = weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)[:, None]
         dy_MD = dy_ND.index_select(0, token_M)
-        gated_MD = dy_MD * gate_M1
-        da_MF = grouped_mm(dy_MD, w2_EFD.transpose(1, 2), offs=offsets_E)      # before the gate weight
-        a_MF = F.gelu(h_MF, approximate=ctx.gelu)
         if needs[1]:
-            dgate_M = (da_MF * a_MF).sum(1, dtype=weights_NK.dtype)
-            if b2_ED is not None:
-                dgate_M = dgate_M + (dy_MD * b2_ED.index_select(0, experts_M)).sum(1, dtype=weights_NK.dtype)
-            dweights = dgate_M.index_select(0, inverse_M).view(N, K)
+            dweights = (dy_MD * y_MD).sum(1, dtype=weights_NK.dtype).index_select(0, inverse_M).view(N, K)
+        gated_MD = dy_MD * weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)[:, None]
         if needs[4]:
-            dw2 = grouped_mm(a_MF.t(), gated_MD, offs=offsets_E)
+            dw2 = grouped_mm(F.gelu(h_MF, approximate=ctx.gelu).t(), gated_MD, offs=offsets_E)
         if needs[5]:
             db2 = _sum_by_expert(gated_MD, offsets_E)
-        dh_MF = torch.ops.aten.gelu_backward(da_MF * gate_M1, h_MF, approximate=ctx.gelu)
+        da_MF = grouped_mm(gated_MD, w2_EFD.transpose(1, 2), offs=offsets_E)
+        dh_MF = torch.ops.aten.gelu_backward(da_MF, h_MF, approximate=ctx.gelu)
         if needs[2]:
             dw1 = grouped_mm(x_ND.index_select(0, token_M).t(), dh_MF, offs=offsets_E)
         if needs[3]:
@@ -122,6 +117,12 @@ class _GroupedExperts(torch.autograd.Function):
         return dx, dweights, dw1, db1, dw2, db2, None, None, None, None, None
 
 
+def _combine(y_MD: Tensor, inverse_M: Tensor, weights_NK: Tensor) -> Tensor:
+    """(N, D): what each token's experts gave, weighted and summed."""
+    y_NKD = y_MD.index_select(0, inverse_M).view(*weights_NK.shape, y_MD.shape[1])
+    return (y_NKD * weights_NK.to(y_NKD.dtype)[:, :, None]).sum(1)
+
+
 def _sum_by_expert(grad_MO: Tensor, offsets_E: Tensor) -> Tensor:
     """Sum of each expert's rows, (E, O), as a product with ones: deterministic, where a scatter into few rows is not."""
     ones_MI = grad_MO.new_ones(len(grad_MO), 16 // grad_MO.element_size())      # the narrowest rows a grouped product takes
@@ -130,94 +131,97 @@ def _sum_by_expert(grad_MO: Tensor, offsets_E: Tensor) -> Tensor:
 
 class _SegmentedExperts(torch.autograd.Function):
     """Expert after expert over its rows. Reads the offsets on the host, so its loops are operators of their own, which
-    compilation takes as they are. Weights of another dtype are cast expert by expert: a copy of one stays in the cache, a
-    copy of all would go through memory, as would their gradients once more."""
+    compilation takes as they are. Weights of another dtype are cast expert by expert, while they are in the cache, and the casts
+    kept for the backward pass, as autocast does."""
 
     @staticmethod
     def forward(ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu):
-        y_MD, h_MF = _segments_forward(x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, offsets_E, gelu,
-                                       any(ctx.needs_input_grad))
+        needs = ctx.needs_input_grad
+        y_MD, h_MF, cast1_EDF, cast2_EFD = _segments_forward(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M // weights_NK.shape[1],
+                                                             offsets_E, gelu, any(needs))
         ctx.gelu = gelu
-        ctx.save_for_backward(x_ND if ctx.needs_input_grad[2] else None, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED,
-                              order_M, inverse_M, offsets_E, h_MF)
-        return y_MD.index_select(0, inverse_M).view(*weights_NK.shape, x_ND.shape[1]).sum(1)
+        ctx.save_for_backward(x_ND if needs[2] else None, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, offsets_E,
+                              h_MF, y_MD if needs[1] else None, cast1_EDF if len(cast1_EDF) else w1_EDF, cast2_EFD if len(cast2_EFD) else w2_EFD)
+        return _combine(y_MD, inverse_M, weights_NK)
 
     @staticmethod
     def backward(ctx, dy_ND):
-        x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, offsets_E, h_MF = ctx.saved_tensors
+        (x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, offsets_E, h_MF, y_MD, cast1_EDF,
+         cast2_EFD) = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dx_MD, dgate_M, *gradients = _segments_backward(dy_ND, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, offsets_E,
-                                                        h_MF, ctx.gelu, needs[:6])
+        gate_M = weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)
+        dx_MD, dgate_M, *gradients = _segments_backward(
+            dy_ND, x_ND, y_MD, gate_M, w1_EDF, b1_EF, w2_EFD, b2_ED, cast1_EDF, cast2_EFD, order_M // weights_NK.shape[1], offsets_E, h_MF,
+            ctx.gelu, needs[:6])
         dx = dx_MD.index_select(0, inverse_M).view(*weights_NK.shape, dy_ND.shape[1]).sum(1) if needs[0] else None
-        dweights = dgate_M.index_select(0, inverse_M).view_as(weights_NK) if needs[1] else None
+        dweights = dgate_M.index_select(0, inverse_M).view_as(weights_NK).to(weights_NK.dtype) if needs[1] else None
         gradients = [gradient if need else None for gradient, need in zip(gradients, needs[2:])]
         return dx, dweights, *gradients, None, None, None, None, None
 
 
 @torch.library.custom_op('lmplay::experts_forward', mutates_args=())
-def _segments_forward(x_ND: Tensor, weights_NK: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None, w2_EFD: Tensor, b2_ED: Tensor | None,
-                      order_M: Tensor, offsets_E: Tensor, gelu: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """(weighted outputs (M, D) in the order of experts, hidden values (M, F), or (0, F) where not kept)."""
-    y_MD, h_MF = _empty_outputs(x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, offsets_E, gelu, keep)
-    token_M, gate_M1 = order_M // weights_NK.shape[1], weights_NK.to(x_ND.dtype).flatten()[order_M, None]
+def _segments_forward(x_ND: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None, w2_EFD: Tensor, b2_ED: Tensor | None, token_M: Tensor,
+                      offsets_E: Tensor, gelu: str, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(outputs (M, D) in the order of experts, hidden values (M, F), w1 and w2 in x's dtype); of the last three, those that are
+    not kept, or were of that dtype already, are empty."""
+    outputs = _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu, keep)
+    y_MD, h_MF, *casts = outputs
     for e, rows in _segments(offsets_E):
         if rows.start < rows.stop:
-            w1, b1, w2, b2 = (None if p is None else p[e].to(x_ND.dtype) for p in (w1_EDF, b1_EF, w2_EFD, b2_ED))
+            w1, w2 = (cast[e].copy_(w[e]) if len(cast) else w[e].to(x_ND.dtype) for w, cast in zip((w1_EDF, w2_EFD), casts))
+            b1, b2 = (None if b is None else b[e].to(x_ND.dtype) for b in (b1_EF, b2_ED))
             h_mF = _product(x_ND.index_select(0, token_M[rows]), w1, b1, out=h_MF[rows] if keep else None)
-            _product(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows]).mul_(gate_M1[rows])
-    return y_MD, h_MF
+            _product(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows])
+    return outputs
 
 
 @_segments_forward.register_fake
-def _empty_outputs(x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, offsets_E, gelu, keep):
-    M = order_M.shape[0]
-    return x_ND.new_empty(M, x_ND.shape[1]), x_ND.new_empty(M if keep else 0, w1_EDF.shape[2])
+def _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu, keep):
+    M = token_M.shape[0]
+    casts = (torch.empty_like(w, dtype=x_ND.dtype) if keep and w.dtype != x_ND.dtype else x_ND.new_empty(0) for w in (w1_EDF, w2_EFD))
+    return (x_ND.new_empty(M, x_ND.shape[1]), x_ND.new_empty(M if keep else 0, w1_EDF.shape[2]), *casts)
 
 
 @torch.library.custom_op('lmplay::experts_backward', mutates_args=())
-def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, weights_NK: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None, w2_EFD: Tensor,
-                       b2_ED: Tensor | None, order_M: Tensor, offsets_E: Tensor, h_MF: Tensor, gelu: str,
-                       needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, y_MD: Tensor | None, gate_M: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None,
+                       w2_EFD: Tensor, b2_ED: Tensor | None, cast1_EDF: Tensor, cast2_EFD: Tensor, token_M: Tensor, offsets_E: Tensor,
+                       h_MF: Tensor, gelu: str, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (M, D) and gate weights (M,), both in the order of experts, and of w1, b1, w2, b2; empty where not
-    among `needs`."""
-    gradients = _empty_gradients(dy_ND, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, offsets_E, h_MF, gelu, needs)
+    among `needs`. cast1, cast2: w1 and w2 in the dtype of the products."""
+    gradients = _empty_gradients(dy_ND, x_ND, y_MD, gate_M, w1_EDF, b1_EF, w2_EFD, b2_ED, cast1_EDF, cast2_EFD, token_M, offsets_E, h_MF,
+                                 gelu, needs)
     dx_MD, dgate_M, dw1_EDF, db1_EF, dw2_EFD, db2_ED = gradients
-    token_M, gate_M1 = order_M // weights_NK.shape[1], weights_NK.to(dy_ND.dtype).flatten()[order_M, None]
     for e, rows in _segments(offsets_E):
         if rows.start == rows.stop:
             for gradient, need in zip(gradients[2:], needs[2:]):
                 if need:
                     gradient[e].zero_()
             continue
-        h_mF, dy_mD, gate_m1 = h_MF[rows], dy_ND.index_select(0, token_M[rows]), gate_M1[rows]
-        da_mF = _product(dy_mD, w2_EFD[e].to(dy_ND.dtype).t())      # before the gate weight
-        if needs[1] or needs[4]:
-            a_mF = F.gelu(h_mF, approximate=gelu)
+        h_mF, dy_mD = h_MF[rows], dy_ND.index_select(0, token_M[rows])
         if needs[1]:
-            torch.sum(da_mF * a_mF, 1, dtype=dgate_M.dtype, out=dgate_M[rows])
-            if b2_ED is not None:
-                dgate_M[rows] += dy_mD @ b2_ED[e].to(dy_ND.dtype)
-        gated_mD = dy_mD.mul_(gate_m1)
+            torch.sum(dy_mD * y_MD[rows], 1, out=dgate_M[rows])
+        gated_mD = dy_mD.mul_(gate_M[rows, None])
         if needs[4]:
-            _product(a_mF.t(), gated_mD, out=dw2_EFD[e])
+            _product(F.gelu(h_mF, approximate=gelu).t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
-            torch.sum(gated_mD, 0, dtype=db2_ED.dtype, out=db2_ED[e])
-        dh_mF = torch.ops.aten.gelu_backward(da_mF.mul_(gate_m1), h_mF, approximate=gelu)
+            db2_ED[e] = gated_mD.sum(0)         # to a wider dtype it would copy all of it first
+        da_mF = _product(gated_mD, cast2_EFD[e].t())
+        dh_mF = torch.ops.aten.gelu_backward(da_mF, h_mF, approximate=gelu)
         if needs[2]:
             _product(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
         if needs[3]:
-            torch.sum(dh_mF, 0, dtype=db1_EF.dtype, out=db1_EF[e])
+            db1_EF[e] = dh_mF.sum(0)
         if needs[0]:
-            _product(dh_mF, w1_EDF[e].to(dy_ND.dtype).t(), out=dx_MD[rows])
+            _product(dh_mF, cast1_EDF[e].t(), out=dx_MD[rows])
     return gradients
 
 
 @_segments_backward.register_fake
-def _empty_gradients(dy_ND, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, offsets_E, h_MF, gelu, needs):
-    M, D = order_M.shape[0], dy_ND.shape[1]
+def _empty_gradients(dy_ND, x_ND, y_MD, gate_M, w1_EDF, b1_EF, w2_EFD, b2_ED, cast1_EDF, cast2_EFD, token_M, offsets_E, h_MF, gelu, needs):
+    M, D = token_M.shape[0], dy_ND.shape[1]
     parameters = (torch.empty_like(p) if need else dy_ND.new_empty(0)
                   for p, need in zip((w1_EDF, b1_EF, w2_EFD, b2_ED), needs[2:]))
-    return (dy_ND.new_empty(M if needs[0] else 0, D), weights_NK.new_empty(M if needs[1] else 0), *parameters)
+    return (dy_ND.new_empty(M if needs[0] else 0, D), dy_ND.new_empty(M if needs[1] else 0), *parameters)
 
 
 def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
