@@ -56,7 +56,7 @@ def run_data(meter, *, folder, spec, context, rows) -> None:
         return len(store().tokens)
 
     def tokenizer_alone():
-        return sum(map(len, tokenizer.encode_batch(texts)))
+        return sum(map(len, tokenizer.encoding.encode_ordinary_batch(texts)))
 
     def first_batch():
         mixture().batch(0, rows)

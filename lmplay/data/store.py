@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError
-from .tokenizers import BPETokenizer, Tokenizer
+from .tokenizers import BPETokenizer, Tokenizer, in_lists
 
 log = logging.getLogger(__name__)
 VERSION = 1                 # raise when the format changes: old stores are then made anew
-CHUNK_BYTES = 4 << 20       # text handed to the tokenizer at a time; its threads share a chunk
+CHUNK = 4 << 20             # characters handed to the tokenizer at a time; its threads share them
 SPLITS = {'': 0, 'train': 1, 'validation': 2}
 
 
@@ -114,18 +114,6 @@ def _with_own_split(rows: Iterator) -> Iterator:
     return itertools.chain(head, rows)
 
 
-def _chunks(rows: Iterable) -> Iterator[list]:
-    chunk, size = [], 0
-    for row in rows:
-        chunk.append(row)
-        size += len(row.text) + len(row.prompt)
-        if size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
 def store_key(source, tokenizer: Tokenizer) -> str:
     text = json.dumps([VERSION, source.fingerprint(), tokenizer.fingerprint])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -171,7 +159,7 @@ def _tokenize(source, tokenizer: Tokenizer, folder: Path, progress: Callable[[st
     began = told = time.monotonic()
     size = total = 0
     with open(folder / 'tokens.bin', 'wb') as out:
-        for chunk in _chunks(_with_own_split(iter(source.rows()))):
+        for chunk in in_lists(_with_own_split(iter(source.rows())), lambda row: len(row.prompt) + len(row.text), CHUNK):
             texts = tokenizer.encode_batch([row.text for row in chunk])
             with_prompt = [i for i, row in enumerate(chunk) if row.prompt]
             prompts = dict(zip(with_prompt, tokenizer.encode_batch([chunk[i].prompt for i in with_prompt])))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..base.base_model import LMBase
 from ..base.errors import ExperimentError, UserError
 from ..data.tokenizers import Tokenizer, as_tokenizer
+from ..modules.onednn import speed_up_linears
 from .sampling import Sampling
 
 
@@ -50,13 +51,14 @@ def generate(model: LMBase, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     rows = [[int(i) for i in prompt] or [tokenizer.eot_token] for prompt in prompts]
     training = model.training
     model.eval()
+    speed_up_linears(model)
     try:
         return _generate(model, rows, sampling, tokenizer.n_vocab, max_new_tokens, seed, stop_token, on_token)
     finally:
         model.train(training)
 
 
-@torch.inference_mode()
+@torch.no_grad()        # not inference_mode: there autocast would cast the weights anew for every token
 def _generate(model: LMBase, rows: list[list[int]], sampling: Sampling, vocab: int, max_new_tokens: int, seed: int,
               stop_token: int | None, on_token: Callable[[int, int], None] | None) -> list[list[int]]:
     device = next(model.parameters()).device

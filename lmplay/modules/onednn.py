@@ -1,7 +1,8 @@
 """fp32 products on AMD CPUs through oneDNN instead of MKL.
 
-MKL takes its slow path on processors that are not Intel's: about half of what oneDNN reaches on the same product. Whether the
-detour is taken depends on the processor alone, never on a measurement, so that a resumed run computes as before.
+MKL takes its slow path on processors that are not Intel's: about half of what oneDNN reaches on the same product, and for a single
+row, as in generation, one thread where oneDNN takes all. Whether the detour is taken depends on the processor and the shape alone,
+never on a measurement, so that a resumed run computes as before.
 
 N rows, I inputs, O outputs.
 """
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_ROWS, MIN_FLOPS = 16, 1 << 22       # below, the detour's own cost shows
+MIN_WEIGHT, MIN_ROWS, MIN_FLOPS = 1 << 18, 16, 1 << 22       # below, the detour's own cost shows
 
 
 @functools.cache
@@ -25,8 +26,8 @@ def available() -> bool:
 
 
 def _large(x: Tensor, weight: Tensor) -> bool:
-    return (x.dtype == weight.dtype == torch.float32 and x.device.type == 'cpu' and x.numel() >= MIN_ROWS * x.shape[-1]
-            and 2 * x.numel() * weight.shape[0] >= MIN_FLOPS)
+    many = x.numel() >= MIN_ROWS * x.shape[-1] and 2 * x.numel() * weight.shape[0] >= MIN_FLOPS
+    return x.dtype == weight.dtype == torch.float32 and x.device.type == 'cpu' and x.numel() > 0 and (many or weight.numel() >= MIN_WEIGHT)
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -36,10 +37,13 @@ def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
     return F.linear(x_NI, weight_OI, bias_O)
 
 
-@torch.library.custom_op('lmplay::linear', mutates_args=(), device_types='cpu')
-def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """F.linear for x (..., I), differentiable; one opaque operation to torch.compile."""
+def _linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """F.linear for x (..., I)."""
     return product(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], weight_OI.shape[0])
+
+
+# differentiable, and one opaque operation to torch.compile
+linear = torch.library.custom_op('lmplay::linear', _linear, mutates_args=(), device_types='cpu')
 
 
 @linear.register_fake
@@ -81,7 +85,7 @@ class _Forward:
     def __call__(self, x: Tensor) -> Tensor:
         m = self.module
         if not torch.is_autocast_enabled('cpu') and _large(x, m.weight):
-            return linear(x, m.weight, m.bias)
+            return (linear if torch.is_grad_enabled() else _linear)(x, m.weight, m.bias)
         return F.linear(x, m.weight, m.bias)
 
 

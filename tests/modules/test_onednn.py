@@ -14,7 +14,7 @@ def detour(request, monkeypatch):
 
 
 @pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize('shape, outputs', [((4, 40, 128), 256), ((1, 1, 16), 8), ((600, 64), 96)])
+@pytest.mark.parametrize('shape, outputs', [((4, 40, 128), 256), ((1, 1, 16), 8), ((600, 64), 96), ((1, 1, 512), 1024), ((3, 0, 512), 1024)])
 def test_output_and_gradients_equal_the_plain_linear(detour, bias, shape, outputs):
     torch.manual_seed(0)
     ours, plain = (nn.Linear(shape[-1], outputs, bias=bias) for _ in range(2))
@@ -25,6 +25,8 @@ def test_output_and_gradients_equal_the_plain_linear(detour, bias, shape, output
     x2 = x.detach().clone().requires_grad_()
     y, y2 = model(x), plain(x2)
     torch.testing.assert_close(y, y2, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), y2, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()
     (y2 * weight).sum().backward()

@@ -5,10 +5,13 @@ An experiment may bring its own: any object with the members of `Tokenizer` belo
 import base64
 import functools
 import hashlib
+import itertools
 import json
+import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,6 +71,19 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def in_lists(items: Iterable, size_of: Callable[[Any], int], least: int) -> Iterator[list]:
+    """Items in order, in lists whose sizes add up to `least` or just above."""
+    some, size = [], 0
+    for item in items:
+        some.append(item)
+        size += size_of(item)
+        if size >= least:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 class TiktokenTokenizer:
     """A `tiktoken.Encoding` behind the `Tokenizer` protocol."""
 
@@ -86,9 +102,13 @@ class TiktokenTokenizer:
         return [i for piece in _pieces(text) for i in self.encoding.encode_ordinary(piece)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        # tiktoken's own batch is a task for each text; for short ones that costs as much as their encoding
         pieces = [list(_pieces(text)) for text in texts]
-        flat = iter(self.encoding.encode_ordinary_batch([p for text in pieces for p in text]))
-        return [[i for _ in text for i in next(flat)] for text in pieces]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tasks = in_lists(itertools.chain.from_iterable(pieces), len, PIECE)
+            done = pool.map(lambda task: [self.encoding.encode_ordinary(piece) for piece in task], tasks)
+            flat = itertools.chain.from_iterable(done)
+            return [next(flat) if len(text) == 1 else [i for _ in text for i in next(flat)] for text in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.encoding.decode(list(ids), errors='replace')
