@@ -3,7 +3,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..base.errors import UserError, nearest
+from ..base.command_line import CommandParser, run_command
+from ..base.errors import UserError
 
 EPILOG = """\
 examples:
@@ -14,10 +15,10 @@ examples:
 A comparison that was interrupted goes on when the same command is given again."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser('lmp_compare', description='Compares experiments with a baseline, the first one given, and '
+def make_parser() -> CommandParser:
+    p = CommandParser('lmp_compare', description='Compares experiments with a baseline, the first one given, and '
                                                            'writes a report.',
-                                epilog=EPILOG, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('experiments', nargs='*', metavar='EXP[,KEY=VALUE...]',
                    help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters '
                         'and training '
@@ -94,19 +95,7 @@ def tell(report: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    try:
-        if rest:
-            raise UserError(f"Unknown option '{rest[0]}'.{nearest(rest[0], parser._option_string_actions)} See lmp_compare "
-                            f"--help.")
-        return run(args)
-    except UserError as error:
-        print(f'lmp_compare: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('lmp_compare: stopped; the same command goes on from there.', file=sys.stderr)
-        return 130
+    return run_command('lmp_compare', lambda: run(make_parser().parse_args(argv)), stopped='stopped; the same command goes on from there.')
 
 
 if __name__ == '__main__':

@@ -1,16 +1,16 @@
 """lmp_generator: continues prompts with a trained model."""
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-from ..base.errors import DataError, UserError, nearest
+from ..base.command_line import CommandParser, run_command
+from ..base.errors import DataError, UserError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog='lmp_generator', allow_abbrev=False,
+def parser() -> CommandParser:
+    p = CommandParser(
+        'lmp_generator',
         description='Continues prompts with a trained model. Experiment and tokenizer are found through the checkpoint.')
     p.add_argument('checkpoint', nargs='?', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint")
     p.add_argument('--model', metavar='CHECKPOINT', help='the same')
@@ -37,25 +37,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='replace')        # a terminal may not know every character
-    try:
-        run(parse(argv))
-    except UserError as error:
-        print(f'lmp_generator: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        return 130
-    except BrokenPipeError:     # the reader has had enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
+    return run_command('lmp_generator', lambda: run(parse(argv)))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = parser()
-    args, rest = p.parse_known_args(argv)
-    if rest:
-        raise UserError(f"Unknown argument '{rest[0]}'.{nearest(rest[0], p._option_string_actions)} See lmp_generator --help.")
+    args = parser().parse_args(argv)
     if (args.checkpoint is None) == (args.model is None):
         raise UserError("Give one checkpoint: the path of a run's directory or of a checkpoint, alone or after --model.")
     if args.num_samples < 1:

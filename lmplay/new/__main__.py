@@ -4,15 +4,15 @@ import os
 import sys
 from pathlib import Path
 
-from ..base.errors import ExperimentError, UserError, nearest
+from ..base.command_line import CommandParser, run_command
+from ..base.errors import ExperimentError
 from .copying import copy_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
 
 
-def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser('lmp_new', description='Copies an experiment under a new name, ready to be changed and '
-                                                       'compared.', allow_abbrev=False)
+def make_parser() -> CommandParser:
+    p = CommandParser('lmp_new', description='Copies an experiment under a new name, ready to be changed and compared.')
     p.add_argument('name', metavar='NAME', help='of the new experiment: small letters, digits and underscores')
     p.add_argument('--from', metavar='EXP', dest='origin', default='gpt2ish', help='experiment to copy (default: %(default)s)')
     p.add_argument('--to', metavar='DIR', help='folder to put it in, which may be anywhere (default: lmplay/exp of this '
@@ -45,15 +45,7 @@ and write what you find into {new / 'README.md'}.""")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    try:
-        if rest:
-            raise UserError(f"Unknown option '{rest[0]}'.{nearest(rest[0], parser._option_string_actions)} See lmp_new --help.")
-        return run(args)
-    except UserError as error:
-        print(f'lmp_new: {error}', file=sys.stderr)
-        return 2
+    return run_command('lmp_new', lambda: run(make_parser().parse_args(argv)))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.errors import DataError, UserError, nearest, unknown
+from ..base.command_line import CommandParser, run_command
+from ..base.errors import DataError, UserError, unknown
 
 if TYPE_CHECKING:
     from .plot import Run
@@ -12,9 +13,9 @@ if TYPE_CHECKING:
 PLACES = ('runs', 'out_gpt')
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog='lmp_plotstats', allow_abbrev=False,
+def parser() -> CommandParser:
+    p = CommandParser(
+        'lmp_plotstats',
         description='Draws loss and accuracy of runs, and their differences against one of them.')
     p.add_argument('runs', nargs='*', metavar='RUN',
                    help="a run's directory, the original lmplay's *_train_stats.csv, or a directory that holds some "
@@ -32,17 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser()
-    args, rest = p.parse_known_args(argv)
-    try:
-        if rest:
-            suggestion = nearest(rest[0], p._option_string_actions)
-            raise UserError(f"Unknown argument '{rest[0]}'.{suggestion} See lmp_plotstats --help.")
-        print(draw(args))
-    except UserError as error:
-        print(f'lmp_plotstats: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command('lmp_plotstats', lambda: print(draw(parser().parse_args(argv))))
 
 
 def draw(args: argparse.Namespace) -> Path:

@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from ..base.errors import UserError, nearest, unknown
+from ..base.command_line import CommandParser, run_command
+from ..base.errors import UserError, unknown
 from ..base.runner_list import Entry, find_entry, list_experiments
 
 EPILOG = """\
@@ -39,12 +40,11 @@ STAGE_OPTIONS = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    parser = CommandParser(
         'lmp_trainer',
         description='Trains language-model experiments by plans.',
         epilog=EPILOG,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group('what to do')
@@ -122,7 +122,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         declared = _declared(args, name)
         if not flag.startswith('--') or name not in declared:
             flags += [f'--{n.replace("_", "-")}' for n in declared]
-            raise UserError(f"Unknown option '{flag}'.{nearest(flag, flags)} See lmp_trainer --help.")
+            raise UserError(parser.unknown(flag, flags))
         if not equals:
             if not rest or rest[0].startswith('--'):
                 raise UserError(f"Option '{flag}' needs a value.")
@@ -234,7 +234,6 @@ def dump_config(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..base.errors import ExperimentError
     from .plan import load_plan
 
     plan = load_plan(args.training_plan)
@@ -285,10 +284,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.save_datasets:
         return _save_datasets(job)
-    try:
-        job.stage(0)
-    except ExperimentError:
-        raise
     return job.train()
 
 
@@ -333,22 +328,19 @@ def _save_datasets(job) -> int:
     return 0
 
 
+def _main(argv: list[str] | None) -> int:
+    args = parse(argv)
+    if args.dump_config:
+        print(dump_config(args), end='')
+        return 0
+    if args.exp == 'list':
+        show_experiments(list_experiments(), as_json=args.json)
+        return 0
+    return run(args)
+
+
 def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parse(argv)
-        if args.dump_config:
-            print(dump_config(args), end='')
-            return 0
-        if args.exp == 'list':
-            show_experiments(list_experiments(), as_json=args.json)
-            return 0
-        return run(args)
-    except UserError as error:
-        print(f'lmp_trainer: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('lmp_trainer: stopped.', file=sys.stderr)
-        return 130
+    return run_command('lmp_trainer', lambda: _main(argv))
 
 
 if __name__ == '__main__':

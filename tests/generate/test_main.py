@@ -90,19 +90,19 @@ def test_no_prompt_begins_a_text(trained, capsys):
 def test_interrupts_and_closed_pipes(trained, tmp_path):
     environment = os.environ | {'PYTHONPATH': str(Path(lmplay.__file__).parent.parent)}
     arguments = [sys.executable, '-m', 'lmplay.generate', str(trained), '--max-new-tokens', '10000000', '--no-stop-at-eot']
-    for stop, code in ((lambda p: p.send_signal(signal.SIGINT), 130), (lambda p: p.stdout.close(), 141)):
+    for stop, code, said in ((lambda p: p.send_signal(signal.SIGINT), 130, b'\nlmp_generator: stopped.\n'), (lambda p: p.stdout.close(), 141, b'')):
         with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout.read(20)      # it streams
             stop(process)
             assert process.wait(30) == code
-            assert process.stderr.read() == b''
+            assert process.stderr.read() == said
 
 
 @pytest.mark.parametrize('arguments, sentence', [
     ([], 'Give one checkpoint'),
     (['RUN', '--model', 'RUN'], 'Give one checkpoint'),
     (['nowhere'], "No checkpoint at 'nowhere'"),
-    (['RUN', '--temprature', '1'], "Unknown argument '--temprature'. Did you mean '--temperature'?"),
+    (['RUN', '--temprature', '1'], "Unknown option '--temprature'. Did you mean '--temperature'?"),
     (['RUN', '--temperature', '-1'], 'temperature must be 0'),
     (['RUN', '--top-p', '2'], 'top_p must be above 0 and at most 1; given: 2.0'),
     (['RUN', '--num-samples', '0'], '--num-samples must be at least 1'),

@@ -158,7 +158,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 @pytest.mark.parametrize('arguments, sentence', [
     (['nowhere'], "No run at 'nowhere'"),
     (['empty'], "'empty' holds no run"),
-    (['runs', '--smoth', '3'], "Unknown argument '--smoth'. Did you mean '--smooth'?"),
+    (['runs', '--smoth', '3'], "Unknown option '--smoth'. Did you mean '--smooth'?"),
     (['runs/a', '--metric', 'los'], "Unknown metric 'los'. Did you mean 'loss'?"),
     (['runs/a', '--baseline', 'c'], "Unknown baseline 'c'"),
     (['runs/a', '--baseline', 'runs'], "holds 2: a, b"),

@@ -57,7 +57,7 @@ def fetch(name: str) -> Path:
         raise CheckpointError(
             f"The weights of '{name}' are not in the local cache of the Hugging Face hub and can't be fetched ({reason}): run "
             f"`hf download {name}` where there is a network and copy its cache here, or give a folder with its config.json and "
-            f'model.safetensors, or a checkpoint, with --initial-model PATH.') from error
+            f'model.safetensors, or a checkpoint (lmp_trainer --initial-model PATH, lmp_verify_moe PATH).') from error
 
 
 def load_folder(folder: Path, family: Family):

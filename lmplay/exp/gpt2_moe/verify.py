@@ -4,12 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-from lmplay.base.errors import CheckpointError, UserError
+from lmplay.base.command_line import CommandParser, run_command
+from lmplay.base.errors import CheckpointError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog='lmp_verify_moe', description='Upcycles a dense model, or takes a mixture as it was trained, and '
-                                'checks that all is as it should be: ten checks, each with what it measured.')
+def parser() -> CommandParser:
+    p = CommandParser('lmp_verify_moe', description='Upcycles a dense model, or takes a mixture as it was trained, and checks that all is as '
+                                                    'it should be: ten checks, each with what it measured.')
     p.add_argument('source', nargs='?', default='gpt2', metavar='SOURCE',
                    help='a run or checkpoint of lmplay; a folder in Hugging Face format; or the name of pretrained weights (gpt2)')
     p.add_argument('--tiny', action='store_true', help='a small GPT-2 with random weights instead: no download')
@@ -17,12 +18,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except UserError as error:
-        print(f'lmp_verify_moe: {error}', file=sys.stderr)
-        return 2
+    return run_command('lmp_verify_moe', lambda: run(parser().parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> int:

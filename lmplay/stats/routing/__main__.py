@@ -3,12 +3,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from ...base.errors import UserError, nearest
+from ...base.command_line import CommandParser, run_command
+from ...base.errors import UserError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog='lmp_routing', allow_abbrev=False,
+def parser() -> CommandParser:
+    p = CommandParser(
+        'lmp_routing',
         description='Shows what the experts of a trained model do: which text goes where, how that came to be, what they became. '
                     'Writes pictures, CSV tables and one page, index.html.')
     p.add_argument('checkpoint', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint")
@@ -24,24 +25,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def run(args: argparse.Namespace) -> None:
+    if args.max_bytes is not None and args.max_bytes < 1:
+        raise UserError(f'--max-bytes must be at least 1; given: {args.max_bytes}.')
+    from .xray import xray
+    print(xray(Path(args.checkpoint), data=args.data, max_bytes=args.max_bytes, out=args.out and Path(args.out), exp=args.exp,
+               device=args.device, amp=args.amp).page)
+
+
 def main(argv: list[str] | None = None) -> int:
-    p = parser()
-    args, rest = p.parse_known_args(argv)
-    try:
-        if rest:
-            raise UserError(f"Unknown argument '{rest[0]}'.{nearest(rest[0], p._option_string_actions)} See lmp_routing --help.")
-        if args.max_bytes is not None and args.max_bytes < 1:
-            raise UserError(f'--max-bytes must be at least 1; given: {args.max_bytes}.')
-        from .xray import xray
-        print(xray(Path(args.checkpoint), data=args.data, max_bytes=args.max_bytes, out=args.out and Path(args.out), exp=args.exp,
-                   device=args.device, amp=args.amp).page)
-    except UserError as error:
-        print(f'lmp_routing: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('lmp_routing: stopped.', file=sys.stderr)
-        return 130
-    return 0
+    return run_command('lmp_routing', lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == '__main__':

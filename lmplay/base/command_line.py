@@ -1,0 +1,43 @@
+"""What all commands of lmplay have in common: how options are read, and how a command ends."""
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from .errors import UserError, nearest
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that tells every mistake as a UserError in one sentence, and never guesses an abbreviated flag."""
+
+    def __init__(self, prog: str, **settings):
+        super().__init__(prog, allow_abbrev=False, **settings)
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise UserError(self.unknown(rest[0], self._option_string_actions))
+        return namespace
+
+    def unknown(self, given: str, allowed) -> str:
+        """The sentence for an argument that is not among the allowed ones."""
+        kind = 'option' if given.startswith('-') else 'argument'
+        return f"Unknown {kind} '{given}'.{nearest(given, allowed)} See {self.prog} --help."
+
+    def error(self, message: str):
+        raise UserError(f'{message[0].upper()}{message[1:].rstrip(".")}. See {self.prog} --help.')
+
+
+def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 'stopped.') -> int:
+    """The exit code of a command: its own (None is 0), 2 after a mistake, 130 after Ctrl-C, 141 where nobody reads on."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f'{prog}: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'\n{prog}: {stopped}', file=sys.stderr)      # not on the line that it interrupts
+        return 130
+    except BrokenPipeError:     # the reader has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
