@@ -86,7 +86,9 @@ class LMBase(nn.Module):
     persistent buffer; large state that follows from a seed is not saved, its seed and digest are.
 
     Optional, each found by its presence:
-    - `features(x)` and an output head `fc`: lets the trainer fuse head and loss, so that logits are never all in memory.
+    - `features(x)` and an output head `fc`: training and evaluation then take fc(features(x)) in place of `forward`, head and loss
+      fused, so that logits are never all in memory. Both must be the same model, which is checked before training; what
+      `forward` would report in an LMOutput, `features` returns as LMOutput(features=..., losses=..., metrics=...).
     - a keyword `mask` in `forward` / `features`: receives (B, T) bool, True at real tokens, False at padding.
     - `import_pretrained(source)`: warm start from another model's weights. `source` is 'pretrained:NAME', the path of a
       folder, or an LMBase that was trained before; returns a list of lines for the log.

@@ -7,7 +7,7 @@ import torch
 from ..base.base_model import LMBase
 from ..base.errors import UserError
 from ..data.tokenizers import as_tokenizer
-from .objective import call, fuses_head
+from .objective import call, fuses_head, head_of
 from .view import count, duration
 
 
@@ -139,13 +139,18 @@ def check_runnable(model: LMBase) -> None:
 
     Told before a run begins, not at its end, when text is generated.
     """
-    x = torch.zeros(2, min(8, model.max_len), dtype=torch.int64, device=next(model.parameters()).device)
     name, vocabulary = type(model).__name__, as_tokenizer(model.tokenizer).n_vocab
+    first = next(model.parameters(), None)
+    if first is None:
+        raise UserError(f'{name} has no parameters: there is nothing to train.')
+    length = min(8, model.max_len)
+    x = (torch.arange(2 * length, device=first.device) % vocabulary).view(2, length)
     training = model.training
     model.eval()
     try:
         out = model(x)
         cached = model(x, cache=[])
+        fused = getattr(model, 'features')(x) if fuses_head(model) else None      # noqa: B009
     finally:
         model.train(training)
     what = f'{name}.forward(x) must return logits of shape (rows, positions, vocabulary)'
@@ -153,6 +158,24 @@ def check_runnable(model: LMBase) -> None:
     if not isinstance(cached, tuple) or len(cached) != 2:
         raise UserError(f'{name}.forward(x, cache=[]) must return (logits, cache); given: {type(cached).__name__}.')
     _check_logits(cached[0], (2, 1, vocabulary), f'{name}.forward(x, cache=[]) must return logits of the last position, (rows, 1, vocabulary)')
+    if fused is not None:
+        _check_fused(model, out, fused)
+
+
+def _check_fused(model: LMBase, out, fused) -> None:
+    """Training takes `features` and the head `fc`, generation `forward`: they must be one model."""
+    name = type(model).__name__
+    advice = 'Change both, or rename `features`: then training uses forward, with all its logits in memory.'
+    for kind in ('losses', 'metrics'):
+        if lost := getattr(out, kind, {}).keys() - getattr(fused, kind, {}).keys():
+            raise UserError(f"{name}.forward reports {kind} that {name}.features does not ({', '.join(sorted(lost))}), but a model with features and "
+                            f"a head `fc` is trained on fc(features(x)): return LMOutput(features=..., {kind}=...) from features. {advice}")
+    logits = getattr(out, 'logits', out).float()
+    other = head_of(model)(getattr(fused, 'features', fused))[..., :logits.shape[-1]].float()
+    difference = float('nan') if logits.is_meta else (logits - other).abs().max().item()
+    if difference > 0 and difference > 1e-5 * other.abs().max().item():       # capped logits differ by little at first
+        raise UserError(f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to {difference:.3g}), but a model '
+                        f'with features and a head `fc` is trained on the second. {advice}')
 
 
 def _check_logits(logits, expected: tuple, what: str) -> None:
