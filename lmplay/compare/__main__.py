@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
     for name in ('seeds', 'jobs'):
-        if getattr(args, name) < 1:
-            raise UserError(f'--{name} takes a whole number, at least 1; given: {getattr(args, name)}.')
+        if not 1 <= getattr(args, name) <= 1000:
+            raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {getattr(args, name)}.')
     if args.leaderboard:
         from .leaderboard import leaderboard
         leaderboard(args.leaderboard, metric=args.metric, out=Path(args.out) if args.out else None)
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from .comparison import Comparison, Request
         from .prepare import parse_budget
-        budget = parse_budget(args.budget) if args.budget else None
+        budget = parse_budget(args.budget) if args.budget is not None else None
         report = Comparison(Request(args.experiments, args.plan, args.seeds, budget, args.metric, args.device, args.amp,
                                     args.tune, args.set, args.jobs,
                                     Path(args.out) if args.out else None), say).run()

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.errors import UserError
+from ..base.errors import DataError, UserError
 from ..train.plan import load_plan
 from .judge import early_warning, judge, noise
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
 from .report import write_report
 from .results import Run, check_comparable, fingerprints_of, read_run
 from .runner import Job, measure_speed, run_jobs
+from .statistics import ALPHA
 
 TUNE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TUNE_SHARE = 0.2            # of the budget, for each learning rate tried
@@ -48,6 +49,17 @@ def write_json(file: Path, content) -> None:
     temporary = file.with_name(f'.{file.name}')
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n', encoding='utf-8')
     os.replace(temporary, file)
+
+
+def read_json(file: Path, *keys: str) -> dict:
+    """What `write_json` wrote. Raises DataError for a file that is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        if not isinstance(content, dict) or not content.keys() >= set(keys):
+            raise ValueError('not what lmp_compare writes there')
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{file}' is damaged ({error}). Delete it, or give another --out.") from error
+    return content
 
 
 def devices_of(given: str) -> list[str]:
@@ -111,8 +123,8 @@ class Comparison:
         if speeds:
             self._say_how_exact(runs)
         check_comparable(fingerprints_of(runs), self.request.metric)
-        write_json(self.out / 'noise.json', noise(runs[self.specs[0].label], self.request.metric))
         findings = judge(runs, metric=self.request.metric, notes=self.notes)
+        write_json(self.out / 'noise.json', findings['noise'])
         findings |= {'title': ' against '.join([self.specs[0].label, ', '.join(s.label for s in self.specs[1:])]),
                      'plan': self.plan.name,
                      'budget': str(self.request.budget) if self.request.budget else None, 'tuning': tuning,
@@ -125,7 +137,7 @@ class Comparison:
         file = self.out / 'comparison.json'
         looks = []
         if file.is_file():
-            known = json.loads(file.read_text())
+            known = read_json(file, 'asked', 'seeds')
             for key, value in self.request.asked.items():
                 if known['asked'].get(key) != value:
                     raise UserError(f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} there, "
@@ -167,7 +179,7 @@ class Comparison:
         if budget is None or budget.kind != 'seconds':
             return {}
         file = self.out / 'calibration.json'
-        known = json.loads(file.read_text()) if file.is_file() else {}
+        known = read_json(file) if file.is_file() else {}
         least, most = CALIBRATION_SECONDS
         for p in prepared:
             p = copy.deepcopy(p)
@@ -237,13 +249,13 @@ class Comparison:
         baseline, *others = jobs.values()
         ordered = [*baseline, *(job for of_seed in zip(*others) for job in of_seed)]
         owner = {job.name: label for label, members in jobs.items() for job in members}
-        metric = self.request.metric
+        metric, alpha = self.request.metric, ALPHA / (len(self.specs) - 1)
 
         def finished(label: str) -> list[Run]:
             return [read_run(j.folder, label) for j in jobs[label] if j.finished]
 
         def tell_noise() -> None:
-            measured = noise(finished(self.specs[0].label), metric)
+            measured = noise(finished(self.specs[0].label), metric, alpha=alpha)
             write_json(self.out / 'noise.json', measured)
             if measured['sd'] is not None:
                 self.say(f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard deviation over '
@@ -256,7 +268,7 @@ class Comparison:
                 return
             if label == base:
                 tell_noise()
-            elif len(finished(label)) < len(seeds) and (text := early_warning(finished(label), finished(base), metric)):
+            elif len(finished(label)) < len(seeds) and (text := early_warning(finished(label), finished(base), metric, alpha=alpha)):
                 self.say(text)
 
         if all(j.finished for j in baseline):

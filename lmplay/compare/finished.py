@@ -42,6 +42,8 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
                  'plan': ', '.join(plans), 'budget': None,
                  'tuning': None, 'conversion': {}}
     folder = out or Path('compare') / '+'.join(label.replace('/', '_') for label in runs)
+    if (folder / 'comparison.json').exists():
+        raise UserError(f"'{folder}' holds a comparison that trains its own runs; give another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -34,12 +34,12 @@ def judge(runs: dict[str, list[Run]], *, metric: str = 'loss', notes: Sequence[s
         entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
         entry['sentence'] = sentence(entry, experiments[0], metric, alpha)
     return {'metric': metric, 'unit': METRICS[metric], 'baseline': baseline, 'alpha': alpha, 'experiments': experiments,
-            'noise': noise(runs[baseline], metric), 'domains': _domains(runs, metric), 'settings': differing_settings(runs),
+            'noise': noise(runs[baseline], metric, alpha=alpha), 'domains': _domains(runs, metric), 'settings': differing_settings(runs),
             'held_out': _held_out(runs[baseline][0]), 'warnings': [*_warnings(runs, experiments), *notes],
             'samples': _samples(runs), 'routing': _routing(runs)}
 
 
-def noise(members: Sequence[Run], metric: str) -> dict:
+def noise(members: Sequence[Run], metric: str, *, alpha: float = ALPHA) -> dict:
     """The seed-to-seed noise of one experiment: what a comparison can and can't resolve.
 
     `detectable`: the true difference that as many seeds find with 80 % power if the pairs were independent; pairing by seed
@@ -49,12 +49,12 @@ def noise(members: Sequence[Run], metric: str) -> dict:
     finite = [v for v in losses.values() if math.isfinite(v)]
     sd = plain_statistics.stdev(finite) if len(finite) > 1 else None
     return {'label': members[0].label, 'metric': metric, 'losses': {k: _finite(v) for k, v in losses.items()}, 'sd': sd,
-            'detectable': detectable(sd * math.sqrt(2), len(finite)) if sd is not None else None}
+            'detectable': detectable(sd * math.sqrt(2), len(finite), alpha=alpha) if sd is not None else None}
 
 
-def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str) -> str | None:
+def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str, *, alpha: float = ALPHA) -> str | None:
     """What can be said of an experiment while most of its seeds are still to come; None where the baseline has one seed."""
-    measured = noise(baseline, metric)
+    measured = noise(baseline, metric, alpha=alpha)
     pairs = [(r.loss(metric), b.loss(metric)) for r in members for b in baseline if r.seed == b.seed]
     if not pairs or measured['sd'] is None or not all(map(math.isfinite, (v for pair in pairs for v in pair))):
         return None
@@ -63,8 +63,8 @@ def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str) 
     seeds = len(measured['losses'])
     so_far = f'{members[0].label} after {len(pairs)} of {seeds} seeds: {difference:+.4f}'
     if abs(difference) >= limit:
-        return f'{so_far}, more than the {limit:.4f} that {seeds} seeds can resolve.'
-    needed = seeds_needed(difference, measured['sd'] * math.sqrt(2))
+        return f'{so_far}; about {limit:.4f} is what {seeds} seeds can resolve if it is as steady as {measured["label"]}.'
+    needed = seeds_needed(difference, measured['sd'] * math.sqrt(2), alpha=alpha)
     return (f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of '
             f'{measured["label"]}); a difference '
             f'of this size would need {f"about {needed}" if needed else f"more than {MOST_SEEDS}"} seeds.')

@@ -20,6 +20,7 @@ from ..train.stages import Run, Settings
 from ..train.view import View
 
 BUDGETS = ('tokens', 'flops', 'seconds')
+LENGTHS = ('epochs', 'tokens', 'steps')         # of a stage; the same for all
 CODE = ('base', 'modules', 'data', 'train')     # of the package: what trains a model
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -43,13 +44,16 @@ def parse_spec(text: str, common: list[str]) -> Spec:
         key, equals, value = item.partition('=')
         key = key.strip().replace('-', '_')
         if not equals:
-            raise UserError(f"'{text}': after the experiment come KEY=VALUE pairs; given: '{item}'.")
+            raise UserError(f"--set takes KEY=VALUE; given: '{item}'." if item in common else
+                            f"'{text}': after the experiment come KEY=VALUE pairs; given: '{item}'.")
+        if key in LENGTHS:
+            raise UserError(f"'{item}': how long all train is for --budget or the plan to say, so that it is the same for all.")
         if key in declared:
             model[key] = read_value(value)
-        elif key in STAGE_OPTIONS and key not in ('epochs', 'tokens', 'steps'):
+        elif key in STAGE_OPTIONS:
             stage[key] = read_value(value)
         else:
-            raise UserError(unknown('model parameter or training option', key, [*declared, *STAGE_OPTIONS], entry.name))
+            raise UserError(unknown('model parameter or training option', key, [*declared, *(STAGE_OPTIONS.keys() - set(LENGTHS))], entry.name))
     label = ','.join([exp if not exp.endswith('.py') else entry.name, *own])
     return Spec(label, exp, model, stage)
 
@@ -75,7 +79,7 @@ def parse_budget(text: str) -> Budget:
         raise UserError(unknown('budget', kind, BUDGETS) + ' Example: --budget tokens=20M.')
     match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e[+-]?\d+)?)([kKMGT]?)', amount)
     value = float(match[1]) * {'': 1, 'k': 1e3, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}[match[2]] if match else 0
-    if value <= 0:
+    if not 0 < value < 1e30:
         raise UserError(f"--budget {kind} takes a number above 0, such as 20M or 1e15; given: '{amount}'.")
     return Budget(kind, value)
 
@@ -126,6 +130,19 @@ def _open(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> tuple[
     return run, stages, models
 
 
+def _check_different(specs: list[Spec], opened: list[tuple[Run, list, list]]) -> None:
+    """Raises UserError where two experiments are one model trained alike, e.g. two versions whose differences the plan overrides."""
+    seen: dict[str, Spec] = {}
+    for spec, (run, stages, models) in zip(specs, opened):
+        key = repr([(type(model), model.hyperparameters, as_tokenizer(model.tokenizer).fingerprint, stage.model_dump(exclude={'model'}))
+                    for stage, model in zip(stages, models)])
+        if key in seen:
+            lost = ', '.join(sorted({name for i in range(len(stages)) for name in run.overridden(i)}))
+            why = f' It sets what the versions set: {lost}.' if lost else ''
+            raise UserError(f'{spec.label} and {seen[key].label} are the same model, trained the same way, under plan {run.plan.name}.{why}')
+        seen[key] = spec
+
+
 def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: Callable[[str], None]) -> list[Prepared]:
     """Each experiment under the plan, with rows of equal length, its data tokenized.
 
@@ -138,6 +155,7 @@ def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: 
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
     opened = [_open(spec, parse_plan(p, name=plan.name, where=plan.where), device=kind, amp=amp, progress=progress) for spec,
               p in zip(specs, plans)]
+    _check_different(specs, opened)
     lengths = {}        # the rows of all are as long as those of the model that can take least
     for _, stages, models in opened:
         for stage, model in zip(stages, models):

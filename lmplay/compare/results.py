@@ -1,6 +1,7 @@
 """Finished runs as a comparison reads them, and whether they may be compared."""
 import json
 import math
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,13 +94,19 @@ def read_run(folder: Path, label: str = '') -> Run:
         content = {name: json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
                    for name in ('summary', 'settings', 'plan', 'environment', 'stages')}
         with np.load(folder / f'held_out-{list(content["stages"])[-1]}.npz') as arrays:
-            documents = {k: arrays[k] for k in arrays.files}
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise DataError(f"The run in '{folder}' can't be compared: {error}.") from error
-    summary = content['summary']
-    exp = list(content['stages'].values())[-1]['exp']
-    return Run(folder, label or exp, exp, summary['seed'], content['plan'], content['settings'], content['stages'], summary,
-               content['environment'], documents, read_metrics(folder))
+            documents = {k: arrays[k] for k in ('hash', 'domain', 'bytes', 'loss', 'right', 'tokens')}
+        summary = content['summary']
+        exp = list(content['stages'].values())[-1]['exp']
+        run = Run(folder, label or exp, exp, summary['seed'], content['plan'], content['settings'], content['stages'], summary,
+                  content['environment'], documents, read_metrics(folder))
+        for name in ('data', 'tokenizer', 'evaluation', 'text'):
+            run.fingerprint(name)
+        if not run.configuration or run.cost['tokens'] != summary['tokens']:        # all that is read of a run, read
+            raise ValueError(f'metrics.jsonl ends at {run.cost["tokens"]:,} tokens, summary.json says {summary["tokens"]:,}')
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise DataError(f"The run in '{folder}' is damaged and can't be compared ({reason}).") from error
+    return run
 
 
 def find_runs(places: Iterable[Path]) -> list[Run]:
@@ -108,7 +115,8 @@ def find_runs(places: Iterable[Path]) -> list[Run]:
     for place in places:
         if not Path(place).is_dir():
             raise DataError(f"No directory '{place}'.")
-        found = sorted(f.parent for f in Path(place).rglob('summary.json') if (f.parent / 'stages.json').is_file())
+        found = sorted(f.parent for f in Path(place).rglob('summary.json') if (f.parent / 'stages.json').is_file()
+                       and not {'tuning', 'calibration'} & set(f.relative_to(place).parts))     # a comparison's own trials
         if not found:
             raise DataError(f"'{place}' holds no finished run, here or below.")
         runs |= {f.resolve(): read_run(f) for f in found}
@@ -117,8 +125,8 @@ def find_runs(places: Iterable[Path]) -> list[Run]:
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs of one experiment with equal settings together, under a label that tells the groups apart; the order is kept."""
-    keys = [(r.exp, json.dumps({k: v for k, v in r.configuration.items() if '.' in k or k == 'amp'}, sort_keys=True,
-                               default=str)) for r in runs]
+    keys = [(r.exp, json.dumps([{k: v for k, v in r.configuration.items() if '.' in k or k in ('amp', 'tokenizer')},
+                                r.fingerprint('tokenizer'), r.fingerprint('data')], sort_keys=True, default=str)) for r in runs]
     groups: dict[tuple, list[Run]] = {}
     for key, run in zip(keys, runs):
         groups.setdefault(key, []).append(run)
@@ -126,8 +134,8 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
     for (exp, _), members in groups.items():
         alike = [g[0].configuration for (other, _), g in groups.items() if other == exp]
         own = members[0].configuration
-        differing = [k for k in own if '.' in k and any(c.get(k) != own[k] for c in alike)]
-        label = exp + ''.join(f',{k.split(".", 1)[1]}={own[k]}' for k in differing[:4])
+        differing = [k for k in own if ('.' in k or k == 'tokenizer') and any(c.get(k) != own[k] for c in alike)]
+        label = exp + ''.join(f',{k.split(".", 1)[-1]}={own[k]}' for k in differing[:4])
         while label in named:
             label += '+'
         for run in members:

@@ -169,13 +169,13 @@ def _check_fused(model: LMBase, out, fused) -> None:
     for kind in ('losses', 'metrics'):
         if lost := getattr(out, kind, {}).keys() - getattr(fused, kind, {}).keys():
             raise UserError(f"{name}.forward reports {kind} that {name}.features does not ({', '.join(sorted(lost))}), but a model with features and "
-                            f"a head `fc` is trained on fc(features(x)): return LMOutput(features=..., {kind}=...) from features. {advice}")
+                            f"a head `fc` is trained on those: return LMOutput(features=..., {kind}=...) from features. {advice}")
     logits = getattr(out, 'logits', out).float()
     other = head_of(model)(getattr(fused, 'features', fused))[..., :logits.shape[-1]].float()
     difference = float('nan') if logits.is_meta else (logits - other).abs().max().item()
     if difference > 0 and difference > 1e-5 * other.abs().max().item():       # capped logits differ by little at first
-        raise UserError(f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to {difference:.3g}), but a model '
-                        f'with features and a head `fc` is trained on the second. {advice}')
+        raise UserError(f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to {difference:.3g}), and a '
+                        f'model with features and a head `fc` is trained on the second. {advice}')
 
 
 def _check_logits(logits, expected: tuple, what: str) -> None:

@@ -45,11 +45,17 @@ def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
     return train_bpe(sources, plan.tokenizer, validation_fraction=plan.validation_fraction, progress=progress)
 
 
-def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, seed: int, progress=log.info) -> StageData:
-    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be."""
+def row_length(stage: Stage, max_len: int) -> int:
+    """Tokens of a row. Raises PlanError where the model takes fewer."""
     length = stage.row_length or max_len
     if length > max_len:
         raise PlanError(f'Stage "{stage.name}": rows of {length} tokens are longer than the model\'s max_len of {max_len}.')
+    return length
+
+
+def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, seed: int, progress=log.info) -> StageData:
+    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be."""
+    length = row_length(stage, max_len)
 
     def rows(store, documents):
         if stage.packing == 'pack':

@@ -24,7 +24,7 @@ from .evaluate import Evaluation
 from .fingerprints import record_stage, stage_facts
 from .optimizer import make_optimizer, restore_moments
 from .plan import Plan, Stage
-from .stage_data import open_data, open_tokenizer
+from .stage_data import open_data, open_tokenizer, row_length
 from .trainer import Progress, StopTraining, Trainer
 from .view import View
 
@@ -79,7 +79,7 @@ class Run:
         """A version's runner with its parameters resolved: version < plan < stage < command line."""
         registered = find_runner(exp)
         parameters = self.plan.model | stage_model | self.settings.model
-        if tokenizer is not None:
+        if tokenizer is not None and 'tokenizer' not in parameters:
             if 'tokenizer' not in registered.function().declared:
                 own = as_tokenizer(registered.function(**parameters).build('meta').tokenizer)
                 if own.fingerprint != tokenizer.fingerprint:
@@ -90,6 +90,22 @@ class Run:
             else:
                 parameters = parameters | {'tokenizer': tokenizer}
         return registered.function(**parameters)
+
+    def overridden(self, index: int) -> dict:
+        """What a stage's version sets of its model and the plan sets otherwise: parameter -> (the version's, the plan's)."""
+        own = find_runner(self.stage_exp(index)).function().given
+        plan = self.plan.model | self.stage(index).model
+        return {k: (own[k], v) for k, v in plan.items() if k in own and own[k] != v and k not in self.settings.model}
+
+    def check_stages(self, tokenizer: Tokenizer | None) -> None:
+        """Raises UserError for a model or a row length that a later stage could not have, before the first one trains."""
+        for i, name in enumerate(self.plan.stages):
+            stage = self.stage(i)
+            try:
+                model = self.runner_of(self.stage_exp(i), stage.model, tokenizer).build('meta')
+            except UserError as error:
+                raise type(error)(f'Stage "{name}": {error}') from error
+            row_length(stage, model.max_len)
 
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs per token of the run's model in rows of that length."""
@@ -254,6 +270,7 @@ class Run:
                     f'{", ".join(self.plan.stages)}. Use another --run-dir, or --reset-history to begin this plan with its weights.'
                 )
         tokenizer = open_tokenizer(self.plan, self.view.line)
+        self.check_stages(tokenizer)
         self.recorder = Recorder(
             self.dir,
             report_to=self.settings.report_to,
@@ -307,6 +324,9 @@ class Run:
         else:
             model = self.build(index, stage, previous, tokenizer)
         check_runnable(model)
+        if lost := self.overridden(index):
+            self.view.line(f'Stage "{stage.name}": the plan sets ' + ', '.join(f'{k} {v} ({own} in {self.exp})' for k, (own, v) in lost.items())
+                           + '.')
         data = open_data(stage, self.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=self.seed, progress=self.view.line)
         carried = optimizer.state_dict() if optimizer is not None and model is previous else None
         same_kind = index > 0 and self.stage(index - 1).optimizer == stage.optimizer

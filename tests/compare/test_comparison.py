@@ -167,7 +167,7 @@ def test_a_run_that_stops_early_is_left_out_and_said(tmp_path, cache, plan):
     (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
     (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"),
     (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
-    (['gpt2ish', 'some', '--seeds', '0'], 'at least 1'), (['gpt2ish', 'some', '--plan', 'quickstrt'],
+    (['gpt2ish', 'some', '--seeds', '0'], 'from 1 to 1000; given: 0'), (['gpt2ish', 'some', '--plan', 'quickstrt'],
                                                           "Did you mean 'quickstart'"),
     (['gpt2ish', 'some', '--job', '2'], "Did you mean '--jobs'"), (['gpt2ish', 'some', '--device', 'gpu'], 'Unknown device'),
     (['gpt2ish', 'some', '--runs', 'x'], 'not experiments and runs together'), (['--runs', '/none'], "No directory '/none'"),
@@ -216,3 +216,40 @@ def test_leaderboard(trained, baseline, tmp_path, capsys):
     with open(tmp_path / 'leaderboard.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['gpt2ish', 'gpt2ish_med', '--plan', 'quickstart'], 'gpt2ish_med and gpt2ish are the same model, trained the same way, under plan quickstart'),
+    (['gpt2ish', 'some', '--budget', 'tokens=1e400'], "takes a number above 0, such as 20M or 1e15; given: '1e400'"),
+    (['gpt2ish', 'some', '--budget', ''], "Unknown budget ''"),
+    (['gpt2ish,tokens=500', 'some'], "'tokens=500': how long all train is for --budget or the plan to say"),
+    (['gpt2ish', 'some', '--set', 'foo'], "--set takes KEY=VALUE; given: 'foo'"),
+])
+def test_unfair_or_impossible_comparisons_are_refused(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, '--device', 'cpu']) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / 'compare').exists()
+
+
+@pytest.mark.parametrize('name, content', [
+    ('summary.json', b'{}'), ('summary.json', b'[]'), ('settings.json', b'{}'), ('stages.json', b'{"s": {}}'), ('metrics.jsonl', b''),
+    ('held_out-*.npz', b''), ('held_out-*.npz', b'PK\x03\x04 cut short'),
+])
+def test_damaged_runs_are_named(trained, tmp_path, name, content):
+    folder = tmp_path / 'run'
+    shutil.copytree(trained('baseline', 'gpt2ish', 0).folder, folder)
+    file = next(folder.glob(name))
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="The run in '.*run' is damaged and can't be compared"):
+        read_run(folder)
+
+
+def test_records_cut_short_are_no_cheaper_run(trained, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(trained('baseline', 'gpt2ish', 0).folder, folder)
+    lines = (folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"validation"' in line)
+    earlier = max(i for i, line in enumerate(lines[:last]) if '"validation"' in line)
+    (folder / 'metrics.jsonl').write_text(''.join(lines[:earlier + 1]))
+    with pytest.raises(UserError, match='metrics.jsonl ends at .* tokens, summary.json says'):
+        read_run(folder)

@@ -94,7 +94,7 @@ def test_the_noise_is_the_sample_deviation_and_warns_early(trained, baseline):
     assert measured['detectable'] == pytest.approx((t_quantile(0.975, 2) + t_quantile(0.8,
                                                                                       2)) * measured['sd'] * math.sqrt(2 / 3))
     wide, same = trained('wide', 'gpt2ish', 0, '--embed-dim', '64'), trained('same', 'same', 0)
-    assert 'more than the' in early_warning([wide], baseline, 'loss')
+    assert 'is what 3 seeds can resolve' in early_warning([wide], baseline, 'loss')
     assert 'Warning' in early_warning([same], baseline, 'loss')
     assert early_warning([same], baseline[:1], 'loss') is None
 
