@@ -12,8 +12,10 @@ import time
 
 import pytest
 
+from lmplay.base.errors import UserError
 from lmplay.compare import comparison
 from lmplay.compare.__main__ import main
+from lmplay.compare.results import read_run
 
 SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
 # Measured by the clock, and what a working copy says of itself: never twice the same.
