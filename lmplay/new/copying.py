@@ -20,6 +20,9 @@ def check_name(name: str, folder: Path) -> None:
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name) or keyword.iskeyword(name):
         raise ExperimentError(f"An experiment's name is made of small letters, digits and underscores, and begins with a "
                               f"letter; given: '{name}'.")
+    if name == 'list' or len(name) > 60:
+        raise ExperimentError(f"An experiment's name has at most 60 letters, and is not 'list', which lmp_trainer --exp keeps for itself; "
+                              f"given: '{name}'.")
     taken = next((e for e in list_experiments() if e.name == name), None)
     if taken is not None:
         raise ExperimentError(f"The name '{name}' is taken: {taken.where}.")
@@ -37,14 +40,15 @@ def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
 
     Raises ExperimentError for an unknown origin, a bad or taken name, and a folder that can't be written.
     """
-    source = Path(find_entry(origin).file).resolve()
+    entry = find_entry(origin)
+    source = Path(entry.file).resolve()
     check_name(name, folder)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f'.{name}-', dir=folder))
         try:
             new = temporary / name
             shutil.copytree(source.parent, new, ignore=IGNORED)
-            rename(new, name, base=source.parent.name)
+            rename(new, name, base=entry.name)
             os.rename(new, folder / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -59,6 +63,11 @@ def rename(folder: Path, name: str, *, base: str) -> None:
     runners = {r: _runner_name(r, name, base) for r in _runners(versions)}
     models = list(dict.fromkeys(_models(versions)))
     classes = {m: class_name(name) + (m.removeprefix(models[0]) if m != models[0] else '') for m in models}
+    sources = [file.read_text(encoding='utf-8') for file in folder.rglob('*.py')]
+    used = {t.string for text in sources for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.NAME}
+    if clash := set(classes.values()) & used:
+        raise ExperimentError(f"The model's class would be called {min(clash)}, a name that the code of '{base}' uses for something else; "
+                              f"given: '{name}'. Choose another.")
     for file in sorted(folder.rglob('*.py')):
         text = file.read_text(encoding='utf-8')
         file.write_text(_replace(text, runners, classes, base), encoding='utf-8')
@@ -71,7 +80,7 @@ def rename(folder: Path, name: str, *, base: str) -> None:
 
 
 def _runner_name(runner: str, name: str, base: str) -> str:
-    """gpt2ish -> new, gpt2ish_med -> new_med, s_gpt2ish -> s_new, test_runner -> new_test_runner"""
+    """Copying gpt2ish: gpt2ish -> new, gpt2ish_med -> new_med, s_gpt2ish -> s_new, test_runner -> new_test_runner"""
     return runner.replace(base, name) if base in runner else f'{name}_{runner}'
 
 

@@ -49,7 +49,8 @@ def test_a_copy_trains_as_the_original(tmp_path, command, tiny_plan):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['My-Exp'], 'small letters'), (['2fast'], 'small letters'), (['class'], 'small letters'), (['gpt2ish'], 'is taken'),
+    (['My-Exp'], 'small letters'), (['list'], 'keeps for itself'), (['x' * 300], 'at most 60 letters'), (['block'], 'called Block'),
+    (['2fast'], 'small letters'), (['class'], 'small letters'), (['gpt2ish'], 'is taken'),
     (['tale', '--from', 'gpt2sh'], "Did you mean 'gpt2ish'"),
     (['tale', '--form', 'gpt2ish'], "Did you mean '--from'"), (['tale', '--to', '/none/here'], 'No directory')])
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, message):
@@ -82,6 +83,12 @@ def test_the_check_finds_what_is_broken(tmp_path, before, after, wrong):
     (folder / 'model.py').write_text(text.replace(before, after))
     found = [what for what, problem in check(str(folder / 'versions.py')) if problem]
     assert (wrong is None and not found) or any(wrong in what for what in found), found
+
+
+def test_the_version_that_was_asked_for_gets_the_name(tmp_path):
+    folder = copy_experiment('little', origin='test_runner', folder=tmp_path)
+    text = (folder / 'versions.py').read_text()
+    assert "@expose_runner('little', description='From test_runner: " in text and "@expose_runner('little_gpt2ish'," in text
 
 
 def test_class_names():

@@ -176,6 +176,8 @@ def _load(module, weights: dict[str, Tensor], source: str, target: str) -> None:
 def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of a gpt2ish under the names of transformers' GPT-2, and what they could not carry."""
     names = {'ln1': 'ln_1', 'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'ln2': 'ln_2', 'ff.0': 'mlp.c_fc', 'ff.2': 'mlp.c_proj'}
+    if lacking := {'tok_embed.weight', 'pos_embed', 'ln.weight', 'ln.bias'} - weights.keys():
+        raise CheckpointError(f"This is neither a gpt2_dense nor a gpt2ish: it has no '{min(lacking)}'.")
     converted = {'transformer.wte.weight': weights['tok_embed.weight'], 'lm_head.weight': weights['tok_embed.weight'],
                  'transformer.wpe.weight': weights['pos_embed'][0],
                  'transformer.ln_f.weight': weights['ln.weight'], 'transformer.ln_f.bias': weights['ln.bias']}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lmplay.base.command_line import CommandParser, run_command
-from lmplay.base.errors import CheckpointError
+from lmplay.base.errors import CheckpointError, UserError
 
 
 def parser() -> CommandParser:
@@ -87,8 +87,8 @@ def open_weights(folder: Path, name: str):
     from .pretrained import adopt_tokenizer, load_folder, upcycle
     try:
         family = find_family(json.loads((folder / 'config.json').read_text()).get('model_type'))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"'{folder / 'config.json'}' is no JSON: {error}.") from error
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{folder / 'config.json'}' is no JSON object: {error}.") from error
     dense = load_folder(folder, family)
     shape = {ours: getattr(dense.config, theirs) for theirs, ours in family.settings.items() if ours}
     beside = folder / 'tokenizer.json'
@@ -102,20 +102,26 @@ def open_weights(folder: Path, name: str):
 
 def open_checkpoint(folder: Path):
     """A checkpoint of this framework: a mixture as it was trained, or a dense model, upcycled as `open_weights` does."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from lmplay.base.runner_list import find_runner
     from lmplay.data.tokenizers import load_tokenizer
 
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle
-    state = json.loads((folder / 'state.json').read_text())
-    tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
-    source = find_runner(state['exp_file'] or state['exp']).function(**state['parameters'], tokenizer=tokenizer).build()
-    with safe_open(folder / 'model.safetensors', 'pt') as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}
-        weights |= {alias: weights[owner] for alias, owner in json.loads(file.metadata().get('aliases', '{}')).items()}
-    source.load_state_dict(weights)
+    try:
+        state = json.loads((folder / 'state.json').read_text())
+        tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
+        source = find_runner(state['exp_file'] or state['exp']).function(**state['parameters'], tokenizer=tokenizer).build()
+        with safe_open(folder / 'model.safetensors', 'pt') as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights |= {alias: weights[owner] for alias, owner in json.loads(file.metadata().get('aliases', '{}')).items()}
+        source.load_state_dict(weights)
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged or of another model ({reason}).") from error
     if getattr(source, 'moe_layers', None):
         return source, None, f'trained weights of {folder}'
     h = source.hyperparameters

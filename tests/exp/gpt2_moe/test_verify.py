@@ -3,11 +3,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lmplay.base.runner_list import find_runner
 from lmplay.exp.gpt2_moe.checks import Checks
 from lmplay.exp.gpt2_moe.model import UpcycledLM
-from lmplay.exp.gpt2_moe.verify import main, tiny
+from lmplay.exp.gpt2_moe.verify import main, open_source, tiny
 
 
 def results(model, dense):
@@ -110,3 +111,18 @@ def test_a_trained_mixture_has_no_parity_to_check():
     model = UpcycledLM(num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes')
     found = results(model, None)
     assert found['Warm-start parity'] is None and all(passed(f) for f in found.values() if f is not None)
+
+
+@pytest.mark.parametrize('name, content', [('state.json', ''), ('state.json', '{}'), ('model.safetensors', ''), ('model.safetensors', 'x' * 40)])
+def test_damaged_checkpoints_are_one_sentence(tmp_path, capsys, name, content):
+    model = UpcycledLM(num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes')
+    parameters = {k: v for k, v in model.hyperparameters.items() if v is not None}
+    state = {'exp': 'gpt2_moe', 'exp_file': None, 'parameters': parameters, 'tokenizer': {'name': 'bytes'}}
+    (tmp_path / 'state.json').write_text(json.dumps(state))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k != 'model.lm_head.weight'}, tmp_path / 'model.safetensors',
+              metadata={'aliases': json.dumps({'model.lm_head.weight': 'model.transformer.wte.weight'})})
+    assert open_source(str(tmp_path))[1] is None        # whole, it opens
+    (tmp_path / name).write_text(content)
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert 'is damaged or of another model' in error and error.count('\n') == 1
