@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--json', metavar='FILE', help='write the rows there, as a JSON list')
     parser.add_argument('--quick', action='store_true', help='tiny shapes and short blocks: shows that it works, measures nothing')
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
-    parser.add_argument('--threads', type=int, nargs='+', default=[None], metavar='N', help='OMP_NUM_THREADS (default: not set)')
+    parser.add_argument('--threads', type=int, nargs='+', default=[None], metavar='N', help='OMP_NUM_THREADS (default: unset, even if exported)')
     parser.add_argument('--dtype', nargs='+', choices=['fp32', 'bf16'], default=['fp32', 'bf16'], help='default: both')
     parser.add_argument('--shape', nargs='+', metavar='LxD', help='layers x width of step, overhead, startup and checkpoint (default: 4x256)')
     parser.add_argument('--context', type=int, metavar='N', help='tokens of a row (default: 256)')
