@@ -185,7 +185,7 @@ def _layer_curves(history, metric, names):
     from matplotlib import colormaps
     step, values = history.step, history.curves[metric]
     figure, (axes,) = _figure(5.2, 3.2)
-    shades = colormaps['viridis'](np.linspace(0.1, 0.85, len(names)))
+    shades = colormaps['viridis'](np.linspace(0.35, 0.85, len(names)))      # seen on white and on black
     lines = [axes.plot(step, values[:, i], color=shade, lw=1.4, marker='.' if len(step) == 1 else None, label=name)[0]
              for i, (name, shade) in enumerate(zip(names, shades))]
     _plain_axes(axes, metric.replace('_', ' '), '')
