@@ -13,14 +13,12 @@ from .judge import early_warning, judge, noise
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
 from .report import write_report
 from .results import Run, check_comparable, fingerprints_of, read_run
-from .runner import Job, measure_speed, run_jobs
+from .runner import Job, run_jobs
 from .statistics import ALPHA
 
 TUNE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TUNE_SHARE = 0.2            # of the budget, for each learning rate tried
 TUNE_SEED = 987_654         # none of the comparison's
-CALIBRATION_SECONDS = (5.0, 30.0)
-OFF_BUDGET = 0.05
 
 
 @dataclass
@@ -115,21 +113,16 @@ class Comparison:
 
     def _run(self, prepared: list[Prepared]) -> Path:
         self._remember()
-        speeds = self._calibrate(prepared)
         for p in prepared:
-            apply_budget(p, self.request.budget, tokens_per_second=speeds.get(p.spec.label))
+            apply_budget(p, self.request.budget)
         tuning = self._tune(prepared) if self.request.tune else None
         runs = self._train(prepared)
-        if speeds:
-            self._say_how_exact(runs)
         check_comparable(fingerprints_of(runs), self.request.metric)
         findings = judge(runs, metric=self.request.metric, notes=self.notes)
         write_json(self.out / 'noise.json', findings['noise'])
         findings |= {'title': ' against '.join([self.specs[0].label, ', '.join(s.label for s in self.specs[1:])]),
                      'plan': self.plan.name,
-                     'budget': str(self.request.budget) if self.request.budget else None, 'tuning': tuning,
-                     'conversion': {p.spec.label: {'flops_per_token': p.flops_per_token, 'tokens': [round(t) for t in p.tokens],
-                                                   'tokens_per_second': speeds.get(p.spec.label)} for p in prepared}}
+                     'budget': str(self.request.budget) if self.request.budget else None, 'tuning': tuning}
         return write_report(findings, runs, self.out)
 
     def _remember(self) -> None:
@@ -160,7 +153,7 @@ class Comparison:
             arguments += ['--set', f'{key}={json.dumps(value)}']
         return [Job(f'{p.spec.label} seed {seed}' if folder == 'runs' else f'{p.spec.label} {folder}',
                     self._place(p, folder, seed),
-                    [*arguments, '--seed', str(seed)], sum(p.tokens)) for seed in seeds]
+                    [*arguments, '--seed', str(seed)], p.unit, sum(p.lengths)) for seed in seeds]
 
     def _place(self, p: Prepared, folder: str, seed: int) -> Path:
         """Where a run is or will be kept; a finished one with the same settings serves, also of another comparison beside this."""
@@ -173,48 +166,13 @@ class Comparison:
             return others[0].parent
         return own
 
-    def _calibrate(self, prepared: list[Prepared]) -> dict[str, float]:
-        """Tokens per second of each experiment on this machine, measured once; empty unless the budget is in seconds."""
-        budget = self.request.budget
-        if budget is None or budget.kind != 'seconds':
-            return {}
-        file = self.out / 'calibration.json'
-        known = read_json(file) if file.is_file() else {}
-        least, most = CALIBRATION_SECONDS
-        for p in prepared:
-            p = copy.deepcopy(p)
-            apply_budget(p, None)
-            if p.folder not in known:
-                self.say(f'{p.spec.label}: measuring its speed.')
-                endless = ['--epochs', '100000', '--validation-interval', '1000000000', '--validation-bytes', '1024',
-                           '--reset-history']
-                job = self._jobs(p, 'calibration', [0], *endless)[0]
-                known[p.folder] = measure_speed(job, device=self.devices[0], seconds=min(most, max(least, budget.amount / 10)))
-                write_json(file, known)
-            self.say(f'{p.spec.label}: {known[p.folder]:,.0f} tokens per second.')
-        speeds = {}
-        for p in prepared:
-            apply_budget(p, None)
-            speeds[p.spec.label] = known[p.folder]
-        return speeds
-
-    def _say_how_exact(self, runs: dict[str, list[Run]]) -> None:
-        asked = self.request.budget.amount
-        for label, members in runs.items():
-            used = [r.cost['seconds'] for r in members]
-            text = f'{label} trained {min(used):.1f} to {max(used):.1f} s of the {asked:g} s asked for'
-            off = max(abs(u / asked - 1) for u in used)
-            self.notes.append(text + (f', up to {off:.0%} off: the speed of this machine changed after it was '
-                                      f'measured.' if off > OFF_BUDGET else '.'))
-
     def _tune(self, prepared: list[Prepared]) -> dict:
         """Gives every experiment the learning rate that did best in the same short search; the search is logged."""
         trials = []
         for p in prepared:
             for factor in TUNE_FACTORS:
                 trial = copy.deepcopy(p)
-                trial.tokens = [t * TUNE_SHARE for t in trial.tokens]
-                apply_budget(trial, Budget('tokens', sum(trial.tokens)))
+                apply_budget(trial, Budget(trial.unit, TUNE_SHARE * sum(trial.lengths)))
                 scale_lr(trial, factor)
                 job = self._jobs(trial, 'tuning', [TUNE_SEED])[0]
                 job.name = f'{p.spec.label} lr x {factor:g}'

@@ -40,7 +40,7 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
     plans = sorted({r.summary['plan'] for members in runs.values() for r in members})
     findings |= {'title': ' against '.join([first, ', '.join(label for label in runs if label != first)]),
                  'plan': ', '.join(plans), 'budget': None,
-                 'tuning': None, 'conversion': {}}
+                 'tuning': None}
     folder = out or Path('compare') / '+'.join(label.replace('/', '_') for label in runs)
     if (folder / 'comparison.json').exists():
         raise UserError(f"'{folder}' holds a comparison that trains its own runs; give another --out.")

@@ -14,13 +14,12 @@ from ..data.tokenizers import as_tokenizer
 from ..train.__main__ import STAGE_OPTIONS, read_value
 from ..train.device import find_device
 from ..train.fingerprints import fingerprints
-from ..train.plan import Plan, parse_plan
+from ..train.plan import LENGTHS, Plan, parse_plan
 from ..train.stage_data import open_data, open_tokenizer
 from ..train.stages import Run, Settings
 from ..train.view import View
 
 BUDGETS = ('tokens', 'flops', 'seconds')
-LENGTHS = ('epochs', 'tokens', 'steps')         # of a stage; the same for all
 CODE = ('base', 'modules', 'data', 'train')     # of the package: what trains a model
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -88,11 +87,13 @@ def parse_budget(text: str) -> Budget:
 class Prepared:
     """An experiment ready to be trained. plan: complete, with budget and row length filled in.
 
-    flops_per_token: of training, by stage; tokens: planned, by stage; digest: of all that decides what a run does, but its seed.
+    lengths: planned, by stage, in `unit`, 'tokens' or 'seconds'; flops_per_token: of training, by stage; digest: of all that
+    decides what a run does, but its seed.
     """
     spec: Spec
     plan: dict
-    tokens: list[float]
+    unit: str
+    lengths: list[float]
     flops_per_token: list[float]
     fingerprints: dict[str, str]
     device_kind: str
@@ -111,18 +112,18 @@ def with_stages(plan: dict, change: Callable[[str, dict], dict]) -> dict:
     return plan
 
 
-def with_tokens(plan: dict, tokens: list[float]) -> dict:
-    """A plan whose stages train on that many tokens each."""
-    amounts = iter(tokens)
-    return with_stages({**plan, 'stages': {n: {k: v for k, v in s.items() if k not in ('epochs', 'steps', 'tokens')} for n,
-                                           s in plan['stages'].items()}},
-                       lambda *_: {'tokens': max(1, round(next(amounts)))})
+def with_lengths(plan: dict, unit: str, lengths: list[float]) -> dict:
+    """A plan whose stages train on that many tokens, or for that many seconds, each."""
+    amounts = iter(lengths)
+    bare = {name: {k: v for k, v in stage.items() if k not in LENGTHS} for name, stage in plan['stages'].items()}
+    return with_stages(plan | {'stages': bare}, lambda *_: {unit: max(1, round(next(amounts))) if unit == 'tokens' else next(amounts)})
 
 
 def _open(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> tuple[Run, list, list]:
     """(run, stages, models on the meta device) of an experiment under a plan."""
     run = Run(plan, Settings(exp=spec.exp, device=device, amp=amp, model=spec.model), view=View(quiet=True))
     tokenizer = open_tokenizer(plan, progress)
+    run.check_stages(tokenizer)
     stages, models = [], []
     for i in range(len(plan.stages)):
         stages.append(run.stage(i))
@@ -164,33 +165,33 @@ def prepare(specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: 
     prepared = []
     for spec, p, (_, stages, models) in zip(specs, plans, opened):
         parsed = parse_plan(p, name=plan.name, where=plan.where)
-        tokens, flops, prints = [], [], []
+        lengths, flops, prints = [], [], []
+        timed = {bool(stage.seconds) for stage in stages}
+        if len(timed) > 1:
+            raise PlanError(f'{plan.where}: some stages have a length in seconds and some have not; a comparison needs all or none.')
         for stage, model in zip(stages, models):
             stage = stage.model_copy(update={'row_length': p['stages'][stage.name]['row_length']})
             tokenizer = as_tokenizer(model.tokenizer)
             data = open_data(stage, parsed, tokenizer, max_len=model.max_len, seed=0, progress=progress)
-            tokens.append(data.samples * data.mixture.tokens_per_row)
+            lengths.append(stage.seconds or data.samples * data.mixture.tokens_per_row)
             flops.append(model.training_flops_per_token(data.row_length))
             prints.append(fingerprints(stage, data, tokenizer))
         joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')} | {k: prints[-1][k] for k in ('evaluation',
                                                                                                                   'text')}
-        prepared.append(Prepared(spec, p, tokens, flops, joined, kind, amp))
+        prepared.append(Prepared(spec, p, 'seconds' if timed == {True} else 'tokens', lengths, flops, joined, kind, amp))
     return prepared
 
 
-def apply_budget(prepared: Prepared, budget: Budget | None, *, tokens_per_second: float | None = None) -> None:
-    """Cuts the plan to the budget and sets the digest. A plan's stages keep their shares of the tokens; FLOPs and seconds
-    become tokens, by FLOPs per token and by measured speed, so that the schedule fits the budget."""
+def apply_budget(prepared: Prepared, budget: Budget | None) -> None:
+    """Cuts the plan to the budget and sets the digest. A plan's stages keep their shares; FLOPs become tokens."""
     if budget is not None:
-        whole = sum(prepared.tokens)
-        if budget.kind == 'tokens':
-            scale = budget.amount / whole
-        elif budget.kind == 'flops':
-            scale = budget.amount / sum(t * f for t, f in zip(prepared.tokens, prepared.flops_per_token))
+        if budget.kind == 'flops':
+            whole = sum(n * f for n, f in zip(prepared.lengths, prepared.flops_per_token))
         else:
-            scale = budget.amount * tokens_per_second / whole
-        prepared.tokens = [t * scale for t in prepared.tokens]
-        prepared.plan = with_tokens(prepared.plan, prepared.tokens)
+            whole = sum(prepared.lengths)
+        prepared.unit = 'seconds' if budget.kind == 'seconds' else 'tokens'
+        prepared.lengths = [n * budget.amount / whole for n in prepared.lengths]
+        prepared.plan = with_lengths(prepared.plan, prepared.unit, prepared.lengths)
     prepared.digest = digest(prepared)
 
 

@@ -22,11 +22,12 @@ PATIENCE = 120.0            # seconds to wait for a run that an earlier, killed 
 
 @dataclass
 class Job:
-    """A run to be trained: the arguments of lmp_trainer but device and directory, and how many tokens it will take."""
+    """A run to be trained: the arguments of lmp_trainer but device and directory, and its length in `unit`, tokens or seconds."""
     name: str
     folder: Path
     arguments: list[str]
-    tokens: float
+    unit: str
+    length: float
     stopped: str | None = None      # why it ended early
     process: subprocess.Popen | None = field(default=None, repr=False)
     device: str = ''
@@ -179,8 +180,8 @@ class Board:
         record = job.latest()
         if not record:
             return 'starting'
-        done, speed = record['tokens'] / job.tokens, record.get('tokens_per_second') or 0
-        left = f', {duration((job.tokens - record["tokens"]) / speed)} left' if speed else ''
+        done, speed = record[job.unit] / job.length, record.get('tokens_per_second') or 0
+        left = f', {duration(max(0.0, record["seconds"] * (1 / done - 1)))} left' if done else ''
         return f'{min(1.0, done):.0%}, loss {record["loss"]:.4f}, {count(speed)} tok/s{left}' if record.get('loss') is not None else f'{done:.0%}'
 
     def table(self):
@@ -197,22 +198,3 @@ class Board:
                 state = self.state(job) if job.process is not None and job.process.returncode is None else 'waiting'
             table.add_row(job.name, state, job.device)
         return table
-
-
-def measure_speed(job: Job, *, device: str, seconds: float) -> float:
-    """Tokens per second of a run's training, measured over about that many seconds of it, the first fifth left out."""
-    job.start(device, None)
-    try:
-        while job.process.poll() is None and job.latest().get('seconds', 0) < seconds:
-            time.sleep(POLL_SECONDS)
-    finally:
-        job.process.terminate()
-        job.process.wait()
-    records = [r for r in read_metrics(job.folder) if r['kind'] == 'train']
-    if len(records) < 2:
-        job.check()
-        raise UserError(f'The speed of {job.name} could not be measured: fewer than two steps in {seconds:.0f} s. Use --budget '
-                        f'tokens=... or flops=...')
-    first = next(r for r in records if r['seconds'] >= records[-1]['seconds'] / 5)
-    first = first if first is not records[-1] else records[0]
-    return (records[-1]['tokens'] - first['tokens']) / (records[-1]['seconds'] - first['seconds'])

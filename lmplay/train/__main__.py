@@ -26,6 +26,7 @@ STAGE_OPTIONS = {
     'epochs': (float, 'passes over the data of every stage'),
     'tokens': (int, 'tokens of every stage'),
     'steps': (int, 'optimizer steps of every stage'),
+    'seconds': (float, 'seconds of training of every stage, evaluating and saving not counted; the schedule fits itself to them'),
     'optimizer': (str, 'adamw (default), adam, adagrad, sgd, rmsprop, muon'),
     'lr': (float, 'learning rate (default 0.0006)'),
     'weight_decay': (float, 'weight decay (default 0.01); never on biases, norms and embeddings'),
@@ -322,7 +323,7 @@ def _save_datasets(job) -> int:
             getattr(model, 'import_pretrained')(stage.init_from)        # noqa: B009  fetches the weights into the hub's cache
             job.view.line(f'Stage "{stage.name}": the weights of {stage.init_from} are ready.')
         data = open_data(stage, job.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=job.seed, progress=job.view.line)
-        job.view.line(f'Stage "{stage.name}": {data.samples:,} rows ready.')
+        job.view.line(f'Stage "{stage.name}": {data.mixture.epoch_samples:,.0f} rows of {data.row_length} tokens ready.')
     job.view.line(f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
                   'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).')
     return 0

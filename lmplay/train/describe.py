@@ -111,20 +111,20 @@ def dry_run(run, console) -> None:
         run.runner = run.runner_of(exp, stage.model, tokenizer)
         model = run.runner.build('meta')
         data = open_data(stage, run.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=run.seed, progress=run.view.line)
-        tokens = data.samples * data.mixture.tokens_per_row
         rows = stage.batch_size if stage.mini_batch_size == 'auto' else min(int(stage.mini_batch_size), stage.batch_size)
         memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
-        seconds = model.training_flops_per_token(data.row_length) * tokens / (0.5 * speed)
-        total += seconds
+        per_row = model.training_flops_per_token(data.row_length) * data.mixture.tokens_per_row / (0.5 * speed)     # seconds
+        samples = data.samples or round(data.seconds / per_row)
+        total += samples * per_row
         table.add_row(
             stage.name,
             exp,
             ', '.join(stage.datasets),
-            f'{data.samples:,} x {data.row_length}',
-            count(tokens),
-            f'{data.steps:,}',
+            f'{samples:,} x {data.row_length}',
+            count(samples * data.mixture.tokens_per_row),
+            f'{-(-samples // stage.batch_size):,}',
             f'{memory / 2**30:.1f} GiB',
-            duration(seconds),
+            duration(samples * per_row),
         )
     console.print(table)
     console.print(

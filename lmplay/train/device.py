@@ -59,13 +59,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
     return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
 
 
-def compiling_pays(device: torch.device, training_flops: float) -> bool:
-    """Whether torch.compile earns its start-up in a run of that many FLOPs: on a GPU from about five minutes on.
+def expected_seconds(device: torch.device, training_flops: float) -> float:
+    """About how long a GPU takes for that many FLOPs."""
+    return training_flops / (0.3 * (peak_flops(device, torch.bfloat16) or 1e14))
+
+
+def compiling_pays(device: torch.device, seconds: float) -> bool:
+    """Whether torch.compile earns its start-up in a stage of about that length: on a GPU from five minutes on.
 
     On CPUs it does not: measured, a compiled step is no faster than the eager one here, whose head and products have been
     taken care of (docs/performance.md).
     """
-    return device.type == 'cuda' and training_flops / (0.3 * (peak_flops(device, torch.bfloat16) or 1e14)) > 300
+    return device.type == 'cuda' and seconds > 300
 
 
 def memory_in_use(device: torch.device) -> int:

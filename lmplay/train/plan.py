@@ -16,6 +16,7 @@ from ..base.errors import PlanError, unknown
 from ..data.sources import NAMED, check_spec
 
 Positive = Field(None, gt=0)
+LENGTHS = ('epochs', 'tokens', 'steps', 'seconds')      # how long a stage trains: one of these
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -38,6 +39,7 @@ class Stage(BaseModel):
     epochs: float | None = Positive
     tokens: int | None = Positive
     steps: int | None = Positive
+    seconds: float | None = Positive                # of training, without evaluation and saving; the schedule fits itself to them
     drop_last: bool = False                         # drop an incomplete last batch instead of training on it
     # model
     init_from: str = 'previous'                     # previous, scratch, stage:NAME, pretrained:NAME, a path
@@ -80,9 +82,9 @@ class Stage(BaseModel):
             raise ValueError('a stage needs either "dataset" or "mix"' + ('' if self.dataset is None else ', not both'))
         if self.mix is not None and (not self.mix or min(self.mix.values()) <= 0):
             raise ValueError(f'"mix" needs at least one dataset, each with a weight above 0; given: {self.mix}')
-        budgets = [k for k in ('epochs', 'tokens', 'steps') if getattr(self, k) is not None]
+        budgets = [k for k in LENGTHS if getattr(self, k) is not None]
         if len(budgets) > 1:
-            raise ValueError(f'a stage takes one of epochs, tokens and steps; given: {" and ".join(budgets)}')
+            raise ValueError(f'a stage takes one of {", ".join(LENGTHS)}; given: {" and ".join(budgets)}')
         if not budgets:
             self.epochs = 1.0
         if self.packing == 'pack' and self.score_padding:
@@ -121,8 +123,8 @@ class Plan:
         name = list(self.stages)[index]
         merged: dict[str, Any] = {}
         for layer in (version or {}, self.stages[name], overrides or {}):
-            if any(layer.get(k) is not None for k in ('epochs', 'tokens', 'steps')):
-                merged = {k: v for k, v in merged.items() if k not in ('epochs', 'tokens', 'steps')}
+            if any(layer.get(k) is not None for k in LENGTHS):
+                merged = {k: v for k, v in merged.items() if k not in LENGTHS}
             merged |= layer
         try:
             return Stage.model_validate(merged | {'name': name})

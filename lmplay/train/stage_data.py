@@ -15,20 +15,22 @@ EVALUATIONS = 20        # of a stage, where it names no interval
 
 @dataclass
 class StageData:
-    """A stage's data, ready to train on. samples, steps: what the stage trains on in all."""
+    """A stage's data, ready to train on. samples, steps: what the stage trains on in all, None where it trains for `seconds`."""
     mixture: Mixture
     held_out: HeldOut
     row_length: int
-    samples: int
-    steps: int
-    validation_interval: int
-    save_interval: int
+    samples: int | None
+    steps: int | None
+    seconds: float | None
+    validation_interval: int | None     # in samples; None: EVALUATIONS times in `seconds`
+    save_interval: int | None
     padding_scored: int | None      # the padding's token id where the stage scores it
 
-    @staticmethod
-    def due(interval: int, samples: int, count: int) -> bool:
-        """Whether the last `count` samples crossed a multiple of the interval."""
-        return samples // interval > (samples - count) // interval
+    @property
+    def extent(self) -> str:
+        """'1,000 rows of 128 tokens', or how long."""
+        rows = f'rows of {self.row_length} tokens'
+        return f'{self.samples:,} {rows}' if self.samples is not None else f'{rows} for {self.seconds:g} s'
 
 
 def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
@@ -77,17 +79,19 @@ def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, s
             raise DataError(f"Dataset '{name}' has no training rows left: of its {store.meta['documents']} documents {len(validation)} are held out"
                             f'{", for they are all equal" if equal else ""}.')
     mixture = Mixture(sources, list(stage.datasets.values()), seed=seed, stage=stage.name, exhaust=stage.exhaust)
-    if stage.steps:
+    if stage.seconds:
+        samples = None
+    elif stage.steps:
         samples = stage.steps * stage.batch_size
     elif stage.tokens:
         samples = max(1, round(stage.tokens / mixture.tokens_per_row))
     else:
         samples = max(1, round((stage.epochs or 1) * mixture.epoch_samples))
-    if stage.drop_last:
+    if samples and stage.drop_last:
         samples = max(stage.batch_size, samples - samples % stage.batch_size)
-    interval = max(stage.batch_size, -(-samples // EVALUATIONS))
+    interval = max(stage.batch_size, -(-samples // EVALUATIONS)) if samples else None
     return StageData(mixture, HeldOut(held_out, make_rows=rows, length=length, max_bytes=stage.validation_bytes,
                                       include_prompts=stage.include_prompts),
-                     length, samples, -(-samples // stage.batch_size), stage.validation_interval or interval,
+                     length, samples, -(-samples // stage.batch_size) if samples else None, stage.seconds, stage.validation_interval or interval,
                      stage.save_interval or stage.validation_interval or interval,
                      tokenizer.pad_token if stage.score_padding else None)

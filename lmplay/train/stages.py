@@ -98,7 +98,8 @@ class Run:
         return {k: (own[k], v) for k, v in plan.items() if k in own and own[k] != v and k not in self.settings.model}
 
     def check_stages(self, tokenizer: Tokenizer | None) -> None:
-        """Raises UserError for a model or a row length that a later stage could not have, before the first one trains."""
+        """Raises UserError for a model, a row length or a start that a later stage could not have, before the first one trains."""
+        models: dict[str, LMBase] = {}
         for i, name in enumerate(self.plan.stages):
             stage = self.stage(i)
             try:
@@ -106,6 +107,10 @@ class Run:
             except UserError as error:
                 raise type(error)(f'Stage "{name}": {error}') from error
             row_length(stage, model.max_len)
+            earlier = next(reversed(models.values()), None) if stage.init_from == 'previous' else models.get(stage.init_from.removeprefix('stage:'))
+            if earlier is not None and not (hasattr(model, 'import_pretrained') or _alike(earlier, model)):
+                raise _no_start(self.stage_exp(i), earlier.name)
+            models[name] = model
 
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs per token of the run's model in rows of that length."""
@@ -161,13 +166,10 @@ class Run:
                             raise
                 source, _ = load_model(folder)
         if not hasattr(model, 'import_pretrained'):
-            if isinstance(source, LMBase) and type(source) is type(model) and _shapes(source) == _shapes(model):
+            if isinstance(source, LMBase) and _alike(source, model):
                 model.load_state_dict(source.state_dict())
                 return
-            what = source.name if isinstance(source, LMBase) else source
-            raise ExperimentError(
-                f"Experiment '{self.exp}' can't start from {what}: its model has no import_pretrained, and the architectures differ."
-            )
+            raise _no_start(self.exp, source.name if isinstance(source, LMBase) else source)
         warm_start: Callable = getattr(model, 'import_pretrained')      # noqa: B009
         for line in warm_start(source) or []:
             self.event('warm_start', line)
@@ -339,9 +341,10 @@ class Run:
         elif carried is not None and same_kind and not self.settings.ignore_optimizer:
             restore_moments(optimizer, carried)
         if resuming:
-            self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,} of {data.steps:,}.')
+            of = f' of {data.steps:,}' if data.steps else f', {p.stage_seconds:.0f} of {data.seconds:g} s'
+            self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,}{of}.')
         else:
-            p.stage, p.step, p.samples, p.mini_batch_size = index, 0, 0, 0
+            p.stage, p.step, p.samples, p.mini_batch_size, p.stage_seconds, p.first_seconds = index, 0, 0, 0, 0.0, 0.0
             p.validation_loss = p.best_loss = None      # another stage may be evaluated on other text
         record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=find_entry(self.exp).name), index=index)
         self.view.stage(stage, data, model, self)
@@ -411,8 +414,14 @@ class Run:
         self.view.line('Stopping after this step; once more to stop at once.')
 
 
-def _shapes(model: LMBase) -> dict:
-    return {k: v.shape for k, v in model.state_dict().items()}
+def _alike(a: LMBase, b: LMBase) -> bool:
+    """Whether one can take the other's weights as they are."""
+    shapes = ({k: v.shape for k, v in model.state_dict().items()} for model in (a, b))
+    return type(a) is type(b) and next(shapes) == next(shapes)
+
+
+def _no_start(exp: str, source) -> ExperimentError:
+    return ExperimentError(f"Experiment '{exp}' can't start from {source}: its model has no import_pretrained, and the architectures differ.")
 
 
 def _freeze_all_but_marked(model: LMBase) -> None:

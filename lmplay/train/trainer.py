@@ -20,11 +20,12 @@ from ..base.errors import UserError
 from ..data.rows import Batch, Mixture
 from ..modules.onednn import speed_up_linears
 from ..stats.alarm import CollapseAlarm
-from .device import autocast, compiling_pays, memory_in_use
+from .device import autocast, compiling_pays, expected_seconds, memory_in_use
 from .evaluate import Evaluation, evaluate
 from .objective import fuses_head, micro_loss
 from .optimizer import clip_gradients, learning_rate
 from .plan import Stage
+from .stage_data import EVALUATIONS
 
 if TYPE_CHECKING:
     from .stage_data import StageData
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOG_EVERY = {'cpu': 1}      # steps between logging points; elsewhere 10, because reading a number waits for the device
+UNKNOWN = 1 << 40         # steps of a stage that has just begun to train for so many seconds
 MAX_SKIPPED = 20            # steps in a row without a finite gradient, after which a run stops
 
 
@@ -46,6 +48,8 @@ class Progress:
     tokens: int = 0             # real tokens trained on
     flops: float = 0.0          # model FLOPs spent on them
     seconds: float = 0.0        # of training, without evaluation and saving
+    stage_seconds: float = 0.0  # of them in this stage
+    first_seconds: float = 0.0  # of them in its first step, which takes longer: it compiles, and fills caches
     skipped: int = 0
     skipped_in_a_row: int = 0
     mini_batch_size: int = 0    # 0: not decided yet; what 'auto' settled on
@@ -77,9 +81,9 @@ class Trainer:
         self.eager: Callable = getattr(model, 'features') if fuses_head(model) else model    # noqa: B009
         self.forward = self.eager
         self.flops_per_token = run.flops_per_token(data.row_length)
-        flops = self.flops_per_token * data.samples * data.mixture.tokens_per_row
+        seconds = data.seconds or expected_seconds(self.device, self.flops_per_token * data.samples * data.mixture.tokens_per_row)
         wanted = run.settings.compile_model
-        if compiling_pays(self.device, flops) if wanted is None else wanted:
+        if compiling_pays(self.device, seconds) if wanted is None else wanted:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
         if not self.progress.mini_batch_size:
             auto = stage.mini_batch_size == 'auto'
@@ -91,40 +95,75 @@ class Trainer:
         """Where 'auto' begins: the whole batch on a GPU, halved when memory runs out; on a CPU about 4,096 tokens."""
         return self.stage.batch_size if self.device.type != 'cpu' else max(1, min(self.stage.batch_size, 4096 // self.data.row_length))
 
+    @property
+    def step_seconds(self) -> float:
+        """Seconds that a step of this stage takes in the mean, its first left out."""
+        p = self.progress
+        return (p.stage_seconds - p.first_seconds) / (p.step - 1) if p.step > 1 else 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """The stage's number of steps; where it trains for so many seconds, as many as by now they seem to allow."""
+        p, data = self.progress, self.data
+        if data.steps is not None:
+            return data.steps
+        return p.step + max(1, round((data.seconds - p.stage_seconds) / self.step_seconds)) if self.step_seconds else UNKNOWN
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stage is as long as it should be; one of so many seconds to within half a step."""
+        p, data = self.progress, self.data
+        return p.step >= data.steps if data.steps is not None else p.step > 0 and p.stage_seconds + self.step_seconds / 2 >= data.seconds
+
+    def _due(self, interval: int | None, count: int, clock: float) -> bool:
+        """Whether the last `count` samples crossed a multiple of the interval; without one, the time since `clock` of the stage's."""
+        p = self.progress
+        if interval is not None:
+            return p.samples // interval > (p.samples - count) // interval
+        share = self.data.seconds / EVALUATIONS
+        return p.stage_seconds // share > clock // share
+
     def train(self) -> None:
         """Runs the stage. Raises StopTraining when it must end early; its caller saves."""
         p, data, stage, run = self.progress, self.data, self.stage, self.run
+        intervals = data.validation_interval, data.save_interval
         self.model.train()
         with Prefetcher(data.mixture, pin=self.device.type == 'cuda') as batches:
-            while p.step < data.steps:
+            ended, clock = self.ended, p.stage_seconds
+            while not ended:
                 if run.stop_signal:
                     raise StopTraining('interrupted')
-                count = min(stage.batch_size, data.samples - p.samples)
-                following = min(stage.batch_size, data.samples - p.samples - count)
+                left = data.samples - p.samples if data.samples is not None else 2 * stage.batch_size
+                count = min(stage.batch_size, left)
+                steps = self.total_steps
                 began = time.perf_counter()
-                batch, waited = batches.get(p.samples, count, then=following)
-                ctx = StepContext(stage.name, p.step, data.steps, p.tokens)
-                lr = learning_rate(stage, p.step, data.steps)
+                batch, waited = batches.get(p.samples, count, then=min(stage.batch_size, left - count))
+                ctx = StepContext(stage.name, p.step, steps, p.tokens)
+                lr = learning_rate(stage, p.step, steps)
                 norm = self.train_step(batch, ctx, lr)
                 self.window.count(batch, norm, waited)
                 p.step, p.total_step = p.step + 1, p.total_step + 1
                 p.samples, p.total_samples = p.samples + count, p.total_samples + count
                 p.tokens += batch.tokens
                 p.flops += self.flops_per_token * batch.tokens
-                validate = data.due(data.validation_interval, p.samples, count) or p.step == data.steps
-                save = data.due(data.save_interval, p.samples, count) or p.step == data.steps
-                log_now = p.step % self.log_every == 0 or validate or save
+                last = steps - p.step <= (self.log_every if data.seconds else 0)    # the clock is right where the device was waited for
+                log_now = last or p.step % self.log_every == 0 or any(i and self._due(i, count, clock) for i in intervals)
                 if log_now and self.device.type == 'cuda':
                     torch.cuda.synchronize(self.device)     # the only place where the loop waits for the device
                 elapsed = time.perf_counter() - began
                 self.window.seconds += elapsed
-                p.seconds += elapsed
+                p.seconds, p.stage_seconds = p.seconds + elapsed, p.stage_seconds + elapsed
+                if p.step == 1:
+                    p.first_seconds = elapsed
                 if log_now:
+                    ended = self.ended
+                    validate, save = (ended or self._due(i, count, clock) for i in intervals)
+                    clock = p.stage_seconds
                     self._log(lr)
-                if validate:
-                    self._validate()
-                if save:
-                    run.save(self.model, self.optimizer, self.scaler)
+                    if validate:
+                        self._validate()
+                    if save:
+                        run.save(self.model, self.optimizer, self.scaler)
 
     def train_step(self, batch: Batch, ctx: StepContext, lr: float) -> Tensor:
         """One optimizer step over a batch, micro-batch by micro-batch; returns the gradient's norm, on the device.

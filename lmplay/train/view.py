@@ -43,12 +43,13 @@ class View:
         """A stage begins."""
         p = run.progress
         share = '' if stage.mix is None else ', '.join(f'{k} {v:g}' for k, v in stage.mix.items())
-        self.line(f'Stage "{stage.name}": {model.name} on {stage.dataset or share}: {data.samples:,} rows of {data.row_length} tokens, '
-                  f'{data.steps:,} steps of {stage.batch_size} rows; {stage.optimizer}, lr {stage.lr:g} {stage.schedule}; '
+        self.line(f'Stage "{stage.name}": {model.name} on {stage.dataset or share}: {data.extent}, '
+                  f'{f"{data.steps:,} " if data.steps else ""}steps of {stage.batch_size} rows; {stage.optimizer}, lr {stage.lr:g} {stage.schedule}; '
                   f'{run.device}{", " + str(run.amp_dtype).removeprefix("torch.") if run.amp_dtype else ""}.')
         if self.out.isatty() and not self.quiet:
             self.close()
-            self.bar = tqdm(total=data.samples, initial=p.samples, desc=stage.name, unit='row', file=self.out, dynamic_ncols=True, mininterval=0.5)
+            total, done, unit = (data.samples, p.samples, 'row') if data.samples else (round(data.seconds), round(p.stage_seconds), 's')
+            self.bar = tqdm(total=total, initial=done, desc=stage.name, unit=unit, file=self.out, dynamic_ncols=True, mininterval=0.5)
 
     def train(self, record: dict, progress, data) -> None:
         """A logging point of training."""
@@ -59,11 +60,12 @@ class View:
                 + (f' data wait {record["data_wait"]:.0%}' if record['data_wait'] > 0.01 else ''))
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(progress.samples - self.bar.n)
+            self.bar.update((progress.samples if data.samples else round(progress.stage_seconds)) - self.bar.n)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or progress.step == data.steps:
             self.last_line = time.monotonic()
-            rest = (data.steps - progress.step) * progress.seconds / max(1, progress.total_step)
-            self.line(f'{record["stage"]} step {progress.step:,}/{data.steps:,} {text} left {duration(rest)}')
+            rest = (data.steps - progress.step) * progress.stage_seconds / progress.step if data.steps else data.seconds - progress.stage_seconds
+            of = f'/{data.steps:,}' if data.steps else ''
+            self.line(f'{record["stage"]} step {progress.step:,}{of} {text} left {duration(max(0.0, rest))}')
 
     def validation(self, record: dict, example: dict) -> None:
         """An evaluation, with one example as the original lmplay shows it."""

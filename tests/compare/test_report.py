@@ -29,8 +29,7 @@ def report(trained, baseline, tmp_path_factory):
     moe = [trained('moe', 'gpt2_moe_test', seed, '--moe-layers', 'all') for seed in range(2)]
     runs = {'gpt2ish': baseline, 'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide, 'same': same, 'moe': moe}
     findings = judge(runs, notes=['A note <script>alert(1)</script>.'])
-    findings |= {'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]), 'plan': 'stories', 'budget': 'flops=1e9', 'conversion':
-                 {label: {'tokens': [60_000], 'flops_per_token': [1e5], 'tokens_per_second': None} for label in runs}, 'tuning':
+    findings |= {'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]), 'plan': 'stories', 'budget': 'flops=1e9', 'tuning':
                  {label: {'points': [{'factor': f, 'lr': [0.01 * f], 'loss': 1.0 if f < 4 else None} for f in (0.5, 1, 4)],
                           'chosen': [0.01]} for label in runs}}
     findings['samples'][0]['texts']['same'] = '</pre><img src=x onerror=alert(1)>'
@@ -165,7 +164,7 @@ def test_without_a_checkpoint_the_report_says_why_there_is_no_x_ray(trained, bas
     moe = trained('moe', 'gpt2_moe_test', 0, '--moe-layers', 'all')
     shutil.copytree(moe.folder, tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints'))
     runs = {'gpt2ish': baseline[:1], 'moe': [read_run(tmp_path / 'run', 'moe')]}
-    findings = judge(runs) | {'title': 'T', 'plan': 'stories', 'budget': None, 'conversion': {}, 'tuning': None}
+    findings = judge(runs) | {'title': 'T', 'plan': 'stories', 'budget': None, 'tuning': None}
     page = write_report(findings, runs, tmp_path / 'out').read_text()
     assert 'No X-ray: ' in page and str(tmp_path / 'run') in html.unescape(page)
 

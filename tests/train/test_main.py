@@ -93,6 +93,13 @@ def test_rows_longer_than_the_model(capsys, tmp_path, tiny_plan):
     assert "rows of 64 tokens are longer than the model's max_len of 32" in error
 
 
+@pytest.mark.parametrize('start', ['previous', 'stage:first'])
+def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(capsys, tmp_path, tiny_plan, start):
+    plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': start, 'exp': 'some_test'}})
+    error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', plan, *TINY)
+    assert "can't start from" in error and not (tmp_path / 'run/checkpoints').exists()
+
+
 def test_no_validation_rows(capsys, tmp_path, tiny_plan):
     error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(validation_fraction=0), *TINY)
     assert 'has no validation rows' in error

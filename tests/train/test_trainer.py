@@ -7,8 +7,10 @@ import torch
 
 from lmplay.stats.recorder import read_metrics
 from lmplay.train.__main__ import main
-from lmplay.train.checkpoint import load_model
-from lmplay.train.trainer import step_seed
+from lmplay.train.checkpoint import load_model, read_state
+from lmplay.train.optimizer import learning_rate
+from lmplay.train.plan import Stage
+from lmplay.train.trainer import StopTraining, Trainer, step_seed
 
 MODEL = """
 import torch
@@ -163,6 +165,61 @@ def test_the_loop_neither_decodes_nor_waits(train, monkeypatch):
     assert 'decode' in calls  # evaluation does show an example
 
 
+@pytest.fixture
+def slow_clock(monkeypatch):
+    """A clock on which the first step of a run takes 5 s, every other half a second, and nothing else any time."""
+    from lmplay.train import trainer
+
+    now = [0.0]
+    original = trainer.Trainer._train_step
+
+    def ticking(self, batch, ctx, lr):
+        now[0] += 0.5 if ctx.step else 5.0
+        return original(self, batch, ctx, lr)
+
+    monkeypatch.setattr(trainer.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(trainer.Trainer, '_train_step', ticking)
+
+
+TIMED = {'steps': None, 'seconds': 20.1, 'lr': 0.01, 'warmup': 0.2}
+
+
+def test_a_stage_of_so_many_seconds_ends_there_and_its_schedule_fits(train, slow_clock):
+    code, run = train(stage=TIMED)
+    records = read_metrics(run)
+    steps = [r for r in records if r['kind'] == 'train']
+    assert code == 0 and [r['seconds'] for r in steps] == [5 + n / 2 for n in range(31)]       # 20.0 is nearest to 20.1
+    stage = Stage(dataset='embedded', lr=0.01, warmup=0.2)
+    assert max(r['lr'] for r in steps[:2]) < 1e-9       # how many steps there will be is not known yet
+    assert [r['lr'] for r in steps[2:]] == pytest.approx([learning_rate(stage, step, 31) for step in range(2, 31)])
+    at = [r['seconds'] for r in records if r['kind'] == 'validation']
+    assert at[0] == 5.0 and at[-1] == 20.0 and max(b - a for a, b in zip(at, at[1:])) <= 20.1 / 20 + 0.5
+    assert read_state(run / 'checkpoints/last')['progress']['stage_seconds'] == 20.0
+
+
+def test_a_stage_of_so_many_seconds_goes_on_where_its_clock_stood(train, slow_clock, monkeypatch):
+    _, whole = train('whole', stage=TIMED)
+    step = Trainer._train_step
+
+    def interrupted(self, batch, ctx, lr):
+        if ctx.step == 13:
+            raise StopTraining('interrupted')
+        return step(self, batch, ctx, lr)
+
+    monkeypatch.setattr(Trainer, '_train_step', interrupted)
+    assert train('parts', stage=TIMED)[0] == 1
+    monkeypatch.setattr(Trainer, '_train_step', step)
+    assert train('parts', stage=TIMED)[0] == 0 and train('parts', stage=TIMED)[0] == 0
+    for name, w in weights(whole).items():
+        assert torch.equal(w, weights(whole.parent / 'parts')[name])
+    assert json.loads((whole.parent / 'parts/summary.json').read_text())['steps'] == 31
+
+
+def test_the_first_step_is_trained_however_short_the_time(train, slow_clock):
+    code, run = train(stage=TIMED | {'seconds': 0.01})
+    assert code == 0 and json.loads((run / 'summary.json').read_text())['steps'] == 1
+
+
 def test_seeds_of_steps_differ():
     seeds = {step_seed(seed, stage, step) for seed in range(5) for stage in 'ab' for step in range(50)}
     assert len(seeds) == 500 and all(0 <= s < 2**63 for s in seeds)
@@ -198,7 +255,6 @@ def test_fp16_trains_with_a_scaler_whose_state_survives(train, monkeypatch):
     assert losses[-1] < losses[0] - 0.3
     scaler = torch.load(whole / 'checkpoints/last/optimizer.pt', weights_only=True)['scaler']
     assert scaler['scale'] > 1
-    from lmplay.train.trainer import StopTraining, Trainer
     original = Trainer._train_step
 
     def interrupted(self, batch, ctx, lr):
