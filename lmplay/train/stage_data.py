@@ -15,13 +15,13 @@ EVALUATIONS = 20        # of a stage, where it names no interval
 
 @dataclass
 class StageData:
-    """A stage's data, ready to train on. samples, steps: what the stage trains on in all, None where it trains for `seconds`."""
+    """A stage's data, ready to train on. samples, steps: what the stage trains on in all; None where it trains for `seconds`."""
     mixture: Mixture
     held_out: HeldOut
     row_length: int
     samples: int | None
     steps: int | None
-    seconds: float | None
+    seconds: float                      # 0 where samples are counted
     validation_interval: int | None     # in samples; None: EVALUATIONS times in `seconds`
     save_interval: int | None
     padding_scored: int | None      # the padding's token id where the stage scores it
@@ -89,9 +89,10 @@ def open_data(stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, s
         samples = max(1, round((stage.epochs or 1) * mixture.epoch_samples))
     if samples and stage.drop_last:
         samples = max(stage.batch_size, samples - samples % stage.batch_size)
+    steps = -(-samples // stage.batch_size) if samples else None
     interval = max(stage.batch_size, -(-samples // EVALUATIONS)) if samples else None
     return StageData(mixture, HeldOut(held_out, make_rows=rows, length=length, max_bytes=stage.validation_bytes,
                                       include_prompts=stage.include_prompts),
-                     length, samples, -(-samples // stage.batch_size) if samples else None, stage.seconds, stage.validation_interval or interval,
+                     length, samples, steps, stage.seconds or 0.0, stage.validation_interval or interval,
                      stage.save_interval or stage.validation_interval or interval,
                      tokenizer.pad_token if stage.score_padding else None)

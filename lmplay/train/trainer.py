@@ -81,7 +81,9 @@ class Trainer:
         self.eager: Callable = getattr(model, 'features') if fuses_head(model) else model    # noqa: B009
         self.forward = self.eager
         self.flops_per_token = run.flops_per_token(data.row_length)
-        seconds = data.seconds or expected_seconds(self.device, self.flops_per_token * data.samples * data.mixture.tokens_per_row)
+        seconds = data.seconds
+        if data.samples is not None:
+            seconds = expected_seconds(self.device, self.flops_per_token * data.samples * data.mixture.tokens_per_row)
         wanted = run.settings.compile_model
         if compiling_pays(self.device, seconds) if wanted is None else wanted:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
