@@ -185,7 +185,7 @@ class Comparison:
             for owner, factor, trial, job in trials:
                 if owner is p:
                     rates = [s['lr'] for s in trial.plan['stages'].values()]
-                    loss = read_run(job.folder).loss(self.request.metric) if job.finished else None
+                    loss = self._own_run(job, p.spec.label).loss(self.request.metric) if job.finished else None
                     points.append({'factor': factor, 'lr': rates, 'loss': loss if loss is not None and loss == loss else None})
             usable = [x for x in points if x['loss'] is not None]
             if not usable:
@@ -201,6 +201,13 @@ class Comparison:
         write_json(self.out / 'tuning.json', log)
         return log
 
+    @staticmethod
+    def _own_run(job: Job, label: str) -> Run:
+        try:
+            return read_run(job.folder, label)
+        except DataError as error:
+            raise DataError(f'{error} Delete that folder, and the next start trains it again.') from error
+
     def _train(self, prepared: list[Prepared]) -> dict[str, list[Run]]:
         seeds = list(range(self.request.seeds))
         jobs = {p.spec.label: self._jobs(p, 'runs', seeds) for p in prepared}
@@ -210,7 +217,7 @@ class Comparison:
         metric, alpha = self.request.metric, ALPHA / (len(self.specs) - 1)
 
         def finished(label: str) -> list[Run]:
-            return [read_run(j.folder, label) for j in jobs[label] if j.finished]
+            return [self._own_run(j, label) for j in jobs[label] if j.finished]
 
         def tell_noise() -> None:
             measured = noise(finished(self.specs[0].label), metric, alpha=alpha)

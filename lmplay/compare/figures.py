@@ -85,7 +85,18 @@ def _axis(axes, x: str) -> None:
     if x != 'seconds':
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    _plain_numbers(axes.yaxis)
     axes.margins(x=0.02)
+
+
+def _plain_numbers(axis) -> None:
+    """No power of ten apart from its numbers."""
+    axis.get_major_formatter().set_useOffset(False)
+    axis.get_major_formatter().set_scientific(False)
+
+
+def _legend(figure, axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower left', ncols=2)
 
 
 def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
@@ -107,7 +118,7 @@ def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
         axes.set_ylim(min(bottom) - room, max(top) + room)
     axes.set_ylabel(LABELS[metric])
     _axis(axes, x)
-    axes.legend(loc='upper right')
+    _legend(figure, axes)
     return figure
 
 
@@ -154,7 +165,7 @@ def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: f
         axes.set_ylim(-extent, extent)
     axes.set_ylabel(f'difference in {LABELS[metric]}')
     _axis(axes, x)
-    axes.legend(loc='upper right')
+    _legend(figure, axes)
     return figure
 
 
@@ -178,5 +189,7 @@ def draw_verdicts(findings: dict):
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [short(e['label'], 20) for e in rows])
     axes.grid(axis='y', visible=False)
+    _plain_numbers(axes.xaxis)
+    axes.locator_params(axis='x', nbins=5)
     axes.set_xlabel(f'← better · {findings["unit"]} · worse →')
     return figure

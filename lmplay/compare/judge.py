@@ -1,6 +1,5 @@
 """From finished runs to findings: what report, CSV and JSON say. Pure functions of the runs."""
 import math
-import re
 import statistics as plain_statistics
 from collections.abc import Sequence
 
@@ -61,13 +60,13 @@ def early_warning(members: Sequence[Run], baseline: Sequence[Run], metric: str, 
     difference = sum(r - b for r, b in pairs) / len(pairs)
     limit = measured['detectable']
     seeds = len(measured['losses'])
-    so_far = f'{members[0].label} after {len(pairs)} of {seeds} seeds: {difference:+.4f}'
+    so_far = f'{members[0].label} after {len(pairs)} of {seeds} seeds: {signed(difference)}'
     if abs(difference) >= limit:
         return f'{so_far}; about {limit:.4f} is what {seeds} seeds can resolve if it is as steady as {measured["label"]}.'
     needed = seeds_needed(difference, measured['sd'] * math.sqrt(2), alpha=alpha)
     return (f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of '
             f'{measured["label"]}); a difference '
-            f'of this size would need {f"about {needed}" if needed else f"more than {MOST_SEEDS}"} seeds.')
+            f'of this size would need {f"about {needed}" if needed else f"more than {MOST_SEEDS:,}"} seeds, fewer if the pairs agree.')
 
 
 def _finite(value: float | None) -> float | None:
@@ -140,12 +139,15 @@ def _bootstrap(pairs: list[tuple[Run, Run]], metric: str, alpha: float) -> tuple
     return bootstrap(b, r, (b_weights, r_weights), alpha=alpha)
 
 
+def signed(value: float | None) -> str:
+    """A difference with its sign: four digits behind the point, or two that count where those are all zero."""
+    if value is None:
+        return '–'
+    return (f'{value:+.4f}' if not value or abs(value) >= 5e-5 else f'{value:+.1e}').replace('-', '\u2212')
+
+
 def sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
     """The verdict in words."""
-    return re.sub(r'(?<![^ (])-(?=\d)', '\u2212', _sentence(entry, baseline, metric, alpha))
-
-
-def _sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
     found, label, base, unit = entry['comparison'], entry['label'], baseline['label'], METRICS[metric]
     if found['verdict'] == 'diverged':
         return f'{label} diverged on seed {", ".join(map(str, found["diverged"]["experiment"]))}: its held-out loss is not finite; {base} did not.'
@@ -156,17 +158,17 @@ def _sentence(entry: dict, baseline: dict, metric: str, alpha: float) -> str:
         low_high = found['documents']
         which = 'the two models are level' if low_high is None or low_high[0] <= 0 <= low_high[1] else \
             f'the model of {label} is {"better" if mean < 0 else "worse"} on this text'
-        interval = f' ({100 * (1 - alpha):.3g} % interval over documents {low_high[0]:+.4f} to {low_high[1]:+.4f})' if low_high else ''
+        interval = f' ({100 * (1 - alpha):.3g} % interval over documents {signed(low_high[0])} to {signed(low_high[1])})' if low_high else ''
         return (f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]} {which}: difference '
-                f'{mean:+.4f} {unit}'
+                f'{signed(mean)} {unit}'
                 f'{interval}. How much of that is the seed\'s luck is unknown; use --seeds 3 or more.')
     percent = f'{100 * (1 - alpha):.3g} %'
-    interval = f'{percent} interval {found["low"]:+.4f} to {found["high"]:+.4f}, {n} seeds'
+    interval = f'{percent} interval {signed(found["low"])} to {signed(found["high"])}, {n} seeds'
     if found['verdict'] in ('better', 'worse'):
         direction = 'lower' if mean < 0 else 'higher'
-        text = f'{label} is {found["verdict"]} than {base}: its held-out loss is {abs(mean):.4f} {unit} {direction} ({interval}).'
+        text = f'{label} is {found["verdict"]} than {base}: its held-out loss is {signed(abs(mean))[1:]} {unit} {direction} ({interval}).'
     else:
-        text = f'{label} and {base} are within noise: difference {mean:+.4f} {unit} ({interval}).'
+        text = f'{label} and {base} are within noise: difference {signed(mean)} {unit} ({interval}).'
         if not mean and not found['sd']:
             text += ' Their losses are equal in every digit.'
         elif found['low'] > 0 or found['high'] < 0:

@@ -10,7 +10,7 @@ from ..base.errors import UserError
 from ..stats.routing.page import XRay
 from ..stats.routing.xray import xray
 from . import figures
-from .judge import FIGURES, TOLERANCE
+from .judge import FIGURES, TOLERANCE, signed
 from .prepare import safe
 from .results import METRICS, Run
 
@@ -30,8 +30,9 @@ def number(value: float | None, digits: int = 4) -> str:
     return f'{value:.{digits}g}'
 
 
-def signed(value: float | None) -> str:
-    return '–' if value is None else f'{value:+.4f}'.replace('-', '−')
+def visible(text: str) -> str:
+    """A model's text with the control characters that a page may not hold as pictures of them."""
+    return ''.join(c if c >= ' ' and c != '\x7f' or c in '\n\t' else chr(0x2400 + ord(c)) if c < ' ' else '␡' for c in text)
 
 
 def figure_text(key: str, value: float | None) -> str:
@@ -49,7 +50,7 @@ def page(template: str, **content) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
                                      trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {'number': number, 'signed': signed,
+    environment.filters |= {'number': number, 'signed': signed, 'visible': visible,
                             'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>')))}
     environment.globals |= {'figure_text': figure_text, 'marks': MARKS, 'FIGURES': FIGURES}
     return environment.get_template(template).render(**content)
@@ -96,10 +97,10 @@ def xrays(findings: dict, runs: dict[str, list[Run]], out: Path) -> dict[str, XR
     return found
 
 
-def routing_table(load: list[list[float]]) -> list[dict]:
+def routing_table(load: list[list[float]], names: list[str]) -> list[dict]:
     """Per routed layer: the busiest expert's share, how many experts are in use in effect (exp of the entropy), idle ones."""
     rows = []
-    for layer, shares in enumerate(load):
+    for layer, shares in zip(names, load):
         total = sum(shares) or 1.0
         p = [s / total for s in shares]
         rows.append({'layer': layer, 'busiest': max(p), 'effective': math.exp(-sum(v * math.log(v) for v in p if v > 0)),
@@ -142,7 +143,11 @@ def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
                                    for label, members in runs.items() for r in members for v in r.validations])
     write_csv(out / 'domains.csv', [{'domain': row['domain'], 'experiment': label} | entry
                                     for row in findings['domains'] for label, entry in row['experiments'].items()])
-    routing = {label: routing_table(load) for label, load in findings['routing'].items()}
+    rays = xrays(findings, runs, out)
+    routing = {}
+    for label, load in findings['routing'].items():
+        ray = rays[label]
+        routing[label] = routing_table(load, ray.layers if isinstance(ray, XRay) else [f'layer {i}' for i in range(len(load))])
     write_text(out / PAGE, page('report.html.j2', f=findings, pictures=drawn, routing=routing, tolerance=TOLERANCE,
-                                metric=metric, xrays=xrays(findings, runs, out), out=out))
+                                metric=metric, xrays=rays, out=out))
     return out / PAGE

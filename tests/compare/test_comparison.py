@@ -119,6 +119,19 @@ def test_runs_are_reused_by_a_comparison_beside_it(whole, cache):
     assert 'One seed gives no verdict' in out and out.startswith('?')
 
 
+def test_a_damaged_run_of_its_own_is_named_and_trained_again_once_deleted(whole, tmp_path, cache):
+    folder, arguments, *_ = whole
+    shutil.copytree(folder / 'c', tmp_path / 'c')
+    own = next((tmp_path / 'c/runs').glob('gpt2ish,*/seed-1'))
+    (own / 'settings.json').write_text('{}')
+    process = start(arguments, tmp_path, cache)
+    _, error = process.communicate()
+    assert process.returncode == 2 and f"'{own.relative_to(tmp_path)}' is damaged" in error and 'Delete that folder' in error
+    shutil.rmtree(own)
+    finish(arguments, tmp_path, cache)
+    assert results(tmp_path / 'c') == results(folder / 'c')
+
+
 def test_other_settings_in_the_same_directory_are_refused(whole, cache):
     folder, arguments, *_ = whole
     process = start([*arguments, '--budget', 'tokens=5k'], folder, cache)

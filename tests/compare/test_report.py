@@ -1,4 +1,5 @@
 """The page: whole in itself, with a structure that keyboards and screen readers follow; looked at by a real browser where there is one."""
+import base64
 import html
 import json
 import re
@@ -7,10 +8,12 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmplay.compare.figures import themed
 from lmplay.compare.judge import judge
-from lmplay.compare.report import number, routing_table, write_report
+from lmplay.compare.report import number, routing_table, signed, visible, write_report
 from lmplay.compare.results import read_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -170,9 +173,31 @@ def test_without_a_checkpoint_the_report_says_why_there_is_no_x_ray(trained, bas
 
 
 def test_routing_in_numbers():
-    rows = routing_table([[0.5, 0.5, 0.0, 0.0], [0.25] * 4])
+    rows = routing_table([[0.5, 0.5, 0.0, 0.0], [0.25] * 4], ['block 2', 'block 3'])
+    assert [r['layer'] for r in rows] == ['block 2', 'block 3']
     assert rows[0]['effective'] == pytest.approx(2) and rows[0]['idle'] == 2
     assert rows[1]['effective'] == pytest.approx(4) and rows[1]['busiest'] == 0.25
+
+
+def test_routing_names_layers_as_the_x_ray_does(report):
+    text = report.read_text()
+    table = text[text.index('id="routing"'):text.index('<details')]
+    assert re.findall(r'<th scope="row">(block \d+)</th>', table) == ['block 0'] and 'block 0: share of assignments' in unpacked(text)
+
+
+def unpacked(text):
+    return ''.join(base64.b64decode(s).decode() for s in re.findall(r'data:image/svg\+xml;base64,([^"]+)', text))
+
+
+def test_small_differences_keep_their_digits():
+    assert [signed(v) for v in (None, 0.0, 0.25, -0.25, 1.23e-5, -4.9e-5)] == ['–', '+0.0000', '+0.2500', '−0.2500', '+1.2e−05', '−4.9e−05']
+
+
+@given(st.text())
+def test_control_characters_become_visible(text):
+    shown = visible(text)
+    assert len(shown) == len(text) and not re.search(r'[\x00-\x08\x0b-\x1f\x7f]', shown)
+    assert all(a == b for a, b in zip(text, shown) if a.isprintable() or a in '\n\t')
 
 
 def test_pictures_of_one_page_share_no_names():

@@ -71,9 +71,10 @@ class Section:
 
 @dataclass
 class XRay:
-    """An X-ray that was written: its page, and what the page shows in pictures."""
+    """An X-ray that was written: its page, what the page shows in pictures, and what it calls the layers."""
     page: Path
     sections: list[Section]
+    layers: list[str]
 
 
 class Writer:
@@ -235,7 +236,7 @@ class Writer:
             tables=sorted(self.tables), log=math.log, log2=math.log2)
         file = self.folder / PAGE
         file.write_text(page, encoding='utf-8')
-        return XRay(file, sections)
+        return XRay(file, sections, [layer.name for layer in self.layers])
 
 
 def write(report: Report, folder: Path) -> XRay:

@@ -127,7 +127,8 @@ def _legend(figure, history: History, handles=()):
 
 
 def _plain_axes(axes, title: str, label: str):
-    axes.set(title=title, xlabel='step', ylabel=label)
+    axes.set_title(title, pad=12)       # room for the marks of alarms
+    axes.set(xlabel='step', ylabel=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
     axes.set_axisbelow(True)
@@ -149,7 +150,7 @@ def _load_curves(history, layer, name):
         load, ends = np.stack([smooth(load[:, e], max(1, len(step) // 40)) for e in range(E)]), [0.0]
         step, load = (np.repeat(step, 2) + [-0.5, 0.5], np.repeat(load, 2, 1)) if len(step) == 1 else (step, load)
         for e, band in enumerate(axes.stackplot(step, load, edgecolor=FACE, lw=0.4)):
-            band.set_facecolor((*to_rgb(COLOURS[e % 6]), (0.9, 0.5, 0.25)[e // 6]))
+            band.set_facecolor((*to_rgb(COLOURS[(e + e // 6 * 3) % 6]), (0.9, 0.5, 0.25)[e // 6]))    # neighbours differ in hue
             ends.append(ends[-1] + load[e, -1])
             if load[e, -1] > 0.02:
                 axes.annotate(str(e), (1.01, (ends[-2] + ends[-1]) / 2), xycoords='axes fraction', va='center', fontsize=7.5)
@@ -168,7 +169,8 @@ def _load_curves(history, layer, name):
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(lambda v, _: f'{v:.1%}')
     bar.ax.tick_params(length=0, labelsize=7)
-    axes.set(title=f'{name}: share of assignments', xlabel='step', ylabel=f'{E} experts, the busiest\nat the end on top')
+    axes.set_title(f'{name}: share of assignments', pad=12)
+    axes.set(xlabel='step', ylabel=f'{E} experts, the busiest\nat the end on top')
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     _alarms(axes, history)
