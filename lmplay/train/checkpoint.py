@@ -11,17 +11,19 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_map_only
 
 from .. import __version__
 from ..base.base_model import LMBase
 from ..base.errors import CheckpointError
 from ..base.runner_list import find_runner
-from ..data.tokenizers import as_tokenizer, load_tokenizer
+from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = 'model.safetensors', 'optimizer.pt', 'state.json'
@@ -32,14 +34,17 @@ def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, s
 
     Raises CheckpointError where the disk is full or may not be written.
     """
+    _write(folder, *_untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state)
+
+
+def _write(folder: Path, weights: dict, aliases: dict, tokenizer: Tokenizer, optimizer_state: dict | None, state: dict) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix='.writing-', dir=folder.parent))
     try:
-        weights, aliases = _untied(model.state_dict())
         save_file(weights, temporary / WEIGHTS, metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)})
         if optimizer_state is not None:
             torch.save(optimizer_state, temporary / OPTIMIZER)
-        as_tokenizer(model.tokenizer).save(temporary)
+        tokenizer.save(temporary)
         sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
         (temporary / STATE).write_text(json.dumps({'format': FORMAT, 'lmplay': __version__, 'sizes': sizes} | state, indent=1))
         for file in temporary.iterdir():
@@ -92,6 +97,54 @@ def prune(folder: Path, keep: int) -> None:
             shutil.rmtree(old, ignore_errors=True)
     for half in folder.glob('.writing-*'):
         shutil.rmtree(half, ignore_errors=True)
+
+
+class Checkpoints:
+    """The checkpoints of a run and the links that name some of them.
+
+    background: write in a thread, from a copy in the host's memory, while training goes on. Safe where the copy takes none of the
+    memory that training needs, so not for models that train on the CPU.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, background: bool):
+        self.folder, self.keep = folder, keep
+        self.pool = ThreadPoolExecutor(1, 'checkpoint') if background else None
+        self.writing: Future | None = None
+
+    def save(self, step: int, model: LMBase, optimizer_state: dict, state: dict, links: list[str]) -> None:
+        """Writes a checkpoint of now, and lets the links name it, in their order. Raises CheckpointError where this save, or the
+        one before it, could not be written."""
+        self.wait()
+        folder = self.folder / f'step-{step:08d}'
+        again = 1
+        while folder.exists():  # never written over: a link may name it
+            again += 1
+            folder = self.folder / f'step-{step:08d}-{again}'
+        weights, aliases = _untied(model.state_dict())
+        if self.pool is not None:
+            weights, optimizer_state = tree_map_only(torch.Tensor, lambda t: t.detach().to('cpu', copy=True), (weights, optimizer_state))
+
+        def write():
+            _write(folder, weights, aliases, as_tokenizer(model.tokenizer), optimizer_state, state)
+            for name in links:
+                point(self.folder / name, folder)
+            prune(self.folder, self.keep)
+
+        if self.pool is None:
+            write()
+        else:
+            self.writing = self.pool.submit(write)
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk. Raises CheckpointError where it could not be written."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Lets a save that is under way come to its end."""
+        if self.pool is not None:
+            self.pool.shutdown()
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:

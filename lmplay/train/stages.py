@@ -17,7 +17,7 @@ from ..base.errors import CheckpointError, ExperimentError, PlanError, UserError
 from ..base.runner_list import find_entry, find_runner
 from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from ..stats.recorder import Recorder
-from .checkpoint import OPTIMIZER, STATE, find_checkpoint, load_model, load_optimizer, load_weights, point, prune, read_state, save_checkpoint
+from .checkpoint import OPTIMIZER, STATE, Checkpoints, find_checkpoint, load_model, load_optimizer, load_weights, point, read_state
 from .describe import check_runnable
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .evaluate import Evaluation
@@ -63,6 +63,7 @@ class Run:
         self.seed = settings.seed if settings.seed is not None else plan.seed
         self.dir = Path(settings.run_dir)
         self.checkpoints = self.dir / 'checkpoints'
+        self.saver = Checkpoints(self.checkpoints, keep=settings.keep, background=self.device.type != 'cpu')
         self.progress = Progress()
         self.stop_signal: int | None = None
         self.evaluation: Evaluation | None = None
@@ -213,17 +214,11 @@ class Run:
     def save(self, model: LMBase, optimizer, scaler=None, *, link: str | None = None) -> None:
         """Writes a checkpoint of now, and lets `last` (and `best`, if it is) name it."""
         p = self.progress
-        folder = self.checkpoints / f'step-{p.total_step:08d}'
-        again = 1
-        while folder.exists():  # never written over: a link may name it
-            again += 1
-            folder = self.checkpoints / f'step-{p.total_step:08d}-{again}'
         best = p.best_loss is not None and p.validation_loss == p.best_loss and not p.best_is_saved
         p.best_is_saved = p.best_is_saved or best
-        save_checkpoint(folder, model, {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict() if scaler else {}}, self.state(model))
-        for name in (*(['best'] if best else []), *([link] if link else []), 'last'):  # `last` last: resuming trusts it
-            point(self.checkpoints / name, folder)
-        prune(self.checkpoints, self.settings.keep)
+        states = {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict() if scaler else {}}
+        links = [*(['best'] if best else []), *([link] if link else []), 'last']        # `last` last: resuming trusts it
+        self.saver.save(p.total_step, model, states, self.state(model), links)
 
     def _resume(self) -> dict | None:
         """The state of the run's last checkpoint, or None where there is none to go on from."""
@@ -300,6 +295,7 @@ class Run:
             self.view.line(f"State saved in '{self.checkpoints / 'last'}'; the same command goes on from there.")
             return 128 + self.stop_signal if self.stop_signal else 1
         finally:
+            self.saver.close()
             self.recorder.close()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
@@ -355,7 +351,9 @@ class Run:
             trainer.train()
         except StopTraining:
             self.save(model, optimizer, trainer.scaler)
+            self.saver.wait()
             raise
+        self.saver.wait()
         if self.evaluation is None:
             trainer.evaluate()  # killed after the stage's last checkpoint
         if self.settings.check_grads:

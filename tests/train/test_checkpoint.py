@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import pickle
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -128,6 +130,47 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(saved):
     assert 'REFUSED' in out.stdout and 'The checkpoint before it is untouched' in out.stdout, out.stderr
     assert sorted(f.name for f in (run / 'checkpoints').iterdir()) == ['last', 'step-1']
     ck.load_model(run)
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_a_save_is_of_the_moment_and_ends_before_the_next(saved, monkeypatch, background):
+    run, model = saved
+    moment = threading.Event()
+    write = ck.save_file
+    monkeypatch.setattr(ck, 'save_file', lambda *a, **k: (moment.wait(60) if background else None, write(*a, **k)))
+    saver = ck.Checkpoints(run / 'checkpoints', keep=2, background=background)
+    moments = {'x': torch.ones(2)}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    saver.save(7, model, {'optimizer': {0: moments}}, state_of(model), ['best', 'last'])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+        moments['x'].zero_()
+    assert (run / 'checkpoints/step-00000007').exists() is not background
+    moment.set()
+    saver.save(7, model, {'optimizer': {}}, state_of(model), ['last'])
+    saver.wait()
+    saver.close()
+    assert [(run / 'checkpoints' / name).resolve().name for name in ('best', 'last')] == ['step-00000007', 'step-00000007-2']
+    first = ck.load_model(run / 'checkpoints/best')[0].state_dict()
+    assert all(torch.equal(first[k], before[k]) for k in before)
+    assert ck.load_optimizer(run / 'checkpoints/best')['optimizer'][0]['x'].tolist() == [1, 1]
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in ck.load_model(run / 'checkpoints/last')[0].state_dict().items())
+
+
+def test_a_save_in_the_background_that_fails_is_told_at_the_next(saved, monkeypatch):
+    run, model = saved
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(ck, 'save_file', full)
+    saver = ck.Checkpoints(run / 'checkpoints', keep=2, background=True)
+    saver.save(7, model, {}, state_of(model), ['last'])
+    with pytest.raises(CheckpointError, match='the disk is full. The checkpoint before it is untouched'):
+        saver.wait()
+    saver.close()
+    assert sorted(f.name for f in (run / 'checkpoints').iterdir()) == ['last', 'step-1']
 
 
 def test_pruning_keeps_the_newest_and_what_links_name(saved):

@@ -7,7 +7,7 @@ import torch
 
 from lmplay.stats.recorder import read_metrics
 from lmplay.train.__main__ import main
-from lmplay.train.checkpoint import load_model, read_state
+from lmplay.train.checkpoint import Checkpoints, load_model, read_state
 from lmplay.train.optimizer import learning_rate
 from lmplay.train.plan import Stage
 from lmplay.train.trainer import StopTraining, Trainer, step_seed
@@ -243,6 +243,30 @@ def test_every_optimizer_lowers_the_loss(train, optimizer):
     code, run = train(stage={'steps': 40, 'optimizer': optimizer, 'lr': lr})
     losses = [r['loss'] for r in read_metrics(run) if r['kind'] == 'train']
     assert code == 0 and losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize('stop', [5, 8])
+def test_saving_in_the_background_changes_nothing(train, monkeypatch, stop):
+    """As on a GPU: a run that saves often, is interrupted and goes on, ends with the weights of one that was not disturbed."""
+    from lmplay.train import stages
+
+    stage = {'lr': 0.01, 'save_interval': 4, 'batch_size': 4}
+    _, whole = train('whole', stage=stage)
+    monkeypatch.setattr(stages, 'Checkpoints', lambda *a, **k: Checkpoints(*a, **k | {'background': True}))
+    step = Trainer._train_step
+
+    def interrupted(self, batch, ctx, lr):
+        if ctx.step == stop:
+            raise StopTraining('interrupted')
+        return step(self, batch, ctx, lr)
+
+    monkeypatch.setattr(Trainer, '_train_step', interrupted)
+    assert train('parts', stage=stage)[0] == 1
+    monkeypatch.setattr(Trainer, '_train_step', step)
+    assert train('parts', stage=stage)[0] == 0
+    for name, w in weights(whole).items():
+        assert torch.equal(w, weights(whole.parent / 'parts')[name])
+    assert {f.name for f in (whole / 'checkpoints').iterdir()} <= {f.name for f in (whole.parent / 'parts/checkpoints').iterdir()}
 
 
 def test_fp16_trains_with_a_scaler_whose_state_survives(train, monkeypatch):
