@@ -11,7 +11,8 @@ SUBSETS = {'step': "training step against the limit, nanoGPT's form, Hugging Fac
            'overhead': "the trainer's loop against the bare step", 'data': 'tokenizing, batches, opening prepared data',
            'moe': "gpt2_moe's layer against a dense MLP and a loop over experts", 'some': "SoME's layer and key update against the published form",
            'generate': 'generation against Hugging Face', 'checkpoint': 'saving and loading against torch.save',
-           'startup': 'commands, and the first step on prepared data'}
+           'startup': 'commands, and the first step on prepared data',
+           'flat': 'a step later on against one at first: after many steps, with many documents, in a late stage'}
 
 
 def make_parser() -> argparse.ArgumentParser:

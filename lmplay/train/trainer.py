@@ -214,8 +214,8 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return bool(torch.isfinite(norm))
-        if norm.is_cuda and getattr(self.optimizer, '_step_supports_amp_scaling', False):
-            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)    # the fused kernel skips by itself
+        if getattr(self.optimizer, '_step_supports_amp_scaling', False):
+            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)    # the fused kernel skips by itself, without our waiting
             self.optimizer.step()
             return torch.isfinite(norm)
         if torch.isfinite(norm):

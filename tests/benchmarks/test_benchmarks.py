@@ -20,10 +20,11 @@ SHAPE = {'layers': 2, 'dim': 64, 'heads': 1}
 FIGURES = {'step': {'tokens_per_second', 'gflops', 'matmul_gflops', 'mfu', 'peak_mb', 'shape', 'dtype', 'threads', 'allocator'},
            'overhead': {'ms', 'dtype', 'shape', 'pairs'}, 'data': {'part', 'ms'}, 'moe': {'ms', 'of_dense', 'tokens', 'top_k', 'dtype'},
            'some': {'ms', 'part', 'dtype'}, 'generate': {'tokens_per_second', 'setting', 'shape'},
-           'checkpoint': {'ms', 'part', 'megabytes', 'mb_per_second'}, 'startup': {'seconds', 'part'}}
+           'checkpoint': {'ms', 'part', 'megabytes', 'mb_per_second'}, 'startup': {'seconds', 'part'},
+           'flat': {'ms', 'part', 'at', 'ratio'}}
 NAMES = {'step': {'ours', 'limit', 'original'}, 'overhead': {'ours', 'bare'},
          'data': {'ours', 'tokenizer', 'nanogpt'}, 'moe': {'ours', 'dense', 'loop'}, 'some': {'ours', 'published', 'dense'},
-         'generate': {'ours', 'hf'}, 'checkpoint': {'ours', 'torch'}, 'startup': {'ours', 'python'}}
+         'generate': {'ours', 'hf'}, 'checkpoint': {'ours', 'torch'}, 'startup': {'ours', 'python'}, 'flat': {'ours'}}
 
 
 def run(*arguments, cache: Path):

@@ -1,16 +1,22 @@
 """What the loop does when things go wrong, and what it must never do. The models are experiments given by their path."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lmplay.base.base_model import StepContext
+from lmplay.base.runner_list import find_runner
+from lmplay.data.rows import Batch
+from lmplay.exp.some.keys import Keys
 from lmplay.stats.recorder import read_metrics
 from lmplay.train.__main__ import main
 from lmplay.train.checkpoint import Checkpoints, load_model, read_state
 from lmplay.train.optimizer import learning_rate
 from lmplay.train.plan import Stage
-from lmplay.train.trainer import StopTraining, Trainer, step_seed
+from lmplay.train.trainer import Progress, StopTraining, Trainer, step_seed
 
 MODEL = """
 import torch
@@ -218,6 +224,30 @@ def test_a_stage_of_so_many_seconds_goes_on_where_its_clock_stood(train, slow_cl
 def test_the_first_step_is_trained_however_short_the_time(train, slow_clock):
     code, run = train(stage=TIMED | {'seconds': 0.01})
     assert code == 0 and json.loads((run / 'summary.json').read_text())['steps'] == 1
+
+
+@pytest.mark.parametrize('name', ['gpt2ish', 'gpt2_moe', 'gpt2_moe_top2', 'pythia_moe', 'some', 'some_baseline'])
+def test_a_step_reads_nothing_back_from_the_device(name, monkeypatch):
+    """A whole step of the full-size model where no tensor has values: whoever reads one, and on a GPU would wait for it, raises."""
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: False)     # it knows no device 'meta'
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+    model = find_runner(name).function().build('meta').to(torch.bfloat16)       # what autocast would make of products
+    for module in model.modules():
+        if isinstance(module, Keys):
+            module.float()
+    stepped = []
+    optimizer = SimpleNamespace(param_groups=[], zero_grad=lambda set_to_none: None, step=lambda: stepped.append(1), _step_supports_amp_scaling=True)
+    run = SimpleNamespace(device=torch.device('meta'), amp_dtype=None, progress=Progress(), flops_per_token=lambda length: 1.0, seed=0,
+                          settings=SimpleNamespace(compile_model=False))
+    data = SimpleNamespace(row_length=16, samples=4, seconds=0, mixture=SimpleNamespace(tokens_per_row=16))
+    trainer = Trainer(run, model, optimizer, Stage(dataset='embedded', batch_size=4, mini_batch_size=2), data)
+    x = torch.zeros(4, 16, dtype=torch.int64)
+    batch = Batch(x, x, torch.full((4,), 16), 64)
+    norm = trainer.train_step(batch, StepContext('s', 0, 10, 0), 1e-3)
+    trainer.window.count(batch, norm, 0.0)
+    assert stepped and norm.is_meta and optimizer.found_inf.is_meta
+    with pytest.raises(RuntimeError, match='meta'):
+        trainer.window.read()       # the logging point, where it is read
 
 
 def test_seeds_of_steps_differ():

@@ -1,0 +1,181 @@
+"""What only a GPU can show: every experiment trains there, fast code computes what the CPU computes, and the loop does not wait."""
+import json
+import os
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmplay.base.runner_list import find_runner
+from lmplay.modules.experts import experts_mlp
+from lmplay.stats.recorder import read_metrics
+from lmplay.train.__main__ import main
+from lmplay.train.checkpoint import load_model
+from lmplay.train.objective import LinearCrossEntropy
+from lmplay.train.trainer import Trainer
+
+DEVICE = os.environ.get('LMPLAY_TEST_DEVICE', 'cuda')       # 'cpu' tries the tests themselves, but those of waiting
+pytestmark = pytest.mark.skipif(DEVICE == 'cuda' and not torch.cuda.is_available(), reason='needs a CUDA GPU')
+on_gpu = pytest.mark.skipif(DEVICE != 'cuda', reason='only a GPU is waited for')
+SMALL = ['--num-blocks', '2', '--embed-dim', '64', '--num-heads', '2', '--max-len', '32']
+VERSIONS = {'gpt2ish': SMALL, 'gpt2_moe_test': [], 'some_test': []}
+
+
+@pytest.fixture
+def train(tiny_plan, tmp_path):
+    def run(name, *flags, run='run', stage=None):
+        plan = tiny_plan({'s': {'steps': 40, 'lr': 3e-3} | (stage or {})})
+        code = main(['--exp', name, '--training-plan', str(plan), '--run-dir', str(tmp_path / run), '--device', DEVICE, '--quiet',
+                     *VERSIONS[name], *flags])
+        assert code == 0
+        return tmp_path / run
+
+    return run
+
+
+def losses(run):
+    return [r['loss'] for r in read_metrics(run) if r['kind'] == 'train']
+
+
+@pytest.mark.parametrize('flags', [[], ['--amp'], ['--amp', '--compile-model']])
+@pytest.mark.parametrize('name', VERSIONS)
+def test_it_trains_there(train, name, flags):
+    run = train(name, *flags)
+    seen = losses(run)
+    assert seen[-1] < seen[0] - 0.5
+    summary = json.loads((run / 'summary.json').read_text())
+    assert summary['steps'] == 40 and summary['skipped_steps'] == 0 and summary['sample']
+
+
+@pytest.mark.parametrize('name', VERSIONS)
+def test_fp32_learns_as_on_the_cpu(train, name, monkeypatch):
+    drop = {'gpt2ish': ['--attn-dropout', '0', '--ff-dropout', '0', '--embed-dropout', '0']}.get(name, [])
+    there = losses(train(name, *drop, run='there', stage={'steps': 20}))
+    monkeypatch.setitem(globals(), 'DEVICE', 'cpu')
+    here = losses(train(name, *drop, run='here', stage={'steps': 20}))
+    if name == 'gpt2ish':       # the others draw router noise or dropout from each device's own generator
+        assert there[-1] == pytest.approx(here[-1], abs=0.02)
+    assert abs(there[-1] - here[-1]) < 0.5
+
+
+def test_a_checkpoint_of_the_gpu_loads_on_the_cpu_and_training_goes_on(train):
+    whole = losses(train('gpt2ish', '--amp', run='whole'))
+    step = Trainer._train_step
+
+    def interrupted(self, batch, ctx, lr):
+        if ctx.step == 20:
+            self.run._on_signal(2, None)
+        return step(self, batch, ctx, lr)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, '_train_step', interrupted)
+        with pytest.raises(AssertionError):
+            train('gpt2ish', '--amp', run='parts')
+    parts = train('gpt2ish', '--amp', run='parts')
+    assert losses(parts)[-1] == pytest.approx(whole[-1], abs=1e-3)
+    model, state = load_model(parts)
+    assert next(model.parameters()).device.type == 'cpu' and state['progress']['total_step'] == 40
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('K', [1, 2])
+def test_grouped_experts_against_their_plain_form(K, bias):
+    """bf16 on the device against float64, outputs and all gradients; one expert gets no token."""
+    torch.manual_seed(0)
+    N, D, H, E = 300, 64, 128, 5
+    x, w1, w2 = torch.randn(N, D), torch.randn(E, D, H) / D ** 0.5, torch.randn(E, H, D) / H ** 0.5
+    b1, b2 = (torch.randn(E, H), torch.randn(E, D)) if bias else (None, None)
+    ids, gates = torch.stack([torch.randperm(E - 1)[:K] for _ in range(N)]), torch.rand(N, K)
+    dy = torch.randn(N, D)
+
+    def parts(dtype, device):
+        return [t if t is None else t.to(device, dtype).requires_grad_() for t in (x, gates, w1, b1, w2, b2)]
+
+    a, g, *p = parts(torch.bfloat16, DEVICE)
+    ours = experts_mlp(a, expert_ids_NK=ids.to(DEVICE), weights_NK=g, w1_EDF=p[0], b1_EF=p[1], w2_EFD=p[2], b2_ED=p[3])
+    A, G, *P = parts(torch.float64, 'cpu')
+    wanted = torch.zeros(N, D, dtype=torch.float64)
+    for k in range(K):
+        h = torch.einsum('nd,ndf->nf', A, P[0][ids[:, k]]) + (P[1][ids[:, k]] if bias else 0)
+        y = torch.einsum('nf,nfd->nd', F.gelu(h), P[2][ids[:, k]]) + (P[3][ids[:, k]] if bias else 0)
+        wanted = wanted + G[:, k, None] * y
+    close(ours, wanted)
+    got = torch.autograd.grad(ours, [t for t in (a, g, *p) if t is not None], dy.to(DEVICE, torch.bfloat16))
+    for mine, exact in zip(got, torch.autograd.grad(wanted, [t for t in (A, G, *P) if t is not None], dy.double())):
+        close(mine, exact)
+
+
+def test_fused_head_and_loss_against_the_plain_form():
+    torch.manual_seed(0)
+    x, w, b, t = torch.randn(500, 64), torch.randn(1003, 64) / 8, torch.randn(1003), torch.randint(0, 1003, (500,))
+
+    def parts(dtype, device):
+        return [v.to(device, dtype).requires_grad_() for v in (x, w, b)]
+
+    mine, exact = parts(torch.float32, DEVICE), parts(torch.float64, 'cpu')
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        loss, _ = LinearCrossEntropy.apply(*mine, t.to(DEVICE), 1 / 500, 128)
+    wanted = F.cross_entropy(F.linear(*exact), t)
+    assert loss.item() == pytest.approx(wanted.item(), abs=0.01)
+    for a, e in zip(torch.autograd.grad(loss, mine), torch.autograd.grad(wanted, exact)):
+        close(a, e)
+
+
+def close(mine, exact):
+    difference = (mine.detach().cpu().double() - exact).norm() / exact.norm().clamp(min=1e-9)
+    assert difference < 0.02, difference
+
+
+@on_gpu
+@pytest.mark.parametrize('name', VERSIONS)
+def test_no_step_waits_for_the_device(train, name, monkeypatch):
+    """torch itself raises where an operation of a step would synchronise."""
+    step = Trainer._train_step
+    watched = []
+
+    def strict(self, batch, ctx, lr):
+        if ctx.step < 3:        # first uses fill caches and may wait
+            return step(self, batch, ctx, lr)
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            watched.append(ctx.step)
+            return step(self, batch, ctx, lr)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+
+    monkeypatch.setattr(Trainer, '_train_step', strict)
+    train(name, '--amp')
+    assert len(watched) == 37
+
+
+@on_gpu
+def test_the_loop_waits_at_logging_points_alone(train, monkeypatch):
+    """Seen by the profiler over ten steps between two logging points: no call that waits for a stream or the device."""
+    from torch.profiler import ProfilerActivity, profile
+    step, profiler = Trainer._train_step, profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+
+    def profiled(self, batch, ctx, lr):
+        if ctx.step == 21:
+            profiler.__enter__()
+        if ctx.step == 28:
+            profiler.__exit__(None, None, None)
+        return step(self, batch, ctx, lr)
+
+    monkeypatch.setattr(Trainer, '_train_step', profiled)
+    train('gpt2ish', '--amp', stage={'validation_interval': 10**6, 'save_interval': 10**6})
+    calls = Counter(e.name for e in profiler.events())
+    assert calls['cudaLaunchKernel'] > 100
+    assert not [n for n in calls if n in ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize')], calls
+
+
+@on_gpu
+def test_full_size_some_takes_a_step_in_under_12_gb():
+    torch.cuda.reset_peak_memory_stats()
+    with torch.autocast('cuda', dtype=torch.bfloat16):
+        model = find_runner('some').function().build('cuda')
+        x = torch.randint(0, 8192, (24, 512), device='cuda')
+        out = model(x)
+        loss = F.cross_entropy(getattr(out, 'logits', out).flatten(0, 1).float(), x.flatten())
+    loss.backward()
+    assert torch.cuda.max_memory_allocated() < 12e9
