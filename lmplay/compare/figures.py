@@ -72,11 +72,17 @@ def style():
 
 
 def curves(members: Sequence[Run], x: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(x averaged over seeds (P,), metric by seed (S, P)) at the evaluations that all seeds have."""
+    """(x averaged over seeds (P,), metric by seed (S, P)) at their evaluations.
+
+    Seeds that were evaluated after different numbers of tokens, as under a budget of seconds, are interpolated between theirs.
+    """
     points = min(len(r.validations) for r in members)
-    xs = np.array([[float(v[x]) for v in r.validations[:points]] for r in members])
-    ys = np.array([[np.nan if v[metric] is None else v[metric] for v in r.validations[:points]] for r in members], float)
-    return xs.mean(0), ys
+    xs = [np.array([float(v[x]) for v in r.validations]) for r in members]
+    ys = [np.array([np.nan if v[metric] is None else v[metric] for v in r.validations], float) for r in members]
+    if len({tuple(v['tokens'] for v in r.validations) for r in members}) > 1:
+        grid = np.linspace(max(own[0] for own in xs), min(own[-1] for own in xs), points)
+        return grid, np.array([np.interp(grid, *curve) for curve in zip(xs, ys)])
+    return np.mean(xs, axis=0), np.array(ys)
 
 
 def _axis(axes, x: str) -> None:

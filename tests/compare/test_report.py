@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmplay.compare.figures import themed
+from lmplay.compare.figures import curves, themed
 from lmplay.compare.judge import judge
 from lmplay.compare.report import number, routing_table, signed, visible, write_report
 from lmplay.compare.results import read_run
@@ -187,6 +188,17 @@ def test_routing_names_layers_as_the_x_ray_does(report):
 
 def unpacked(text):
     return ''.join(base64.b64decode(s).decode() for s in re.findall(r'data:image/svg\+xml;base64,([^"]+)', text))
+
+
+def test_seeds_evaluated_at_different_moments_are_drawn_at_common_ones():
+    def run(*points):
+        return SimpleNamespace(validations=[{'tokens': t, 'seconds': t / 10, 'loss': loss} for t, loss in points])
+
+    same = [run((10, 5.0), (20, 4.0)), run((10, 6.0), (20, 3.0))]
+    xs, ys = curves(same, 'seconds', 'loss')
+    assert xs.tolist() == [1, 2] and ys.tolist() == [[5, 4], [6, 3]]
+    xs, ys = curves([run((10, 5.0), (20, 4.0), (30, 3.0)), run((12, 6.0), (28, 2.0))], 'tokens', 'loss')
+    assert xs.tolist() == [12, 28] and ys.tolist() == [pytest.approx([4.8, 3.2]), [6, 2]]
 
 
 def test_small_differences_keep_their_digits():
