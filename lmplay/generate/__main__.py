@@ -63,16 +63,15 @@ def run(args: argparse.Namespace) -> None:
     texts = [text for text in texts for _ in range(args.num_samples)]
     single = len(texts) == 1 and not args.json
     stream = TextStream(tokenizer)
-    if single:
-        print(texts[0], end='', flush=True)
+    prompt = iter(texts[:1])        # stands there once the first token follows it
     with autocast(device, amp_dtype(device, args.amp)):
         new = generate(model, [tokenizer.encode(text) for text in texts], max_new_tokens=args.max_new_tokens,
                        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                        repetition_penalty=args.repetition_penalty, seed=args.seed,
                        stop_token=tokenizer.eot_token if args.stop_at_eot else None,
-                       on_token=(lambda _, token: print(stream.feed(token), end='', flush=True)) if single else None)
+                       on_token=(lambda _, token: print(next(prompt, '') + stream.feed(token), end='', flush=True)) if single else None)
     if single:
-        print(stream.finish())
+        print(next(prompt, '') + stream.finish())
         return
     for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
         prompt, sample = divmod(row, args.num_samples)

@@ -1,6 +1,8 @@
 """lmp_plotstats: curves of runs and their differences, as a picture."""
 import argparse
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,8 +53,24 @@ def draw(args: argparse.Namespace) -> Path:
             run.name = f'{names[i]} ({names[:i].count(names[i]) + 1})'
         if run.empty:
             print(f'{run.name} has recorded no points yet; it is left out.', file=sys.stderr)
+    if differing := _differing(runs.values()):
+        print(f"{' and '.join(differing)} were evaluated on different tokens, by their data or their tokenizer: what their losses differ by says "
+              f'nothing about the models.', file=sys.stderr)
     return plot(list(runs.values()), output(args, len(runs)), x=args.x, metrics=args.metric, smoothing=args.smooth,
                 baseline=baseline)
+
+
+def _differing(runs: Iterable['Run']) -> list[str]:
+    """The names of two runs that were evaluated on different tokens at their end; none where all are comparable, or don't say."""
+    from ..train.fingerprints import STAGES
+    first: dict[str, str] = {}
+    for run in runs:
+        try:
+            last = list(json.loads((run.source / STAGES).read_text(encoding='utf-8')).values())[-1]
+            first.setdefault(last['fingerprints']['evaluation'], run.name)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue        # not a run of ours
+    return list(first.values())[:2] if len(first) > 1 else []
 
 
 def _baseline(given: str, runs: dict[Path, 'Run']) -> 'Run':

@@ -230,7 +230,9 @@ def plot(runs: Sequence[Run], out: Path, *, x: str = 'samples', metrics: Sequenc
                     axes.plot(xs, ys, color=look['color'], lw=0.6, alpha=0.25)
                     ys = smooth(ys, width)
                 curves[run.name, kind] = xs, ys
-                _draw(axes, xs, ys, kind, look)
+                starts = [run.train[x][i] for _, i in run.stages[1:]] if one and kind == 'validation' and x in run.train else []
+                for part in np.split(np.arange(len(xs)), np.searchsorted(xs, starts)):      # another stage may be evaluated on other text
+                    _draw(axes, xs[part], ys[part], kind, look)
         if metric == 'perplexity':
             axes.set_yscale('log')
         label = LABELS.get(metric, metric.replace('_', ' '))

@@ -128,7 +128,8 @@ def dry_run(run, console) -> None:
         )
     console.print(table)
     console.print(
-        f'About {duration(total)} in all, at half of the {speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here. Nothing was trained.',
+        f'About {duration(total)} in all, at half of the {speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here. '
+        'Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries take half a GiB more. Nothing was trained.',
         highlight=False,
     )
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -237,6 +238,7 @@ class Run:
 
     def train(self) -> int:
         """Trains to the plan's end; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 1 where training had to stop."""
+        new = not self.dir.exists()
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             lock = open(self.dir / '.lock', 'w')  # noqa: SIM115  held as long as the run
@@ -247,7 +249,12 @@ class Run:
         except BlockingIOError:
             raise UserError(f"Another process is training in '{self.dir}'. Wait for it, or give this run another --run-dir.") from None
         with lock:
-            return self._train()
+            try:
+                return self._train()
+            except UserError:
+                if new and not self.progress.total_step:
+                    shutil.rmtree(self.dir, ignore_errors=True)     # nothing is in it but the attempt
+                raise
 
     def _train(self) -> int:
         state = self._resume()

@@ -104,6 +104,7 @@ def test_interrupts_and_closed_pipes(trained, tmp_path):
     (['nowhere'], "No checkpoint at 'nowhere'"),
     (['RUN', '--temprature', '1'], "Unknown option '--temprature'. Did you mean '--temperature'?"),
     (['RUN', '--temperature', '-1'], 'temperature must be 0'),
+    (['RUN', '--prompt', 'Once', '--temperature', '-1'], 'temperature must be 0'),
     (['RUN', '--top-p', '2'], 'top_p must be above 0 and at most 1; given: 2.0'),
     (['RUN', '--num-samples', '0'], '--num-samples must be at least 1'),
     (['RUN', '--max-new-tokens', '-5'], 'max_new_tokens must be 0 or above'),
@@ -116,8 +117,8 @@ def test_mistakes_are_one_sentence(trained, tmp_path, monkeypatch, capsys, argum
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'bad.txt').write_bytes(b'abc\xff')
     assert main([str(trained) if a == 'RUN' else a for a in arguments]) == 2
-    error = capsys.readouterr().err
-    assert sentence in error and error.startswith('lmp_generator: ') and len(error.splitlines()) == 1
+    out, error = capsys.readouterr()
+    assert sentence in error and error.startswith('lmp_generator: ') and len(error.splitlines()) == 1 and not out
 
 
 def test_damaged_weights_are_said(trained, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -129,6 +130,26 @@ def test_difference_panels_show_what_they_say(tmp_path, monkeypatch):
     np.testing.assert_allclose(validation.get_ydata(), [2 + 8 / n for n in (5, 10, 15, 20)])
     assert differences.get_title(loc='left') == 'loss: difference to base'     # the longest
     assert curves.get_xlabel() == 'samples' and curves.get_ylabel() == 'loss (nats per token)'
+
+
+def test_validation_lines_end_with_their_stage(tmp_path, monkeypatch):
+    lines = [{'kind': 'train', 'stage': s, 'samples': n, 'loss': 1.0} for s, n in (('a', 1), ('a', 2), ('b', 3), ('b', 4))]
+    lines += [{'kind': 'validation', 'stage': s, 'samples': n, 'loss': 2.0} for s, n in (('a', 1), ('a', 2), ('b', 3), ('b', 4))]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    figures = []
+    monkeypatch.setattr('lmplay.stats.plot._save', lambda figure, out: figures.append(figure) or out)
+    plot(find_runs(tmp_path), tmp_path / 'x.png', metrics=['loss'])
+    drawn_lines = [line.get_xdata().tolist() for line in figures[0].axes[0].lines if (line.get_ydata() == 2.0).all()]
+    assert drawn_lines == [[1, 2], [3, 4]]
+
+
+def test_runs_that_were_evaluated_on_different_tokens_are_told(tmp_path, capsys):
+    for name, digest in (('a', 'x'), ('b', 'x'), ('c', 'y')):
+        make_run(tmp_path / name)
+        (tmp_path / name / 'stages.json').write_text(json.dumps({'s': {'fingerprints': {'evaluation': digest}}}))
+    assert main([*(str(tmp_path / name) for name in 'ab'), '--out', str(tmp_path)]) == 0 and not capsys.readouterr().err
+    assert main([*(str(tmp_path / name) for name in 'abc'), '--out', str(tmp_path)]) == 0
+    assert 'a and c were evaluated on different tokens' in capsys.readouterr().err
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

@@ -85,7 +85,7 @@ def test_bad_input_is_one_sentence(capsys, tmp_path, tiny_plan, arguments, messa
     plan = [] if '--training-plan' in arguments else ['--training-plan', tiny_plan()]
     error = refused(capsys, '--run-dir', tmp_path / 'run', *plan, '--quiet', *arguments)
     assert re.search(message, error) or message in error, error
-    assert not (tmp_path / 'run/checkpoints').exists()
+    assert not (tmp_path / 'run').exists()
 
 
 def test_rows_longer_than_the_model(capsys, tmp_path, tiny_plan):
@@ -97,7 +97,7 @@ def test_rows_longer_than_the_model(capsys, tmp_path, tiny_plan):
 def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(capsys, tmp_path, tiny_plan, start):
     plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': start, 'exp': 'some_test'}})
     error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', plan, *TINY)
-    assert "can't start from" in error and not (tmp_path / 'run/checkpoints').exists()
+    assert "can't start from" in error and not (tmp_path / 'run').exists()
 
 
 def test_no_validation_rows(capsys, tmp_path, tiny_plan):
@@ -272,7 +272,7 @@ def test_a_model_that_breaks_the_contract_is_told_before_it_trains(tiny_plan, tm
     file.write_text(BROKEN.format(body=body, name=f'broken_{tmp_path.name}'))
     error = refused(capsys, '--exp', file, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'run', '--device', 'cpu', '--quiet')
     assert message in error
-    assert not (tmp_path / 'run/checkpoints').exists()
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_that_diverged_gets_its_summary(tiny_plan, tmp_path):

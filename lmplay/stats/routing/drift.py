@@ -57,7 +57,9 @@ def start_of(model: LMBase, run: Run | None, stage: str) -> tuple[list[Experts] 
     except (UserError, OSError) as error:
         return None, f'their mean, for what they began as is not to be had: {error}'
     if begun is None:
-        return None, 'their mean, for each began with random weights of its own'
+        E = len(getattr(model, 'experts')()[0].weights[0])      # noqa: B009
+        return None, (f'their mean, for each began with random weights of its own. Experts that have nothing in common are {(E - 1) ** 0.5:.2f} away '
+                      f'from it, with cosines of {-1 / max(1, E - 1):.2f}')
     return begun.experts(), 'their start, as the warm start left them'
 
 

@@ -28,9 +28,9 @@ TEXTS = {
             'strings are read as prose.',
     'training': 'What the run recorded at its steps, over their batches; the shares of a few experts are smoothed.',
     'alarms': ' Vertical lines are collapse alarms: one expert took too much of a layer at an evaluation.',
-    'drift': "How far each expert's weights have come from {}: the length of what was added, relative to where it began, and the "
-             'cosines between what was added to different experts (1: they learned the same; 0: things that have nothing to do '
-             "with each other). No expert's cosine with where it began is below {:.4f}.",
+    'drift': "How far each expert's weights have come: the length of what was added, relative to where it began, and the cosines "
+             'between what was added to different experts (1: they learned the same; 0: things that have nothing to do with each '
+             "other). It is measured from {}. No expert's cosine with where it began is below {:.4f}.",
     'keys': 'Where the experts sit: their keys on the two directions in which they differ most. A spot is as large as the '
             "expert's running usage; its colour is the domain that the expert serves most beyond its share.",
     'coactivation': 'The share of tokens that both experts serve.'}
