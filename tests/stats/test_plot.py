@@ -139,7 +139,7 @@ def test_validation_lines_end_with_their_stage(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr('lmplay.stats.plot._save', lambda figure, out: figures.append(figure) or out)
     plot(find_runs(tmp_path), tmp_path / 'x.png', metrics=['loss'])
-    drawn_lines = [line.get_xdata().tolist() for line in figures[0].axes[0].lines if (line.get_ydata() == 2.0).all()]
+    drawn_lines = [list(line.get_xdata()) for line in figures[0].axes[0].lines if set(line.get_ydata()) == {2.0}]
     assert drawn_lines == [[1, 2], [3, 4]]
 
 
