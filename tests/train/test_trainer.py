@@ -80,6 +80,24 @@ def weights(run):
     return load_model(run / 'checkpoints/last')[0].state_dict()
 
 
+def assert_as_undisturbed(train, whole, stop, stage):
+    """A run that is interrupted at step `stop`, goes on, and is given once more ends with the weights of `whole`."""
+    step = Trainer._train_step
+
+    def interrupted(self, batch, ctx, lr):
+        if ctx.step == stop:
+            raise StopTraining('interrupted')
+        return step(self, batch, ctx, lr)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, '_train_step', interrupted)
+        assert train('parts', stage=stage)[0] == 1
+    for _ in range(2):
+        assert train('parts', stage=stage)[0] == 0
+    for name, w in weights(whole).items():
+        assert torch.equal(w, weights(whole.parent / 'parts')[name])
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_told(train, tmp_path):
     code, run = train(nan_from=3, nan_to=5, log=str(tmp_path / 'log'))
     assert code == 0
@@ -203,21 +221,9 @@ def test_a_stage_of_so_many_seconds_ends_there_and_its_schedule_fits(train, slow
     assert read_state(run / 'checkpoints/last')['progress']['stage_seconds'] == 20.0
 
 
-def test_a_stage_of_so_many_seconds_goes_on_where_its_clock_stood(train, slow_clock, monkeypatch):
+def test_a_stage_of_so_many_seconds_goes_on_where_its_clock_stood(train, slow_clock):
     _, whole = train('whole', stage=TIMED)
-    step = Trainer._train_step
-
-    def interrupted(self, batch, ctx, lr):
-        if ctx.step == 13:
-            raise StopTraining('interrupted')
-        return step(self, batch, ctx, lr)
-
-    monkeypatch.setattr(Trainer, '_train_step', interrupted)
-    assert train('parts', stage=TIMED)[0] == 1
-    monkeypatch.setattr(Trainer, '_train_step', step)
-    assert train('parts', stage=TIMED)[0] == 0 and train('parts', stage=TIMED)[0] == 0
-    for name, w in weights(whole).items():
-        assert torch.equal(w, weights(whole.parent / 'parts')[name])
+    assert_as_undisturbed(train, whole, 13, TIMED)
     assert json.loads((whole.parent / 'parts/summary.json').read_text())['steps'] == 31
 
 
@@ -283,19 +289,7 @@ def test_saving_in_the_background_changes_nothing(train, monkeypatch, stop):
     stage = {'lr': 0.01, 'save_interval': 4, 'batch_size': 4}
     _, whole = train('whole', stage=stage)
     monkeypatch.setattr(stages, 'Checkpoints', lambda *a, **k: Checkpoints(*a, **k | {'background': True}))
-    step = Trainer._train_step
-
-    def interrupted(self, batch, ctx, lr):
-        if ctx.step == stop:
-            raise StopTraining('interrupted')
-        return step(self, batch, ctx, lr)
-
-    monkeypatch.setattr(Trainer, '_train_step', interrupted)
-    assert train('parts', stage=stage)[0] == 1
-    monkeypatch.setattr(Trainer, '_train_step', step)
-    assert train('parts', stage=stage)[0] == 0
-    for name, w in weights(whole).items():
-        assert torch.equal(w, weights(whole.parent / 'parts')[name])
+    assert_as_undisturbed(train, whole, stop, stage)
     assert {f.name for f in (whole / 'checkpoints').iterdir()} <= {f.name for f in (whole.parent / 'parts/checkpoints').iterdir()}
 
 
@@ -309,16 +303,4 @@ def test_fp16_trains_with_a_scaler_whose_state_survives(train, monkeypatch):
     assert losses[-1] < losses[0] - 0.3
     scaler = torch.load(whole / 'checkpoints/last/optimizer.pt', weights_only=True)['scaler']
     assert scaler['scale'] > 1
-    original = Trainer._train_step
-
-    def interrupted(self, batch, ctx, lr):
-        if ctx.step == 13:
-            raise StopTraining('interrupted')
-        return original(self, batch, ctx, lr)
-
-    monkeypatch.setattr(Trainer, '_train_step', interrupted)
-    assert train('parts', stage=stage)[0] == 1
-    monkeypatch.setattr(Trainer, '_train_step', original)
-    assert train('parts', stage=stage)[0] == 0
-    for name, w in weights(whole).items():
-        assert torch.equal(w, weights(whole.parent / 'parts')[name])
+    assert_as_undisturbed(train, whole, 13, stage)
