@@ -88,17 +88,22 @@ class Comparison:
         if len(labels) < 2:
             raise UserError('A comparison needs a baseline and at least one more experiment.')
         self.devices = devices_of(request.device)
-        if request.budget and request.budget.kind == 'seconds' and request.jobs > len(self.devices):
-            raise UserError(f'--budget seconds needs a device for every job, for runs on one device slow each other down; jobs '
-                            f'{request.jobs}, '
-                            f'devices {len(self.devices)}.')
+        if request.budget and request.budget.kind == 'seconds':
+            self._check_devices('--budget seconds')
         self.out = request.out or Path('compare') / f'{"+".join(safe(label) for label in labels)}-{self.plan.name}'
         self.notes: list[str] = []
+
+    def _check_devices(self, what: str) -> None:
+        if self.request.jobs > len(self.devices):
+            raise UserError(f'{what} needs a device for every job, for runs on one device slow each other down; jobs {self.request.jobs}, '
+                            f'devices {len(self.devices)}.')
 
     def run(self) -> Path:
         """The report's path. Raises UserError for what can't be compared, before anything is trained where that is possible."""
         prepared = prepare(self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say)
         check_comparable({p.spec.label: p.fingerprints for p in prepared}, self.request.metric)
+        if self.request.budget is None and prepared[0].unit == 'seconds':
+            self._check_devices(f'A plan in seconds ({self.plan.where})')
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             lock = open(self.out / '.lock', 'w')    # noqa: SIM115  held as long as the comparison

@@ -1,4 +1,5 @@
 """lmp_compare as a user runs it: real processes, killed at a random moment, the same report in the end."""
+import copy
 import csv
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 from lmplay.base.errors import UserError
 from lmplay.compare import comparison
 from lmplay.compare.__main__ import main
+from lmplay.compare.prepare import Budget, Prepared, Spec, apply_budget
 from lmplay.compare.results import read_run
 from lmplay.stats.recorder import read_metrics
 
@@ -206,6 +208,32 @@ def test_different_tokenizers_are_refused_before_anything_is_trained(capsys, tmp
     assert main(['gpt2ish,tokenizer=bytes', 'gpt2ish', '--plan', 'p.json', '--device', 'cpu']) == 2
     assert 'differ in' in (error := capsys.readouterr().err) and 'bits_per_byte' in error
     assert not (tmp_path / 'compare').exists()
+
+
+@pytest.mark.parametrize('lengths, arguments, message', [
+    ([{'seconds': 5}, {'seconds': 5}], ['--jobs', '2'], 'needs a device for every job'),
+    ([{'seconds': 5}, {'tokens': 500}], [], 'some stages have a length in seconds and some have not'),
+    ([{'seconds': 5}, {'tokens': 500}], ['--budget', 'tokens=500'], 'some stages have a length in seconds and some have not'),
+])
+def test_plans_in_seconds_that_can_not_be_compared_by_are_refused(capsys, tmp_path, monkeypatch, plan, lengths, arguments, message):
+    content = json.loads(plan.read_text())
+    (stage,) = content['stages'].values()
+    stage.pop('tokens')
+    content['stages'] = {f's{i}': stage | length for i, length in enumerate(lengths)}
+    (tmp_path / 'p.json').write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert main(['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', 'p.json', *SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / 'compare').exists()
+
+
+def test_a_budget_shares_a_plan_in_seconds_by_its_seconds():
+    prepared = Prepared(Spec('a', 'gpt2ish'), {'stages': {'s': {'seconds': 10}, 't': {'seconds': 30}}}, 'seconds', [10, 30], [2.0, 6.0], {}, 'cpu', False)
+    apply_budget(tokens := copy.deepcopy(prepared), Budget('tokens', 4000))
+    assert tokens.plan['stages'] == {'s': {'tokens': 1000}, 't': {'tokens': 3000}} and tokens.unit == 'tokens'
+    apply_budget(flops := copy.deepcopy(prepared), Budget('flops', 4000))
+    assert flops.plan['stages'] == {'s': {'tokens': 200}, 't': {'tokens': 600}}      # 200 * 2 + 600 * 6
+    apply_budget(seconds := copy.deepcopy(prepared), Budget('seconds', 8))
+    assert seconds.plan['stages'] == {'s': {'seconds': 2.0}, 't': {'seconds': 6.0}} and seconds.lengths == [2.0, 6.0]
 
 
 def test_help_is_quick_and_imports_no_torch():
