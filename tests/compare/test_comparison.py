@@ -227,7 +227,8 @@ def test_plans_in_seconds_that_can_not_be_compared_by_are_refused(capsys, tmp_pa
 
 
 def test_a_budget_shares_a_plan_in_seconds_by_its_seconds():
-    prepared = Prepared(Spec('a', 'gpt2ish'), {'stages': {'s': {'seconds': 10}, 't': {'seconds': 30}}}, 'seconds', [10, 30], [2.0, 6.0], {}, 'cpu', False)
+    plan = {'stages': {'s': {'seconds': 10}, 't': {'seconds': 30}}}
+    prepared = Prepared(Spec('a', 'gpt2ish'), plan, 'seconds', [10, 30], flops_per_token=[2.0, 6.0], fingerprints={}, device_kind='cpu', amp=False)
     apply_budget(tokens := copy.deepcopy(prepared), Budget('tokens', 4000))
     assert tokens.plan['stages'] == {'s': {'tokens': 1000}, 't': {'tokens': 3000}} and tokens.unit == 'tokens'
     apply_budget(flops := copy.deepcopy(prepared), Budget('flops', 4000))
