@@ -1,5 +1,6 @@
 """What all commands of lmplay have in common: how options are read, and how a command ends."""
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -41,3 +42,9 @@ def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 
     except BrokenPipeError:     # the reader has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f'{prog}: {error.strerror}{f": {error.filename}" if error.filename else ""}.', file=sys.stderr)
+        return 2

@@ -94,9 +94,9 @@ class Comparison:
         self.notes: list[str] = []
 
     def _check_devices(self, what: str) -> None:
-        if self.request.jobs > len(self.devices):
+        if self.request.jobs > len(set(self.devices)):
             raise UserError(f'{what} needs a device for every job, for runs on one device slow each other down; jobs {self.request.jobs}, '
-                            f'devices {len(self.devices)}.')
+                            f'devices {len(set(self.devices))}.')
 
     def run(self) -> Path:
         """The report's path. Raises UserError for what can't be compared, before anything is trained where that is possible."""

@@ -14,7 +14,7 @@ from ..data.tokenizers import as_tokenizer
 from ..train.__main__ import STAGE_OPTIONS, read_value
 from ..train.device import find_device
 from ..train.fingerprints import fingerprints
-from ..train.plan import LENGTHS, Plan, parse_plan
+from ..train.plan import LENGTHS, MOST_SECONDS, Plan, parse_plan
 from ..train.stage_data import open_data, open_tokenizer
 from ..train.stages import Run, Settings
 from ..train.view import View
@@ -78,7 +78,7 @@ def parse_budget(text: str) -> Budget:
         raise UserError(unknown('budget', kind, BUDGETS) + ' Example: --budget tokens=20M.')
     match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e[+-]?\d+)?)([kKMGT]?)', amount)
     value = float(match[1]) * {'': 1, 'k': 1e3, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}[match[2]] if match else 0
-    if not 0 < value < 1e30:
+    if not 0 < value < (MOST_SECONDS if kind == 'seconds' else 1e30):
         raise UserError(f"--budget {kind} takes a number above 0, such as 20M or 1e15; given: '{amount}'.")
     return Budget(kind, value)
 

@@ -56,10 +56,17 @@ def page(template: str, **content) -> str:
     return environment.get_template(template).render(**content)
 
 
+def axis_of(findings: dict, runs: dict[str, list[Run]]) -> str:
+    """What the runs have in common, for the picture of their difference: tokens, flops or seconds."""
+    if findings.get('budget'):
+        return findings['budget'].partition('=')[0]
+    return 'seconds' if all(s.get('seconds') for members in runs.values() for r in members for s in r.settings['stages']) else 'tokens'
+
+
 def pictures(findings: dict, runs: dict[str, list[Run]], folder: Path) -> dict[str, dict]:
     """name -> {'title', 'description', 'svg'}; PNGs of them go into the folder."""
     metric, alpha = findings['metric'], findings['alpha']
-    x = findings['budget'].partition('=')[0] if findings.get('budget') else 'tokens'
+    x = axis_of(findings, runs)
     several = max(len(m) for m in runs.values()) > 1
     drawn: dict[str, dict] = {}
 
@@ -149,5 +156,5 @@ def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
         ray = rays[label]
         routing[label] = routing_table(load, ray.layers if isinstance(ray, XRay) else [f'layer {i}' for i in range(len(load))])
     write_text(out / PAGE, page('report.html.j2', f=findings, pictures=drawn, routing=routing, tolerance=TOLERANCE,
-                                metric=metric, xrays=rays, out=out))
+                                metric=metric, xrays=rays, axis=axis_of(findings, runs), out=out))
     return out / PAGE

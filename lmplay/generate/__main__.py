@@ -1,6 +1,7 @@
 """lmp_generator: continues prompts with a trained model."""
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser().parse_args(argv)
     if (args.checkpoint is None) == (args.model is None):
         raise UserError("Give one checkpoint: the path of a run's directory or of a checkpoint, alone or after --model.")
+    for text in args.prompt:
+        if any('\ud800' <= c <= '\udfff' for c in text):      # what Python makes of bytes that are none
+            raise UserError(f'--prompt takes UTF-8; given: {os.fsencode(text)!r}.')
     if args.num_samples < 1:
         raise UserError(f'--num-samples must be at least 1; given: {args.num_samples}.')
     return args

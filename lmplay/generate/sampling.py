@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..base.errors import UserError
 
+LEAST = 1e-30           # temperature
 HEAD = (256, 4096)      # how many tokens are tried for top-p before all are sorted
 
 
@@ -47,8 +48,8 @@ class Sampling:
 
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """logits (B, V) to (weights (B, N) float64, 0 for what is ruled out; ids (B, N), None where N = V in order of id)."""
-        # The greatest logit is taken off first: a low temperature must not overflow.
-        probs = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(-1)
+        # The greatest logit is taken off first, and the temperature kept where fp32 has it: a low one must not overflow.
+        probs = ((logits - logits.amax(-1, keepdim=True)) / max(self.temperature, LEAST)).softmax(-1)
         vocab = probs.shape[-1]
         if self.top_k is None and self.top_p is None:
             return probs.double(), None

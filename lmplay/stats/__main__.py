@@ -53,21 +53,23 @@ def draw(args: argparse.Namespace) -> Path:
             run.name = f'{names[i]} ({names[:i].count(names[i]) + 1})'
         if run.empty:
             print(f'{run.name} has recorded no points yet; it is left out.', file=sys.stderr)
-    if differing := _differing(runs.values()):
-        print(f"{' and '.join(differing)} were evaluated on different tokens, by their data or their tokenizer: what their losses differ by says "
-              f'nothing about the models.', file=sys.stderr)
+    by_bytes = args.metric == ['bits_per_byte']
+    if differing := _differing(runs.values(), 'text' if by_bytes else 'evaluation'):
+        way_out = '' if by_bytes or _differing(runs.values(), 'text') else ' --metric bits_per_byte compares them.'
+        print(f"{' and '.join(differing)} were evaluated on different {'text' if by_bytes else 'tokens, by their data or their tokenizer'}: what "
+              f'their losses differ by says nothing about the models.{way_out}', file=sys.stderr)
     return plot(list(runs.values()), output(args, len(runs)), x=args.x, metrics=args.metric, smoothing=args.smooth,
                 baseline=baseline)
 
 
-def _differing(runs: Iterable['Run']) -> list[str]:
-    """The names of two runs that were evaluated on different tokens at their end; none where all are comparable, or don't say."""
+def _differing(runs: Iterable['Run'], what: str) -> list[str]:
+    """The names of two runs that differ in a fingerprint at their end ('evaluation', 'text'); none where all agree, or don't say."""
     from ..train.fingerprints import STAGES
     first: dict[str, str] = {}
     for run in runs:
         try:
             last = list(json.loads((run.source / STAGES).read_text(encoding='utf-8')).values())[-1]
-            first.setdefault(last['fingerprints']['evaluation'], run.name)
+            first.setdefault(last['fingerprints'][what], run.name)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue        # not a run of ours
     return list(first.values())[:2] if len(first) > 1 else []

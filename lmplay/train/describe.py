@@ -1,7 +1,5 @@
 """--describe and --dry-run: what a model is and what a plan will do, told before anything is trained."""
 
-import time
-
 import torch
 
 from ..base.base_model import LMBase
@@ -80,21 +78,11 @@ def print_description(model: LMBase, figures: dict, console) -> None:
     console.print(table)
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
-    """FLOP/s of a 1024-cubed matrix product on this machine, the best of five."""
-    a = torch.randn(1024, 1024, device=device, dtype=dtype or torch.float32)
-    best = float('inf')
-    for _ in range(6):
-        began = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * 1024**3 / best
-
-
 def dry_run(run, console) -> None:
     """Prints what the run's plan will do: stages, tokens, steps, memory, estimated time."""
     from rich.table import Table
 
+    from .device import measured_flops
     from .stage_data import open_data, open_tokenizer
 
     tokenizer = open_tokenizer(run.plan, run.view.line)
@@ -114,17 +102,19 @@ def dry_run(run, console) -> None:
         rows = stage.batch_size if stage.mini_batch_size == 'auto' else min(int(stage.mini_batch_size), stage.batch_size)
         memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
         per_row = model.training_flops_per_token(data.row_length) * data.mixture.tokens_per_row / (0.5 * speed)     # seconds
-        samples = data.samples or round(data.seconds / per_row)
-        total += samples * per_row
+        samples = data.samples or max(1, round(data.seconds / per_row))
+        seconds = data.seconds or samples * per_row
+        total += seconds
+        about = '~' if data.seconds else ''
         table.add_row(
             stage.name,
             exp,
             ', '.join(stage.datasets),
-            f'{samples:,} x {data.row_length}',
-            count(samples * data.mixture.tokens_per_row),
-            f'{-(-samples // stage.batch_size):,}',
+            f'{about}{samples:,} x {data.row_length}',
+            about + count(samples * data.mixture.tokens_per_row),
+            f'{about}{-(-samples // stage.batch_size):,}',
             f'{memory / 2**30:.1f} GiB',
-            duration(samples * per_row),
+            duration(seconds),
         )
     console.print(table)
     console.print(

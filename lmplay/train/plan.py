@@ -16,6 +16,7 @@ from ..base.errors import PlanError, unknown
 from ..data.sources import NAMED, check_spec
 
 Positive = Field(None, gt=0)
+MOST_SECONDS = 1e9                                         # 31 years
 LENGTHS = ('epochs', 'tokens', 'steps', 'seconds')      # how long a stage trains: one of these
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -39,7 +40,7 @@ class Stage(BaseModel):
     epochs: float | None = Positive
     tokens: int | None = Positive
     steps: int | None = Positive
-    seconds: float | None = Positive                # of training, without evaluation and saving; the schedule fits itself to them
+    seconds: float | None = Field(None, gt=0, le=MOST_SECONDS)     # of training, without evaluation and saving; the schedule fits itself to them
     drop_last: bool = False                         # drop an incomplete last batch instead of training on it
     # model
     init_from: str = 'previous'                     # previous, scratch, stage:NAME, pretrained:NAME, a path

@@ -1,10 +1,10 @@
 """Runs a plan, stage after stage: builds or carries on the model, opens the data, trains, saves."""
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,12 +17,12 @@ from ..base.base_model import BasicModelRunner, LMBase
 from ..base.errors import CheckpointError, ExperimentError, PlanError, UserError
 from ..base.runner_list import find_entry, find_runner
 from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
-from ..stats.recorder import Recorder
+from ..stats.recorder import LOGS, Recorder
 from .checkpoint import OPTIMIZER, STATE, Checkpoints, find_checkpoint, load_model, load_optimizer, load_weights, point, read_state
 from .describe import check_runnable
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .evaluate import Evaluation
-from .fingerprints import record_stage, stage_facts
+from .fingerprints import STAGES, record_stage, stage_facts
 from .optimizer import make_optimizer, restore_moments
 from .plan import Plan, Stage
 from .stage_data import open_data, open_tokenizer, row_length
@@ -67,6 +67,7 @@ class Run:
         self.saver = Checkpoints(self.checkpoints, keep=settings.keep, background=self.device.type != 'cpu')
         self.progress = Progress()
         self.stop_signal: int | None = None
+        self.training = False           # whether there is a step to wait for
         self.evaluation: Evaluation | None = None
         self.recorder: Recorder         # while it trains
         self.runner: BasicModelRunner   # of the stage at hand
@@ -238,9 +239,8 @@ class Run:
 
     def train(self) -> int:
         """Trains to the plan's end; the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 1 where training had to stop."""
-        new = not self.dir.exists()
         try:
-            self.dir.mkdir(parents=True, exist_ok=True)
+            new = _make(self.dir)
             lock = open(self.dir / '.lock', 'w')  # noqa: SIM115  held as long as the run
         except OSError as error:
             raise UserError(f"Can't write the run directory '{self.dir}': {error.strerror}.") from error
@@ -253,8 +253,15 @@ class Run:
                 return self._train()
             except UserError:
                 if new and not self.progress.total_step:
-                    shutil.rmtree(self.dir, ignore_errors=True)     # nothing is in it but the attempt
+                    self._take_back()
                 raise
+
+    def _take_back(self) -> None:
+        """After a start that failed: removes what it wrote into its new directory and, unless others put something there, that."""
+        for name in ('.lock', 'settings.json', 'plan.json', 'environment.json', STAGES, *LOGS):
+            (self.dir / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.dir.rmdir()
 
     def _train(self) -> int:
         state = self._resume()
@@ -301,6 +308,12 @@ class Run:
                 self.event('stopped', f'Stopped: {stop}.')
             self.view.line(f"State saved in '{self.checkpoints / 'last'}'; the same command goes on from there.")
             return 128 + self.stop_signal if self.stop_signal else 1
+        except KeyboardInterrupt:
+            if self.training or self.stop_signal is None:
+                raise
+            self.view.close()
+            self.view.line('Stopped; the same command goes on.')
+            return 128 + self.stop_signal
         finally:
             self.saver.close()
             self.recorder.close()
@@ -354,6 +367,7 @@ class Run:
         trainer = Trainer(self, model, optimizer, stage, data)
         if scaler_state:
             trainer.scaler.load_state_dict(scaler_state)
+        self.training = True
         try:
             trainer.train()
         except StopTraining:
@@ -361,6 +375,7 @@ class Run:
             self.saver.wait()
             raise
         self.saver.wait()
+        self.training = False
         if self.evaluation is None:
             trainer.evaluate()  # killed after the stage's last checkpoint
         if self.settings.check_grads:
@@ -407,16 +422,28 @@ class Run:
             return
         now = json.loads(json.dumps(settings['stages'], default=str))
         if self.progress.total_step:
-            for old, new in zip(before, now):
+            for old, new in list(zip(before, now))[self.progress.stage:]:
                 changed = [f'{k} from {old.get(k)} to {v}' for k, v in new.items() if old.get(k) != v]
                 if changed:
                     self.event('settings', f'Stage "{new["name"]}" goes on with other settings: {", ".join(changed)}.')
 
     def _on_signal(self, number, _frame) -> None:
-        if self.stop_signal is not None:
+        again, self.stop_signal = self.stop_signal is not None, int(number)
+        if again or not self.training:
             raise KeyboardInterrupt
-        self.stop_signal = int(number)
         self.view.line('Stopping after this step; once more to stop at once.')
+
+
+def _make(folder: Path) -> bool:
+    """Makes a directory where there is none; whether it did."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
 
 
 def _alike(a: LMBase, b: LMBase) -> bool:

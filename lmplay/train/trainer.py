@@ -20,7 +20,7 @@ from ..base.errors import UserError
 from ..data.rows import Batch, Mixture
 from ..modules.onednn import speed_up_linears
 from ..stats.alarm import CollapseAlarm
-from .device import autocast, compiling_pays, expected_seconds, memory_in_use
+from .device import autocast, compiling_pays, expected_seconds, measured_flops, memory_in_use
 from .evaluate import Evaluation, evaluate
 from .objective import fuses_head, micro_loss
 from .optimizer import clip_gradients, learning_rate
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOG_EVERY = {'cpu': 1}      # steps between logging points; elsewhere 10, because reading a number waits for the device
-UNKNOWN = 1 << 40         # steps of a stage that has just begun to train for so many seconds
 MAX_SKIPPED = 20            # steps in a row without a finite gradient, after which a run stops
 
 
@@ -84,6 +83,9 @@ class Trainer:
         seconds = data.seconds
         if data.samples is not None:
             seconds = expected_seconds(self.device, self.flops_per_token * data.samples * data.mixture.tokens_per_row)
+        else:   # how many steps that may be, until their time is known: at half the speed of a matrix product
+            per_step = self.flops_per_token * stage.batch_size * data.mixture.tokens_per_row
+            self.guess = max(2, round(seconds * 0.5 * measured_flops(self.device, self.dtype) / per_step))
         wanted = run.settings.compile_model
         if compiling_pays(self.device, seconds) if wanted is None else wanted:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
@@ -109,7 +111,7 @@ class Trainer:
         p, data = self.progress, self.data
         if data.steps is not None:
             return data.steps
-        return p.step + max(1, round((data.seconds - p.stage_seconds) / self.step_seconds)) if self.step_seconds else UNKNOWN
+        return p.step + max(1, round((data.seconds - p.stage_seconds) / self.step_seconds)) if self.step_seconds else self.guess
 
     @property
     def ended(self) -> bool:

@@ -9,7 +9,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def duration(seconds: float) -> str:
     """3723 -> '1:02:03'."""
-    minutes, seconds = divmod(int(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 

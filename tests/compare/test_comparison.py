@@ -191,7 +191,9 @@ def test_a_run_that_stops_early_is_left_out_and_said(tmp_path, cache, plan):
     (['gpt2ish', 'some', '--runs', 'x'], 'not experiments and runs together'), (['--runs', '/none'], "No directory '/none'"),
     (['gpt2ish', 'some', '--baseline', 'some'], 'goes with --runs'), (['--leaderboard', '/none'], "No directory '/none'"),
     (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'],
-     'needs a device for every job')])
+     'needs a device for every job'),
+    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu,cpu'], 'jobs 2, devices 1'),
+    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=1e20'], 'a number above 0')])
 def test_mistakes_are_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2

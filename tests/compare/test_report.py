@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lmplay.compare.figures import curves, themed
 from lmplay.compare.judge import judge
-from lmplay.compare.report import number, routing_table, signed, visible, write_report
+from lmplay.compare.report import axis_of, number, routing_table, signed, visible, write_report
 from lmplay.compare.results import read_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -199,6 +199,13 @@ def test_seeds_evaluated_at_different_moments_are_drawn_at_common_ones():
     assert xs.tolist() == [1, 2] and ys.tolist() == [[5, 4], [6, 3]]
     xs, ys = curves([run((10, 5.0), (20, 4.0), (30, 3.0)), run((12, 6.0), (28, 2.0))], 'tokens', 'loss')
     assert xs.tolist() == [12, 28] and ys.tolist() == [pytest.approx([4.8, 3.2]), [6, 2]]
+
+
+def test_the_difference_is_drawn_over_what_the_runs_have_in_common(baseline):
+    timed = [SimpleNamespace(settings={'stages': [{'seconds': 5.0}]})]
+    assert axis_of({'budget': 'flops=1e9'}, {}) == 'flops'
+    assert axis_of({'budget': None}, {'a': timed}) == 'seconds'
+    assert axis_of({'budget': None}, {'a': timed, 'b': baseline}) == 'tokens'
 
 
 def test_small_differences_keep_their_digits():

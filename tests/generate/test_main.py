@@ -83,6 +83,17 @@ def test_mixed_precision(trained, capsys):
     assert out(capsys, trained, *greedy, '--amp') == out(capsys, trained, *greedy)      # well learned, so equal
 
 
+def test_a_temperature_near_zero_is_zero(trained, capsys):
+    assert out(capsys, trained, '--prompt', 'a', '--temperature', '1e-300') == out(capsys, trained, '--prompt', 'a', '--temperature', '0')
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
+def test_a_full_disk_is_one_sentence(trained):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-m', 'lmplay.generate', str(trained)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr == 'lmp_generator: No space left on device.\n'
+
+
 def test_no_prompt_begins_a_text(trained, capsys):
     assert len(out(capsys, trained, '--max-new-tokens', 5, '--no-stop-at-eot')) > 1
 
@@ -105,6 +116,7 @@ def test_interrupts_and_closed_pipes(trained, tmp_path):
     (['RUN', '--temprature', '1'], "Unknown option '--temprature'. Did you mean '--temperature'?"),
     (['RUN', '--temperature', '-1'], 'temperature must be 0'),
     (['RUN', '--prompt', 'Once', '--temperature', '-1'], 'temperature must be 0'),
+    (['RUN', '--prompt', 'a\udcff'], "--prompt takes UTF-8; given: b'a\\xff'"),
     (['RUN', '--top-p', '2'], 'top_p must be above 0 and at most 1; given: 2.0'),
     (['RUN', '--num-samples', '0'], '--num-samples must be at least 1'),
     (['RUN', '--max-new-tokens', '-5'], 'max_new_tokens must be 0 or above'),

@@ -25,7 +25,7 @@ def make_run(folder, points=30, *, factor=1.0, loss=lambda n: 2 + 8 / n, **more)
         recorder.train(at | {'loss': factor * loss(n), 'accuracy': 0.3} | more)
         if n % 5 == 0:
             domains = {d: {'loss': factor * loss(n) + i, 'tokens': 7} for i, d in enumerate(('code', 'prose'))}
-            recorder.validation(at | {'loss': factor * loss(n), 'accuracy': 0.2, 'perplexity': 9.0, 'domains': domains})
+            recorder.validation(at | {'loss': factor * loss(n), 'accuracy': 0.2, 'perplexity': 9.0, 'bits_per_byte': 1.0, 'domains': domains})
     recorder.close()
     return folder
 
@@ -144,12 +144,15 @@ def test_validation_lines_end_with_their_stage(tmp_path, monkeypatch):
 
 
 def test_runs_that_were_evaluated_on_different_tokens_are_told(tmp_path, capsys):
-    for name, digest in (('a', 'x'), ('b', 'x'), ('c', 'y')):
+    for name, digest, text in (('a', 'x', 't'), ('b', 'x', 't'), ('c', 'y', 't'), ('d', 'z', 'u')):
         make_run(tmp_path / name)
-        (tmp_path / name / 'stages.json').write_text(json.dumps({'s': {'fingerprints': {'evaluation': digest}}}))
+        (tmp_path / name / 'stages.json').write_text(json.dumps({'s': {'fingerprints': {'evaluation': digest, 'text': text}}}))
     assert main([*(str(tmp_path / name) for name in 'ab'), '--out', str(tmp_path)]) == 0 and not capsys.readouterr().err
     assert main([*(str(tmp_path / name) for name in 'abc'), '--out', str(tmp_path)]) == 0
-    assert 'a and c were evaluated on different tokens' in capsys.readouterr().err
+    assert 'a and c were evaluated on different tokens' in (error := capsys.readouterr().err) and '--metric bits_per_byte compares them' in error
+    by_bytes = ['--metric', 'bits_per_byte', '--out', str(tmp_path)]
+    assert main([*(str(tmp_path / name) for name in 'ac'), *by_bytes]) == 0 and not capsys.readouterr().err
+    assert main([*(str(tmp_path / name) for name in 'ad'), *by_bytes]) == 0 and 'on different text' in capsys.readouterr().err
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """lmp_trainer as a user runs it, bad input included: one sentence, exit code 2, nothing half-written."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -98,6 +100,39 @@ def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(caps
     plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': start, 'exp': 'some_test'}})
     error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', plan, *TINY)
     assert "can't start from" in error and not (tmp_path / 'run').exists()
+
+
+def test_a_start_that_failed_takes_back_no_more_than_it_made(capsys, tmp_path, tiny_plan, monkeypatch):
+    bad = ['--training-plan', tiny_plan({'s': {'row_length': 64}}), *TINY]
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/thesis.txt').write_text('precious')
+    for run_dir in ('mine', 'none/../mine', 'mine/none/..'):
+        refused(capsys, '--run-dir', f'{tmp_path}/{run_dir}', *bad)
+        assert (tmp_path / 'mine/thesis.txt').read_text() == 'precious'
+
+    def opened(*_, **__):       # late, and meanwhile somebody puts a file there
+        (tmp_path / 'run/notes.txt').write_text('mine')
+        raise UserError('no')
+
+    monkeypatch.setattr('lmplay.train.stages.open_data', opened)
+    refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(), *TINY)
+    assert [f.name for f in (tmp_path / 'run').iterdir()] == ['notes.txt']
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_stops_at_once(tmp_path, tiny_plan, monkeypatch, number, code):
+    def slow(*_, **__):
+        os.kill(os.getpid(), number)
+        for _ in range(1000):
+            time.sleep(0.01)
+        raise AssertionError('it went on')
+
+    monkeypatch.setattr('lmplay.train.stages.open_data', slow)
+    assert main(['--run-dir', str(tmp_path / 'run'), '--training-plan', str(tiny_plan()), *TINY]) == code
+
+
+def test_a_name_that_no_directory_can_have(capsys, tiny_plan, tmp_path):
+    assert 'File name too long' in refused(capsys, '--run-dir', tmp_path / ('a' * 300), '--training-plan', tiny_plan(), *TINY)
 
 
 def test_no_validation_rows(capsys, tmp_path, tiny_plan):

@@ -61,6 +61,7 @@ def test_precedence_defaults_version_plan_command_line():
         ({'s': ONE | {'tokens': 5}}, 'one of epochs, tokens, steps, seconds; given: epochs and tokens'),
         ({'s': ONE | {'seconds': 5}}, 'given: epochs and seconds'),
         ({'s': {'dataset': 'embedded', 'seconds': 0}}, 'seconds: .*greater than 0; given: 0'),
+        ({'s': {'dataset': 'embedded', 'seconds': 1e308}}, 'seconds: .*less than or equal to 1000000000'),
         ({'s': ONE | {'optimizer': 'adamww'}}, "Unknown optimizer 'adamww'.*Did you mean 'adamw'"),
         ({'s': {'dataset': 'embeded', 'epochs': 1}}, "Unknown dataset 'embeded'.*Did you mean 'embedded'"),
         ({'s': ONE | {'init_from': 'stage:x'}}, "Unknown earlier stage 'x'"),
