@@ -29,7 +29,7 @@ def test_in_bf16_it_is_as_exact_as_the_fused_form(T):
         found = [y, *torch.autograd.grad(y, rough, grad.bfloat16())]
         errors[name] = [(a.double() - b).norm() / b.norm().clamp(min=1e-6) for a, b in zip(found, [wanted, *wanted_grads])]
     for ours, fused in zip(errors['ours'], errors['fused']):
-        assert ours < 2 * fused + 1e-3
+        assert ours < 2 * fused + 2 ** -8       # a unit in the last place: of two positions there is little to average over
 
 
 def test_no_position_sees_what_follows():
