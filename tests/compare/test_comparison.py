@@ -107,7 +107,7 @@ def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cac
         early = process.poll() is None
         process.send_signal(number)
         process.communicate()
-        assert not early or process.returncode == code
+        assert not early or process.returncode in (code, 0)     # 0: it came to its end just then
     finish(arguments, tmp_path, cache)
     assert results(tmp_path / 'c') == results(folder / 'c')
 
