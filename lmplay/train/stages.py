@@ -181,7 +181,6 @@ class Run:
     # ---- saving and resuming
 
     def event(self, name: str, message: str) -> None:
-        level = 'warning' if name in ('warning', 'collapse', 'skipped') else 'info'
         self.recorder.event(
             {
                 'event': name,
@@ -190,7 +189,6 @@ class Run:
                 'samples': self.progress.total_samples,
                 'tokens': self.progress.tokens,
                 'message': message,
-                'level': level,
             }
         )
         self.view.line(message)
@@ -323,6 +321,9 @@ class Run:
     def _stage(self, index: int, previous: LMBase | None, optimizer, tokenizer: Tokenizer | None, *, resuming: bool, weights_only: bool):
         stage = self.stage(index)
         p = self.progress
+        if not resuming:
+            p.stage, p.step, p.samples, p.mini_batch_size, p.stage_seconds, p.first_seconds = index, 0, 0, 0, 0.0, 0.0
+            p.validation_loss = p.best_loss = None      # another stage may be evaluated on other text
         if resuming or weights_only:
             self.exp = self.stage_exp(index)
             self.runner = self.runner_of(self.exp, stage.model, tokenizer)
@@ -359,9 +360,6 @@ class Run:
         if resuming:
             of = f' of {data.steps:,}' if data.steps else f', {p.stage_seconds:.0f} of {data.seconds:g} s'
             self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,}{of}.')
-        else:
-            p.stage, p.step, p.samples, p.mini_batch_size, p.stage_seconds, p.first_seconds = index, 0, 0, 0, 0.0, 0.0
-            p.validation_loss = p.best_loss = None      # another stage may be evaluated on other text
         record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=find_entry(self.exp).name), index=index)
         self.view.stage(stage, data, model, self)
         trainer = Trainer(self, model, optimizer, stage, data)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lmplay.base.errors import UserError
+from lmplay.stats.recorder import read_metrics
 from lmplay.train.__main__ import dump_config, main, parse
 
 TINY = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '16', '--num-heads', '2', '--max-len', '32', '--set', 'tokenizer=bytes', '--quiet']
@@ -100,6 +101,14 @@ def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(caps
     plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': start, 'exp': 'some_test'}})
     error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', plan, *TINY)
     assert "can't start from" in error and not (tmp_path / 'run').exists()
+
+
+def test_a_warm_start_is_told_once_and_of_its_own_stage(command, tiny_plan, tmp_path):
+    plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': 'stage:first'}})
+    out = command('train', '--training-plan', plan, '--run-dir', tmp_path / 'run', *(f for f in TINY if f != '--quiet'))
+    assert out.returncode == 0, out.stderr
+    events = [r for r in read_metrics(tmp_path / 'run') if r.get('event') == 'warm_start']
+    assert [(e['stage'], out.stderr.count(e['message'])) for e in events] == [('second', 1)]
 
 
 def test_a_start_that_failed_takes_back_no_more_than_it_made(capsys, tmp_path, tiny_plan, monkeypatch):
