@@ -123,12 +123,7 @@ def _open(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> tuple[
     """(run, stages, models on the meta device) of an experiment under a plan."""
     run = Run(plan, Settings(exp=spec.exp, device=device, amp=amp, model=spec.model), view=View(quiet=True))
     tokenizer = open_tokenizer(plan, progress)
-    run.check_stages(tokenizer)
-    stages, models = [], []
-    for i in range(len(plan.stages)):
-        stages.append(run.stage(i))
-        models.append(run.runner_of(run.stage_exp(i), stages[-1].model, tokenizer).build('meta'))
-    return run, stages, models
+    return run, [run.stage(i) for i in range(len(plan.stages))], run.check_stages(tokenizer)
 
 
 def _check_different(specs: list[Spec], opened: list[tuple[Run, list, list]]) -> None:

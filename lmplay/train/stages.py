@@ -100,8 +100,9 @@ class Run:
         plan = self.plan.model | self.stage(index).model
         return {k: (own[k], v) for k, v in plan.items() if k in own and own[k] != v and k not in self.settings.model}
 
-    def check_stages(self, tokenizer: Tokenizer | None) -> None:
-        """Raises UserError for a model, a row length or a start that a later stage could not have, before the first one trains."""
+    def check_stages(self, tokenizer: Tokenizer | None) -> list[LMBase]:
+        """The models of all stages, on the meta device. Raises UserError for a model, a row length or a start that a later stage could
+        not have, before the first one trains."""
         models: dict[str, LMBase] = {}
         for i, name in enumerate(self.plan.stages):
             stage = self.stage(i)
@@ -114,6 +115,7 @@ class Run:
             if earlier is not None and not (hasattr(model, 'import_pretrained') or _alike(earlier, model)):
                 raise _no_start(self.stage_exp(i), earlier.name)
             models[name] = model
+        return list(models.values())
 
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs per token of the run's model in rows of that length."""
