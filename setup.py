@@ -7,7 +7,14 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r"__version__ = '(.+)'", (here / 'lmplay' / '__init__.py').read_text(encoding='utf-8'))[1]
-test = ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.6', 'tensorboard>=2.17']
+test = [
+    'pytest>=8',
+    'pytest-timeout>=2.3',
+    'pytest-xdist>=3.5',
+    'hypothesis>=6.100',
+    'ruff>=0.6',
+    'tensorboard>=2.17',
+]
 setup(
     name='lmplay',
     version=version,
@@ -44,7 +51,8 @@ setup(
     extras_require={
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
-        'wandb': ['wandb>=0.18'], 'benchmark': ['accelerate>=1.1'],
+        'wandb': ['wandb>=0.18'],
+        'benchmark': ['accelerate>=1.1'],
         'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={

@@ -1,4 +1,5 @@
 """python -m benchmarks [SUBSET ...]: measures lmplay against its references, by turns, in one run."""
+
 import argparse
 import importlib
 import json
@@ -7,25 +8,54 @@ from pathlib import Path
 
 from .measure import BenchmarkError, environment
 
-SUBSETS = {'step': "training step against the limit, nanoGPT's form, Hugging Face and the original's way of working",
-           'overhead': "the trainer's loop against the bare step", 'data': 'tokenizing, batches, opening prepared data',
-           'moe': "gpt2_moe's layer against a dense MLP and a loop over experts", 'some': "SoME's layer and key update against the published form",
-           'generate': 'generation against Hugging Face', 'checkpoint': 'saving and loading against torch.save',
-           'startup': 'commands, and the first step on prepared data',
-           'flat': 'a step later on against one at first: after many steps, with many documents, in a late stage'}
+SUBSETS = {
+    'step': "training step against the limit, nanoGPT's form, Hugging Face and the original's way of working",
+    'overhead': "the trainer's loop against the bare step",
+    'data': 'tokenizing, batches, opening prepared data',
+    'moe': "gpt2_moe's layer against a dense MLP and a loop over experts",
+    'some': "SoME's layer and key update against the published form",
+    'generate': 'generation against Hugging Face',
+    'checkpoint': 'saving and loading against torch.save',
+    'startup': 'commands, and the first step on prepared data',
+    'flat': 'a step later on against one at first: after many steps, with many documents, in a late stage',
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser('python -m benchmarks', description='Measures lmplay against its references, by turns, in one run.',
-                                     epilog='subsets:\n' + '\n'.join(f'  {name:12}{text}' for name, text in SUBSETS.items()),
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument('subset', nargs='*', metavar='SUBSET', help=f'any of {", ".join(SUBSETS)} (default: all)')
+    parser = argparse.ArgumentParser(
+        'python -m benchmarks',
+        description='Measures lmplay against its references, by turns, in one run.',
+        epilog='subsets:\n' + '\n'.join(f'  {name:12}{text}' for name, text in SUBSETS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        'subset', nargs='*', metavar='SUBSET', help=f'any of {", ".join(SUBSETS)} (default: all)'
+    )
     parser.add_argument('--json', metavar='FILE', help='write the rows there, as a JSON list')
-    parser.add_argument('--quick', action='store_true', help='tiny shapes and short blocks: shows that it works, measures nothing')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='tiny shapes and short blocks: shows that it works, measures nothing',
+    )
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
-    parser.add_argument('--threads', type=int, nargs='+', default=[None], metavar='N', help='OMP_NUM_THREADS (default: unset, even if exported)')
-    parser.add_argument('--dtype', nargs='+', choices=['fp32', 'bf16'], default=['fp32', 'bf16'], help='default: both')
-    parser.add_argument('--shape', nargs='+', metavar='LxD', help='layers x width of step, overhead, startup and checkpoint (default: 4x256)')
+    parser.add_argument(
+        '--threads',
+        type=int,
+        nargs='+',
+        default=[None],
+        metavar='N',
+        help='OMP_NUM_THREADS (default: unset, even if exported)',
+    )
+    parser.add_argument(
+        '--dtype', nargs='+', choices=['fp32', 'bf16'], default=['fp32', 'bf16'], help='default: both'
+    )
+    parser.add_argument(
+        '--shape',
+        nargs='+',
+        metavar='LxD',
+        help='layers x width of step, overhead, startup and checkpoint (default: 4x256)',
+    )
     parser.add_argument('--context', type=int, metavar='N', help='tokens of a row (default: 256)')
     parser.add_argument('--rows', type=int, metavar='N', help='rows of a step (default: 8)')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='contenders of step to run (default: all)')
@@ -65,9 +95,13 @@ def show(title: str, rows: list[dict], columns: list[str]) -> None:
     """A table; of a figure with a range, median (least - greatest)."""
     from rich.console import Console
     from rich.table import Table
+
     table = Table(title=title, title_justify='left')
     for column in columns:
-        table.add_column(column.replace('_', ' '), justify='left' if column in ('name', 'dtype', 'shape', 'part', 'setting') else 'right')
+        table.add_column(
+            column.replace('_', ' '),
+            justify='left' if column in ('name', 'dtype', 'shape', 'part', 'setting') else 'right',
+        )
     for row in rows:
         table.add_row(*(cell(row, column) for column in columns))
     console = Console()
@@ -83,7 +117,11 @@ def cell(row: dict, column: str) -> str:
     if not isinstance(value, (int, float)):
         return str(value)
     text = number(value)
-    return f'{text} ({number(row[f"{column}_min"])} - {number(row[f"{column}_max"])})' if f'{column}_min' in row else text
+    return (
+        f'{text} ({number(row[f"{column}_min"])} - {number(row[f"{column}_max"])})'
+        if f'{column}_min' in row
+        else text
+    )
 
 
 def number(value: float) -> str:

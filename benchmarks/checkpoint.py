@@ -2,6 +2,7 @@
 
 A save counts once it is on the disk (fsync), for both. Both in one process that keeps freed memory, as lmp_trainer does.
 """
+
 import tempfile
 
 from .measure import milliseconds, rows_by_part
@@ -14,10 +15,15 @@ def run(args) -> list[dict]:
     for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
         for threads in args.threads:
             with tempfile.TemporaryDirectory(prefix='lmplay-benchmark-') as folder:
+
                 def figures(samples):
                     megabytes = samples[0]['units'] / samples[0]['steps']
                     found = milliseconds(samples)
-                    return found | {'megabytes': round(megabytes, 1), 'mb_per_second': round(megabytes / found['ms'] * 1e3, 1)}
+                    return found | {
+                        'megabytes': round(megabytes, 1),
+                        'mb_per_second': round(megabytes / found['ms'] * 1e3, 1),
+                    }
+
                 options = {'shape': shape, 'folder': folder, 'device': args.device}
                 rows = rows_by_part('checkpoint', options, args, figures, threads=threads, shape=shape)
             for row in rows:
@@ -38,9 +44,14 @@ def run_checkpoint(meter, *, shape, folder, device) -> None:
     from lmplay.train.device import keep_freed_memory
 
     from .measure import shape_of
+
     keep_freed_memory()
     s = shape_of(shape)
-    model = find_runner('gpt2ish').function(num_blocks=s['layers'], embed_dim=s['dim'], num_heads=s['heads'], max_len=256).build(device)
+    model = (
+        find_runner('gpt2ish')
+        .function(num_blocks=s['layers'], embed_dim=s['dim'], num_heads=s['heads'], max_len=256)
+        .build(device)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

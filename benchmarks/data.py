@@ -4,6 +4,7 @@ tokenize  text to a token store on disk; against the tokenizer alone on the same
 batches   packed rows from the store; against nanoGPT's random crops of a memory map, which keep no order and no place
 open      store, split and rows of prepared data, to the first batch; what a start waits for
 """
+
 import tempfile
 
 from .measure import milliseconds, rows_by_part, speeds
@@ -16,11 +17,22 @@ def run(args) -> list[dict]:
     table = []
     for threads in args.threads:
         with tempfile.TemporaryDirectory(prefix='lmplay-benchmark-') as folder:
-            options = {'folder': folder, 'spec': QUICK_DATA if args.quick else DATA, 'context': args.context or 256, 'rows': args.rows or 8}
-            rows = rows_by_part('data', options, args, lambda s: speeds(s, 'tokens_per_second', digits=0) | milliseconds(s), threads=threads)
+            options = {
+                'folder': folder,
+                'spec': QUICK_DATA if args.quick else DATA,
+                'context': args.context or 256,
+                'rows': args.rows or 8,
+            }
+            rows = rows_by_part(
+                'data',
+                options,
+                args,
+                lambda s: speeds(s, 'tokens_per_second', digits=0) | milliseconds(s),
+                threads=threads,
+            )
         for row in rows:
             row['name'], row['part'] = row['name'].split(':')
-            if row['part'] == 'open':       # a time, not a rate
+            if row['part'] == 'open':  # a time, not a rate
                 del row['tokens_per_second'], row['tokens_per_cpu_second']
         table += rows
     return table
@@ -38,10 +50,11 @@ def run_data(meter, *, folder, spec, context, rows) -> None:
     from lmplay.data.sources import open_source
     from lmplay.data.store import open_store
     from lmplay.data.tokenizers import get_tokenizer
+
     os.environ['LMP_DATASETS'] = folder
     tokenizer = get_tokenizer('gpt2')
     source = open_source('text', spec)
-    tokenizer.fingerprint, source.fingerprint()         # once in a process
+    tokenizer.fingerprint, source.fingerprint()  # once in a process
     texts = [row.prompt + row.text for row in source.rows()]
 
     def store():
@@ -49,7 +62,12 @@ def run_data(meter, *, folder, spec, context, rows) -> None:
 
     def mixture():
         opened = store()
-        return Mixture([PackedRows(opened, opened.split(0.02)[0], length=context, tokenizer=tokenizer)], [1.0], seed=0, stage='benchmark')
+        return Mixture(
+            [PackedRows(opened, opened.split(0.02)[0], length=context, tokenizer=tokenizer)],
+            [1.0],
+            seed=0,
+            stage='benchmark',
+        )
 
     def tokenize():
         shutil.rmtree(Path(folder) / 'stores', ignore_errors=True)
@@ -74,10 +92,17 @@ def run_data(meter, *, folder, spec, context, rows) -> None:
         if memory is None:
             memory = np.array(store().tokens)
         starts = np.random.randint(0, len(memory) - context - 1, rows)
-        x = torch.stack([torch.from_numpy(memory[i:i + context].astype(np.int64)) for i in starts])
-        torch.stack([torch.from_numpy(memory[i + 1:i + 1 + context].astype(np.int64)) for i in starts])
+        x = torch.stack([torch.from_numpy(memory[i : i + context].astype(np.int64)) for i in starts])
+        torch.stack([torch.from_numpy(memory[i + 1 : i + 1 + context].astype(np.int64)) for i in starts])
         return x.numel()
 
     at, mixed, memory = 0, None, None
-    meter.run(**{'ours:tokenize': tokenize, 'tokenizer:tokenize': tokenizer_alone, 'ours:batches': batch, 'nanogpt:batches': crops,
-                 'ours:open': first_batch})
+    meter.run(
+        **{
+            'ours:tokenize': tokenize,
+            'tokenizer:tokenize': tokenizer_alone,
+            'ours:batches': batch,
+            'nanogpt:batches': crops,
+            'ours:open': first_batch,
+        }
+    )

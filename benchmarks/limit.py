@@ -5,6 +5,7 @@ compiled, one product for queries, keys and values, SDPA, fused AdamW; head and 
 in the forward pass, so that no N x V numbers ever live; in bf16 the weights are cast once a step instead of at each use; in fp32
 on a CPU products go through oneDNN where that is faster than what torch takes by itself (on AMD, where MKL has a slow path).
 """
+
 import time
 
 import torch
@@ -56,8 +57,10 @@ def _(dy, x, weight):
     return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[0])
 
 
-limit_linear.register_autograd(lambda ctx, dy: limit_linear_backward(dy, *ctx.saved_tensors),
-                               setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]))
+limit_linear.register_autograd(
+    lambda ctx, dy: limit_linear_backward(dy, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+)
 
 
 def loss_and_gradient(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
@@ -82,21 +85,21 @@ class HeadAndLoss(torch.autograd.Function):
         dx, dw, db = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
         loss = torch.zeros((), device=x.device)
         for start in range(0, len(x), chunk):
-            x_c, t_c = x[start:start + chunk], targets[start:start + chunk]
+            x_c, t_c = x[start : start + chunk], targets[start : start + chunk]
             g = onednn(x_c, w, b) if through_onednn else F.linear(x_c, w, b)
             loss += gradient(g, t_c, 1.0 / len(x))
             if through_onednn:
-                dx[start:start + chunk] = onednn(g, w.t())
+                dx[start : start + chunk] = onednn(g, w.t())
                 dw += onednn(g.t(), x_c.t())
             else:
-                dx[start:start + chunk] = g @ w
+                dx[start : start + chunk] = g @ w
                 dw += g.t() @ x_c
-            db += (g.new_ones(1, len(g)) @ g)[0]        # sum(0, dtype=float32) would copy all of g
+            db += (g.new_ones(1, len(g)) @ g)[0]  # sum(0, dtype=float32) would copy all of g
         ctx.save_for_backward(dx, dw, db)
         return loss
 
     @staticmethod
-    def backward(ctx, _):       # of the loss itself, so its gradient is 1
+    def backward(ctx, _):  # of the loss itself, so its gradient is 1
         return *ctx.saved_tensors, None, None, None, None, None
 
 
@@ -109,7 +112,17 @@ class Block(nn.Module):
 
 
 class Limit(nn.Module):
-    def __init__(self, *, layers: int, dim: int, heads: int, context: int, vocab: int, dtype: torch.dtype, through_onednn: bool):
+    def __init__(
+        self,
+        *,
+        layers: int,
+        dim: int,
+        heads: int,
+        context: int,
+        vocab: int,
+        dtype: torch.dtype,
+        through_onednn: bool,
+    ):
         super().__init__()
         self.heads, self.dtype, self.through_onednn = heads, dtype, through_onednn
         self.tok = nn.Embedding(vocab, dim)
@@ -127,24 +140,50 @@ class Limit(nn.Module):
         B, T = idx.shape
         x = self.tok(idx) + self.pos[:T]
         for block in self.blocks:
-            q, k, v = self.linear(block.ln1(x).to(self.dtype), block.qkv).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = (
+                self.linear(block.ln1(x).to(self.dtype), block.qkv)
+                .view(B, T, 3, self.heads, -1)
+                .permute(2, 0, 3, 1, 4)
+            )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, -1)
             x = x + self.linear(y, block.proj)
             x = x + self.linear(F.gelu(self.linear(block.ln2(x).to(self.dtype), block.fc)), block.out)
         return self.ln(x).to(self.dtype)
 
 
-def make_step(*, layers: int, dim: int, heads: int, context: int, vocab: int, dtype: str = 'fp32', device: str = 'cpu', compiled: bool = True,
-              chunk: int | None = None, lr: float = 6e-4):
+def make_step(
+    *,
+    layers: int,
+    dim: int,
+    heads: int,
+    context: int,
+    vocab: int,
+    dtype: str = 'fp32',
+    device: str = 'cpu',
+    compiled: bool = True,
+    chunk: int | None = None,
+    lr: float = 6e-4,
+):
     """(step(idx, targets) -> loss, model)."""
     precision = torch.bfloat16 if dtype == 'bf16' else torch.float32
     through_onednn = device == 'cpu' and dtype == 'fp32' and onednn_is_faster()
     chunk = chunk or (256 if dtype == 'fp32' else 1024)
     with torch.device(device):
-        model = Limit(layers=layers, dim=dim, heads=heads, context=context, vocab=vocab, dtype=precision, through_onednn=through_onednn)
+        model = Limit(
+            layers=layers,
+            dim=dim,
+            heads=heads,
+            context=context,
+            vocab=vocab,
+            dtype=precision,
+            through_onednn=through_onednn,
+        )
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or n.startswith(('tok', 'pos'))]
     ids = {id(p) for p in plain}
-    groups = [{'params': plain, 'weight_decay': 0.0}, {'params': [p for p in model.parameters() if id(p) not in ids], 'weight_decay': 0.01}]
+    groups = [
+        {'params': plain, 'weight_decay': 0.0},
+        {'params': [p for p in model.parameters() if id(p) not in ids], 'weight_decay': 0.01},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     trunk = torch.compile(model.trunk) if compiled else model.trunk
     gradient = torch.compile(loss_and_gradient) if compiled else loss_and_gradient
@@ -152,8 +191,16 @@ def make_step(*, layers: int, dim: int, heads: int, context: int, vocab: int, dt
     def step(idx: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         x = trunk(idx)
-        loss = HeadAndLoss.apply(x.view(-1, x.shape[-1]), model.head.weight, model.head.bias, targets.reshape(-1), chunk, precision,
-                                 through_onednn, gradient)
+        loss = HeadAndLoss.apply(
+            x.view(-1, x.shape[-1]),
+            model.head.weight,
+            model.head.bias,
+            targets.reshape(-1),
+            chunk,
+            precision,
+            through_onednn,
+            gradient,
+        )
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -164,12 +211,16 @@ def make_step(*, layers: int, dim: int, heads: int, context: int, vocab: int, dt
 def run_limit(meter, *, shape, context, rows, dtype, device, folder, compiled=True, keep=False, **_) -> None:
     if keep:
         from lmplay.train.device import keep_freed_memory
+
         keep_freed_memory()
     batches = load_rows(folder, rows, device)
-    step, _ = make_step(**shape_of(shape), context=context, vocab=VOCAB, dtype=dtype, device=device, compiled=compiled)
+    step, _ = make_step(
+        **shape_of(shape), context=context, vocab=VOCAB, dtype=dtype, device=device, compiled=compiled
+    )
 
     def one():
         x, y = next(batches)
         step(x, y)
         return x.numel()
+
     meter.run(one)

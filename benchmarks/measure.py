@@ -3,6 +3,7 @@
 A block is as many steps as fit into some seconds, and beside each block the same process times a fixed matrix product, the
 reference for a machine whose speed drifts.
 """
+
 import contextlib
 import json
 import os
@@ -15,8 +16,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MATMUL = (1024, 1024, 1024)     # of the reference product
-VOCAB = 50257                   # of GPT-2
+MATMUL = (1024, 1024, 1024)  # of the reference product
+VOCAB = 50257  # of GPT-2
 
 
 class BenchmarkError(Exception):
@@ -35,15 +36,21 @@ class Process:
         environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         if threads is not None:
             environment['OMP_NUM_THREADS'] = str(threads)
-        self.errors = tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')      # noqa: SIM115  closed in close()
-        self.process = subprocess.Popen([sys.executable, '-m', 'benchmarks.worker', name, json.dumps(options | {'spawned': time.time()})],
-                                        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
-        self.parts: list[str] = []                  # what takes turns in this process; [''] where there is only one
-        self.samples: dict[str, list[dict]] = {}    # part -> its blocks
+        self.errors = tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')  # noqa: SIM115  closed in close()
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'benchmarks.worker', name, json.dumps(options | {'spawned': time.time()})],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+        self.parts: list[str] = []  # what takes turns in this process; [''] where there is only one
+        self.samples: dict[str, list[dict]] = {}  # part -> its blocks
         self.report: dict = {}
 
     def send(self, **command) -> None:
-        with contextlib.suppress(BrokenPipeError):      # `receive` tells why
+        with contextlib.suppress(BrokenPipeError):  # `receive` tells why
             self.process.stdin.write(json.dumps(command) + '\n')
             self.process.stdin.flush()
 
@@ -54,7 +61,10 @@ class Process:
             self.process.wait()
             self.errors.seek(0)
             last = [text for text in self.errors.read().splitlines() if text.strip()][-8:]
-            raise BenchmarkError(f'{self.name} {self.options} ended with code {self.process.returncode}:\n  ' + '\n  '.join(last))
+            raise BenchmarkError(
+                f'{self.name} {self.options} ended with code {self.process.returncode}:\n  '
+                + '\n  '.join(last)
+            )
         return json.loads(line)
 
     def close(self) -> None:
@@ -63,7 +73,9 @@ class Process:
         self.errors.close()
 
 
-def by_turns(contenders: list[tuple[str, dict]], args, *, threads: int | None = None, together: bool = True) -> list[Process]:
+def by_turns(
+    contenders: list[tuple[str, dict]], args, *, threads: int | None = None, together: bool = True
+) -> list[Process]:
     """Runs (name, options) contenders in turn, `args.rounds` blocks of `args.seconds` each; returns them with samples and report.
 
     All are started and warmed up before the first block. Not `together`: each is started anew for each of its blocks, where
@@ -83,7 +95,9 @@ def by_turns(contenders: list[tuple[str, dict]], args, *, threads: int | None = 
     return _alive_by_turns(contenders, args, rounds=args.rounds, threads=threads)
 
 
-def _alive_by_turns(contenders: list[tuple[str, dict]], args, *, rounds: int, threads: int | None) -> list[Process]:
+def _alive_by_turns(
+    contenders: list[tuple[str, dict]], args, *, rounds: int, threads: int | None
+) -> list[Process]:
     started = [Process(name, options, threads=threads) for name, options in contenders]
     alive = list(started)
 
@@ -100,7 +114,7 @@ def _alive_by_turns(contenders: list[tuple[str, dict]], args, *, rounds: int, th
             if (first := attempt(process, process.receive)) is not None:
                 process.parts = first['parts']
                 process.samples = {part: [] for part in process.parts}
-        for process in list(alive):     # one after another, or all would be at their peak of memory together
+        for process in list(alive):  # one after another, or all would be at their peak of memory together
             for part in process.parts:
                 process.send(part=part, seconds=0, steps=1 if args.quick else 2)
                 if attempt(process, process.receive) is None:
@@ -127,28 +141,43 @@ def rows_by_part(name: str, options: dict, args, figures, *, threads: int | None
     """A row per part of one process in which they take turns: `figures(samples)` and the columns."""
     rows = []
     for process in by_turns([(name, options)], args, threads=threads):
-        rows += [{'name': part, **columns, **figures(samples), 'threads': process.report['threads']} for part, samples in process.samples.items()]
+        rows += [
+            {'name': part, **columns, **figures(samples), 'threads': process.report['threads']}
+            for part, samples in process.samples.items()
+        ]
     return rows
 
 
 def summary(values: list[float], name: str, *, digits: int = 1) -> dict:
     """Median and range: {name, name_min, name_max}."""
-    return {name: round(statistics.median(values), digits), f'{name}_min': round(min(values), digits), f'{name}_max': round(max(values), digits)}
+    return {
+        name: round(statistics.median(values), digits),
+        f'{name}_min': round(min(values), digits),
+        f'{name}_max': round(max(values), digits),
+    }
 
 
 def speeds(samples: list[dict], name: str, *, digits: int = 1) -> dict:
     """Units per second over blocks, per second of CPU time too (all threads together; steadier where a machine is shared),
     and the reference product's GFLOP/s beside them."""
-    return (summary([s['units'] / s['seconds'] for s in samples], name, digits=digits)
-            | {name.replace('_per_', '_per_cpu_'): round(statistics.median(s['units'] / s['cpu_seconds'] for s in samples), digits)}
-            | summary([s['matmul_gflops'] for s in samples], 'matmul_gflops'))
+    return (
+        summary([s['units'] / s['seconds'] for s in samples], name, digits=digits)
+        | {
+            name.replace('_per_', '_per_cpu_'): round(
+                statistics.median(s['units'] / s['cpu_seconds'] for s in samples), digits
+            )
+        }
+        | summary([s['matmul_gflops'] for s in samples], 'matmul_gflops')
+    )
 
 
 def milliseconds(samples: list[dict]) -> dict:
     """Time per step over blocks, CPU time too, and the reference product's GFLOP/s beside them."""
-    return (summary([s['seconds'] / s['steps'] * 1e3 for s in samples], 'ms', digits=3)
-            | {'cpu_ms': round(statistics.median(s['cpu_seconds'] / s['steps'] * 1e3 for s in samples), 3)}
-            | summary([s['matmul_gflops'] for s in samples], 'matmul_gflops'))
+    return (
+        summary([s['seconds'] / s['steps'] * 1e3 for s in samples], 'ms', digits=3)
+        | {'cpu_ms': round(statistics.median(s['cpu_seconds'] / s['steps'] * 1e3 for s in samples), 3)}
+        | summary([s['matmul_gflops'] for s in samples], 'matmul_gflops')
+    )
 
 
 def shape_of(shape: str) -> dict:
@@ -164,13 +193,26 @@ def environment() -> dict:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         cpu = next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), cpu)
     from importlib.metadata import version
+
     git = ['git', '-C', str(ROOT)]
     try:
-        commit = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, 'status', '--porcelain', 'lmplay'], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            [*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, 'status', '--porcelain', 'lmplay'], capture_output=True, text=True, check=True
+        ).stdout
         commit += ' with changes' if changed else ''
     except (OSError, subprocess.CalledProcessError):
         commit = None
-    return {'cpu': cpu, 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-            'platform': platform.platform(), 'python': platform.python_version(), 'torch': version('torch'), 'transformers': version('transformers'),
-            'commit': commit, 'load': [round(v, 2) for v in os.getloadavg()], 'time': time.strftime('%Y-%m-%d %H:%M:%S')}
+    return {
+        'cpu': cpu,
+        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'platform': platform.platform(),
+        'python': platform.python_version(),
+        'torch': version('torch'),
+        'transformers': version('transformers'),
+        'commit': commit,
+        'load': [round(v, 2) for v in os.getloadavg()],
+        'time': time.strftime('%Y-%m-%d %H:%M:%S'),
+    }

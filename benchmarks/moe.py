@@ -2,11 +2,12 @@
 
 N tokens, E experts, K choices, D width, F inner width. All forms in one process that keeps freed memory, as lmp_trainer does.
 """
+
 from .measure import milliseconds, rows_by_part
 
 COLUMNS = ['name', 'dtype', 'tokens', 'top_k', 'threads', 'ms', 'cpu_ms', 'of_dense', 'matmul_gflops']
 EXPERTS, D, F = 8, 768, 3072
-BUSIEST = 0.33      # share of the tokens that the busiest expert gets
+BUSIEST = 0.33  # share of the tokens that the busiest expert gets
 
 
 def run(args) -> list[dict]:
@@ -15,10 +16,27 @@ def run(args) -> list[dict]:
         for top_k in [2] if args.quick else [1, 2]:
             for dtype in args.dtype:
                 for threads in args.threads:
-                    options = {'tokens': tokens, 'top_k': top_k, 'dtype': dtype, 'device': args.device, 'shrink': 16 if args.quick else 1}
-                    rows = rows_by_part('moe', options, args, milliseconds, threads=threads, dtype=dtype, tokens=tokens, top_k=top_k)
+                    options = {
+                        'tokens': tokens,
+                        'top_k': top_k,
+                        'dtype': dtype,
+                        'device': args.device,
+                        'shrink': 16 if args.quick else 1,
+                    }
+                    rows = rows_by_part(
+                        'moe',
+                        options,
+                        args,
+                        milliseconds,
+                        threads=threads,
+                        dtype=dtype,
+                        tokens=tokens,
+                        top_k=top_k,
+                    )
                     dense = next((row['ms'] for row in rows if row['name'] == 'dense'), None)
-                    table += [row | ({'of_dense': round(dense / row['ms'], 3)} if dense else {}) for row in rows]
+                    table += [
+                        row | ({'of_dense': round(dense / row['ms'], 3)} if dense else {}) for row in rows
+                    ]
     return table
 
 
@@ -28,6 +46,7 @@ def layers(*, tokens: int, top_k: int, device: str = 'cpu', shrink: int = 1):
     from torch import nn
 
     from lmplay.exp.gpt2_moe.moe_layer import MoELayer
+
     torch.manual_seed(0)
     dim, inner = D // shrink, F // shrink
 
@@ -35,7 +54,16 @@ def layers(*, tokens: int, top_k: int, device: str = 'cpu', shrink: int = 1):
         return nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim))
 
     with torch.device(device):
-        ours = MoELayer(embed_dim=dim, ff_dim=inner, num_experts=EXPERTS, top_k=top_k, noise_std=0.0, gelu='none', dropout=0.0, out_std=0.02)
+        ours = MoELayer(
+            embed_dim=dim,
+            ff_dim=inner,
+            num_experts=EXPERTS,
+            top_k=top_k,
+            noise_std=0.0,
+            gelu='none',
+            dropout=0.0,
+            out_std=0.02,
+        )
         dense = mlp(inner * top_k)
         x = torch.randn(1, tokens, dim)
 
@@ -63,9 +91,11 @@ def layers(*, tokens: int, top_k: int, device: str = 'cpu', shrink: int = 1):
                 own.bias.copy_(given[1][e])
         rest = torch.linspace(1.5, 0.5, EXPERTS - 1) / (EXPERTS - 1) * (1 - BUSIEST)
         counts = (torch.cat([torch.tensor([BUSIEST]), rest]) * tokens).round().long()
-        favourite = torch.repeat_interleave(torch.arange(EXPERTS), counts)[torch.randperm(int(counts.sum()))][:tokens].to(device)
+        favourite = torch.repeat_interleave(torch.arange(EXPERTS), counts)[torch.randperm(int(counts.sum()))][
+            :tokens
+        ].to(device)
         favourite = nn.functional.pad(favourite, (0, tokens - len(favourite)))
-        x += 10 * ours.router.weight[favourite]         # of unit length and at right angles
+        x += 10 * ours.router.weight[favourite]  # of unit length and at right angles
     return x, {'ours': ours, 'dense': dense, 'loop': loop}
 
 
@@ -73,9 +103,11 @@ def run_moe(meter, *, tokens, top_k, dtype, device, shrink) -> None:
     from lmplay.train.device import keep_freed_memory
 
     from .references import autocast
+
     keep_freed_memory()
     x, forms = layers(tokens=tokens, top_k=top_k, device=device, shrink=shrink)
     import torch
+
     dy = torch.randn_like(x)
 
     def step(layer):
@@ -86,5 +118,7 @@ def run_moe(meter, *, tokens, top_k, dtype, device, shrink) -> None:
                 y = layer(given)
             y.backward(dy.to(y.dtype))
             return tokens
+
         return one
+
     meter.run(**{name: step(layer) for name, layer in forms.items()})

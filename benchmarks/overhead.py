@@ -2,12 +2,23 @@
 
 The bare step is forward, loss, backward, clipping and optimizer on one fixed batch, with the trainer's own parts.
 """
+
 import statistics
 
 from .measure import by_turns, summary
 from .step import prepared
 
-COLUMNS = ['name', 'dtype', 'shape', 'threads', 'ms', 'cpu_ms', 'overhead_percent', 'cpu_overhead_percent', 'pairs']
+COLUMNS = [
+    'name',
+    'dtype',
+    'shape',
+    'threads',
+    'ms',
+    'cpu_ms',
+    'overhead_percent',
+    'cpu_overhead_percent',
+    'pairs',
+]
 
 
 def run(args) -> list[dict]:
@@ -17,14 +28,39 @@ def run(args) -> list[dict]:
         for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
             for dtype in args.dtype:
                 for threads in args.threads:
-                    options = data | {'shape': shape, 'dtype': dtype, 'rows': args.rows or (2 if args.quick else 8), 'device': args.device}
+                    options = data | {
+                        'shape': shape,
+                        'dtype': dtype,
+                        'rows': args.rows or (2 if args.quick else 8),
+                        'device': args.device,
+                    }
                     for process in by_turns([('overhead', options)], args, threads=threads):
                         pairs = [p for s in process.samples[''] for p in s['pairs']]
-                        common = {'dtype': dtype, 'shape': shape, 'threads': process.report['threads'], 'pairs': len(pairs)}
-                        loop, loop_cpu, bare, bare_cpu = ([seconds * 1e3 for seconds in column] for column in zip(*pairs))
-                        table += [{'name': 'ours', **common, **summary(loop, 'ms', digits=3), 'cpu_ms': round(statistics.median(loop_cpu), 3),
-                                   'overhead_percent': over(loop, bare), 'cpu_overhead_percent': over(loop_cpu, bare_cpu)},
-                                  {'name': 'bare', **common, **summary(bare, 'ms', digits=3), 'cpu_ms': round(statistics.median(bare_cpu), 3)}]
+                        common = {
+                            'dtype': dtype,
+                            'shape': shape,
+                            'threads': process.report['threads'],
+                            'pairs': len(pairs),
+                        }
+                        loop, loop_cpu, bare, bare_cpu = (
+                            [seconds * 1e3 for seconds in column] for column in zip(*pairs)
+                        )
+                        table += [
+                            {
+                                'name': 'ours',
+                                **common,
+                                **summary(loop, 'ms', digits=3),
+                                'cpu_ms': round(statistics.median(loop_cpu), 3),
+                                'overhead_percent': over(loop, bare),
+                                'cpu_overhead_percent': over(loop_cpu, bare_cpu),
+                            },
+                            {
+                                'name': 'bare',
+                                **common,
+                                **summary(bare, 'ms', digits=3),
+                                'cpu_ms': round(statistics.median(bare_cpu), 3),
+                            },
+                        ]
     return table
 
 

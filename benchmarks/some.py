@@ -3,10 +3,22 @@
 The published form loops over expert modules, and over tokens and pairs of ranks in the key update. All in one process that
 keeps freed memory, as lmp_trainer does. `python -m benchmarks.some_layer --full-step ROWS` measures the whole model.
 """
+
 from .measure import milliseconds, rows_by_part
 from .some_layer import RULES, loop_layer, loop_update
 
-COLUMNS = ['name', 'dtype', 'part', 'threads', 'ms', 'cpu_ms', 'of_published_fp32', 'of_dense', 'of_layer', 'matmul_gflops']
+COLUMNS = [
+    'name',
+    'dtype',
+    'part',
+    'threads',
+    'ms',
+    'cpu_ms',
+    'of_published_fp32',
+    'of_dense',
+    'of_layer',
+    'matmul_gflops',
+]
 SIZE = {'tokens': 2048, 'num_experts': 128, 'top_k': 8, 'embed_dim': 512, 'd_ffn': 1536}
 QUICK = {'tokens': 64, 'num_experts': 8, 'top_k': 2, 'embed_dim': 32, 'd_ffn': 64}
 
@@ -40,13 +52,29 @@ def run_some(meter, *, tokens, num_experts, top_k, embed_dim, d_ffn, dtype, devi
     from lmplay.train.device import keep_freed_memory
 
     from .references import autocast
+
     keep_freed_memory()
     torch.manual_seed(0)
-    ours = SoMELayer(embed_dim=embed_dim, num_experts=num_experts, d_ffn=d_ffn, top_k=top_k, init='sparse_scaled', expert_seed=0, layer=0,
-                     train_temperature=1.0, eval_temperature=0.5, include_padding=False, **RULES).to(device)
-    loop = loop_layer(ours).to(device, torch.float32)       # as published, also under autocast
+    ours = SoMELayer(
+        embed_dim=embed_dim,
+        num_experts=num_experts,
+        d_ffn=d_ffn,
+        top_k=top_k,
+        init='sparse_scaled',
+        expert_seed=0,
+        layer=0,
+        train_temperature=1.0,
+        eval_temperature=0.5,
+        include_padding=False,
+        **RULES,
+    ).to(device)
+    loop = loop_layer(ours).to(device, torch.float32)  # as published, also under autocast
     inner = top_k * d_ffn
-    dense = nn.Sequential(nn.Linear(embed_dim, inner), nn.GELU(), nn.Linear(inner, embed_dim)).to(device).requires_grad_(False)
+    dense = (
+        nn.Sequential(nn.Linear(embed_dim, inner), nn.GELU(), nn.Linear(inner, embed_dim))
+        .to(device)
+        .requires_grad_(False)
+    )
     x = torch.randn(1, tokens, embed_dim, device=device)
     dy = torch.randn_like(x)
 
@@ -63,6 +91,7 @@ def run_some(meter, *, tokens, num_experts, top_k, embed_dim, d_ffn, dtype, devi
                 y = layer(given)
             y.backward(dy.to(y.dtype))
             return tokens
+
         return one
 
     with torch.no_grad():
@@ -79,5 +108,12 @@ def run_some(meter, *, tokens, num_experts, top_k, embed_dim, d_ffn, dtype, devi
         loop_update(ours.keys.vectors, usage, queries, ids)
         return tokens
 
-    meter.run(**{'ours:layer': step(lambda x: ours(x)[0]), 'published:layer': step(published), 'dense:layer': step(dense),
-                 'ours:key_update': update, 'published:key_update': published_update})
+    meter.run(
+        **{
+            'ours:layer': step(lambda x: ours(x)[0]),
+            'published:layer': step(published),
+            'dense:layer': step(dense),
+            'ours:key_update': update,
+            'published:key_update': published_update,
+        }
+    )

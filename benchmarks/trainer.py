@@ -1,4 +1,5 @@
 """Ours as its user starts it: the command line of lmp_trainer, on a plan, over prepared data."""
+
 import json
 import time
 from pathlib import Path
@@ -7,14 +8,49 @@ QUICK_DATA = {'loader': 'embedded', 'domains': ['math'], 'problems': 2000}
 DATA = {'loader': 'embedded', 'domains': ['code', 'math'], 'max_bytes': 4_000_000}
 
 
-def command_line(*, shape: str, context: int, rows: int, dtype: str, device: str, folder: str, exp: str = 'gpt2ish', flags: list[str] | None = None,
-                 **_) -> list[str]:
+def command_line(
+    *,
+    shape: str,
+    context: int,
+    rows: int,
+    dtype: str,
+    device: str,
+    folder: str,
+    exp: str = 'gpt2ish',
+    flags: list[str] | None = None,
+    **_,
+) -> list[str]:
     layers, dim = map(int, shape.split('x'))
-    return ['--exp', exp, '--training-plan', str(Path(folder) / 'plan.json'), '--run-dir', str(Path(folder) / f'run-{time.time_ns()}'),
-            '--device', device, '--num-blocks', str(layers), '--embed-dim', str(dim), '--num-heads', str(max(1, dim // 64)),
-            '--max-len', str(context), '--attn-dropout', '0', '--ff-dropout', '0', '--embed-dropout', '0',
-            '--batch-size', str(rows), '--mini-batch-size', str(rows),
-            *(['--amp'] if dtype == 'bf16' else []), *(flags or [])]
+    return [
+        '--exp',
+        exp,
+        '--training-plan',
+        str(Path(folder) / 'plan.json'),
+        '--run-dir',
+        str(Path(folder) / f'run-{time.time_ns()}'),
+        '--device',
+        device,
+        '--num-blocks',
+        str(layers),
+        '--embed-dim',
+        str(dim),
+        '--num-heads',
+        str(max(1, dim // 64)),
+        '--max-len',
+        str(context),
+        '--attn-dropout',
+        '0',
+        '--ff-dropout',
+        '0',
+        '--embed-dropout',
+        '0',
+        '--batch-size',
+        str(rows),
+        '--mini-batch-size',
+        str(rows),
+        *(['--amp'] if dtype == 'bf16' else []),
+        *(flags or []),
+    ]
 
 
 def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
@@ -25,8 +61,18 @@ def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
     from lmplay.data.sources import open_source
     from lmplay.data.store import open_store
     from lmplay.data.tokenizers import get_tokenizer
-    plan = {'datasets': {'text': QUICK_DATA if quick else DATA},
-            'stages': {'benchmark': {'dataset': 'text', 'steps': 10 ** 6, 'validation_interval': 10 ** 9, 'validation_bytes': 4096}}}
+
+    plan = {
+        'datasets': {'text': QUICK_DATA if quick else DATA},
+        'stages': {
+            'benchmark': {
+                'dataset': 'text',
+                'steps': 10**6,
+                'validation_interval': 10**9,
+                'validation_bytes': 4096,
+            }
+        },
+    }
     (Path(folder) / 'plan.json').write_text(json.dumps(plan))
     tokenizer = get_tokenizer('gpt2')
     store = open_store(open_source('text', plan['datasets']['text']), tokenizer)
@@ -41,9 +87,21 @@ def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
     np.save(Path(folder) / 'rows.npy', rows)
     (Path(folder) / 'texts.json').write_text(json.dumps([tokenizer.decode(row.tolist()) for row in rows]))
     short = [int(d) for d in order[0] if 16 <= store.lengths[d] <= context][:count]
-    (Path(folder) / 'documents.json').write_text(json.dumps(
-        [tokenizer.decode(store.tokens[store.starts[d]:store.starts[d + 1] - 1].tolist()) for d in short]))
-    meter.answer({'rows': count, 'documents': len(short), 'mean_document': float(np.mean(store.lengths[short])) if short else None})
+    (Path(folder) / 'documents.json').write_text(
+        json.dumps(
+            [
+                tokenizer.decode(store.tokens[store.starts[d] : store.starts[d + 1] - 1].tolist())
+                for d in short
+            ]
+        )
+    )
+    meter.answer(
+        {
+            'rows': count,
+            'documents': len(short),
+            'mean_document': float(np.mean(store.lengths[short])) if short else None,
+        }
+    )
 
 
 def run_ours(meter, **options) -> None:
@@ -65,6 +123,7 @@ def run_overhead(meter, **options) -> None:
     from lmplay.train.objective import micro_loss
     from lmplay.train.optimizer import clip_gradients
     from lmplay.train.trainer import Trainer
+
     ours, at = Trainer.train_step, {}
 
     def train_step(self, batch, ctx, lr):
@@ -80,7 +139,15 @@ def run_overhead(meter, **options) -> None:
             at['mask'] = at['x'].new_ones(at['x'].shape, dtype=bool)
         trainer.optimizer.zero_grad(set_to_none=True)
         with autocast(trainer.device, trainer.dtype):
-            micro = micro_loss(trainer.model, trainer.forward, at['x'], at['y'], at['mask'], scored=at['x'].numel(), tokens_share=1.0)
+            micro = micro_loss(
+                trainer.model,
+                trainer.forward,
+                at['x'],
+                at['y'],
+                at['mask'],
+                scored=at['x'].numel(),
+                tokens_share=1.0,
+            )
         micro.objective.backward()
         clip_gradients(trainer.parameters, trainer.stage.clip)
         trainer.optimizer.step()
@@ -92,7 +159,9 @@ def run_overhead(meter, **options) -> None:
         meter.synchronize()
         if 'left' in at:
             pair = [b - a for start, end in ((at['left'], now), (now, clocks())) for a, b in zip(start, end)]
-            meter.notes.setdefault('pairs', []).append(pair)        # wall and CPU seconds of the loop, then of the bare step
+            meter.notes.setdefault('pairs', []).append(
+                pair
+            )  # wall and CPU seconds of the loop, then of the bare step
         meter.tick(record['steps'])
         at['left'] = clocks()
 
@@ -106,6 +175,7 @@ def _train(options: dict, count) -> None:
     """Runs lmp_trainer; `count` gets every training record, once it is written."""
     from lmplay.stats.recorder import Recorder
     from lmplay.train.__main__ import main
+
     write = Recorder.train
 
     def train(self, record):

@@ -3,6 +3,7 @@
 Commands come as lines of JSON on the standard input, answers go to the standard output; what a library prints goes to
 the standard error.
 """
+
 import importlib
 import json
 import os
@@ -14,9 +15,21 @@ from pathlib import Path
 from .measure import MATMUL
 
 # contender -> the module that has run_CONTENDER(meter, **options)
-CONTENDERS = {'prepare': 'trainer', 'ours': 'trainer', 'overhead': 'trainer', 'limit': 'limit', 'nanogpt': 'references', 'hf': 'references',
-              'hf_trainer': 'references', 'original': 'references', 'moe': 'moe', 'some': 'some', 'generate': 'generate', 'checkpoint': 'checkpoint',
-              'data': 'data'}
+CONTENDERS = {
+    'prepare': 'trainer',
+    'ours': 'trainer',
+    'overhead': 'trainer',
+    'limit': 'limit',
+    'nanogpt': 'references',
+    'hf': 'references',
+    'hf_trainer': 'references',
+    'original': 'references',
+    'moe': 'moe',
+    'some': 'some',
+    'generate': 'generate',
+    'checkpoint': 'checkpoint',
+    'data': 'data',
+}
 
 
 class Meter:
@@ -28,8 +41,8 @@ class Meter:
 
     def __init__(self, channel, device: str, dtype: str, spawned: float):
         self.channel, self.device, self.dtype, self.spawned = channel, device, dtype, spawned
-        self.extra: dict = {}       # what the report says beside the standard
-        self.notes: dict[str, list] = {}    # what an answer says beside the standard
+        self.extra: dict = {}  # what the report says beside the standard
+        self.notes: dict[str, list] = {}  # what an answer says beside the standard
         self.began: float | None = None
         self._operands = None
 
@@ -42,18 +55,27 @@ class Meter:
 
     def tick(self, units: float = 1) -> None:
         self.extra.setdefault('first_step', round(time.time() - self.spawned, 3))
-        if self.began is None:      # a step before any command was asked for
+        if self.began is None:  # a step before any command was asked for
             self._begin([''])
             return
         self.steps += 1
         self.units += units
         if self.steps < self.command['steps'] or time.perf_counter() - self.began < self.command['seconds']:
             return
-        self.synchronize()         # what was measured may still be under way on the device
+        self.synchronize()  # what was measured may still be under way on the device
         elapsed, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
         if elapsed < self.command['seconds']:
             return
-        self.answer({'steps': self.steps, 'units': self.units, 'seconds': elapsed, 'cpu_seconds': cpu, 'matmul_gflops': self._matmul()} | self.notes)
+        self.answer(
+            {
+                'steps': self.steps,
+                'units': self.units,
+                'seconds': elapsed,
+                'cpu_seconds': cpu,
+                'matmul_gflops': self._matmul(),
+            }
+            | self.notes
+        )
         self._wait()
 
     def _begin(self, parts: list[str]) -> None:
@@ -69,7 +91,10 @@ class Meter:
             if 'report' not in self.command:
                 break
             import torch
-            self.answer({'peak_mb': round(self.peak_memory() / 1e6), 'threads': torch.get_num_threads(), **self.extra})
+
+            self.answer(
+                {'peak_mb': round(self.peak_memory() / 1e6), 'threads': torch.get_num_threads(), **self.extra}
+            )
         self.notes = {}
         self.steps, self.units, self.began, self.cpu_began = 0, 0, time.perf_counter(), time.process_time()
 
@@ -80,16 +105,24 @@ class Meter:
     def synchronize(self) -> None:
         if self.device.startswith('cuda'):
             import torch
+
             torch.cuda.synchronize()
 
     def _matmul(self) -> float:
         """GFLOP/s of a fixed product, the best of three."""
         import torch
-        with torch.no_grad(), torch.autocast('cuda' if self.device.startswith('cuda') else 'cpu', enabled=False):
+
+        with (
+            torch.no_grad(),
+            torch.autocast('cuda' if self.device.startswith('cuda') else 'cpu', enabled=False),
+        ):
             if self._operands is None:
                 dtype = torch.bfloat16 if self.dtype == 'bf16' else torch.float32
                 m, k, n = MATMUL
-                self._operands = [torch.linspace(-1, 1, a * b, device=self.device).view(a, b).to(dtype) for a, b in ((m, k), (k, n))]
+                self._operands = [
+                    torch.linspace(-1, 1, a * b, device=self.device).view(a, b).to(dtype)
+                    for a, b in ((m, k), (k, n))
+                ]
                 torch.mm(*self._operands)
             best = float('inf')
             for _ in range(3):
@@ -105,6 +138,7 @@ class Meter:
         getrusage says, a process inherits from the one that started it)."""
         if self.device.startswith('cuda'):
             import torch
+
             return torch.cuda.max_memory_allocated()
         try:
             status = Path('/proc/self/status').read_text()

@@ -15,7 +15,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # started in the background: children would inherit that and miss Ctrl-C
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # started in the background: children would inherit that and miss Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     import hypothesis
     import torch
@@ -69,7 +71,14 @@ def tiny_plan(corpus, tmp_path):
     """Writes a plan for the corpus and returns its path; stage keys as given."""
 
     def write(stages: dict | None = None, **keys) -> Path:
-        stage = {'dataset': 'mine', 'steps': 4, 'batch_size': 4, 'mini_batch_size': 2, 'row_length': 32, 'validation_bytes': 600}
+        stage = {
+            'dataset': 'mine',
+            'steps': 4,
+            'batch_size': 4,
+            'mini_batch_size': 2,
+            'row_length': 32,
+            'validation_bytes': 600,
+        }
         stages = stages or {'only': {}}
         plan = {
             'datasets': {'mine': {'loader': 'json', 'path': str(corpus), 'domain_column': 'kind'}},
@@ -90,8 +99,14 @@ TINY = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '32', '--num-head
 def command(cache, tmp_path):
     """Runs `python -m lmplay.<module>` as a user would; returns the finished process."""
 
-    def run(module: str, *args, cwd: Path | None = None, env: dict | None = None, timeout: float = 120, **options):
-        environment = os.environ | {'LMP_DATASETS': str(cache), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'} | (env or {})
+    def run(
+        module: str, *args, cwd: Path | None = None, env: dict | None = None, timeout: float = 120, **options
+    ):
+        environment = (
+            os.environ
+            | {'LMP_DATASETS': str(cache), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+            | (env or {})
+        )
         return subprocess.run(
             [sys.executable, '-m', f'lmplay.{module}', *map(str, args)],
             cwd=cwd or tmp_path,

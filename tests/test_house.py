@@ -1,4 +1,5 @@
 """Rules of the house, read from the imports: experiments depend on the core, never the other way, never on each other."""
+
 import ast
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def imports(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(package[:len(package) - node.level + 1]) if node.level else ''
+            base = '.'.join(package[: len(package) - node.level + 1]) if node.level else ''
             module = '.'.join(filter(None, [base, node.module or '']))
             found |= {module, *(f'{module}.{a.name}' for a in node.names)}
     return {name for name in found if name.startswith('lmplay.')}
@@ -34,21 +35,34 @@ def test_imports_run_one_way(file):
     if where[0] == 'exp' and len(where) > 2:
         own = f'lmplay.exp.{where[1]}'
         for name in names:
-            allowed = name.startswith((own, 'lmplay.base', 'lmplay.modules', 'lmplay.data.tokenizers', 'lmplay.utils')) or name == 'lmplay.data'
+            allowed = (
+                name.startswith(
+                    (own, 'lmplay.base', 'lmplay.modules', 'lmplay.data.tokenizers', 'lmplay.utils')
+                )
+                or name == 'lmplay.data'
+            )
             assert allowed, f'{name}: an experiment imports base, modules and data.tokenizers only'
     elif where[0] in ('base', 'modules'):
         for name in names:
-            assert name.split('.')[1] in ('base', 'modules', 'utils') or name.startswith('lmplay.data.tokenizers') or name == 'lmplay.data', name
+            assert (
+                name.split('.')[1] in ('base', 'modules', 'utils')
+                or name.startswith('lmplay.data.tokenizers')
+                or name == 'lmplay.data'
+            ), name
     else:
         for name in names:
-            assert not name.startswith('lmplay.exp.') or where == ('__init__.py',), f'{name}: the core names no experiment'
+            assert not name.startswith('lmplay.exp.') or where == ('__init__.py',), (
+                f'{name}: the core names no experiment'
+            )
 
 
 def test_experiments_import_their_siblings_relatively():
     for file in (PACKAGE / 'exp').rglob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level:
-                assert not (node.module or '').startswith('lmplay.exp.'), f'{file}: copying the folder would break {node.module}'
+                assert not (node.module or '').startswith('lmplay.exp.'), (
+                    f'{file}: copying the folder would break {node.module}'
+                )
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
@@ -65,4 +79,6 @@ def test_the_core_has_no_branch_for_an_experiment():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Compare):
                 for value in node.comparators:
-                    assert not (isinstance(value, ast.Constant) and value.value in EXPERIMENTS), f'{file}:{node.lineno}'
+                    assert not (isinstance(value, ast.Constant) and value.value in EXPERIMENTS), (
+                        f'{file}:{node.lineno}'
+                    )

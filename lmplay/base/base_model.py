@@ -2,6 +2,7 @@
 
 B rows, T positions, D width, V vocabulary.
 """
+
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..data.tokenizers import Tokenizer, as_tokenizer, provide_gpt2
 from .errors import ExperimentError, unknown
 
-provide_gpt2()      # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
+provide_gpt2()  # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
 
 
 @dataclass
@@ -28,6 +29,7 @@ class LMOutput:
     metrics   detached tensors to log, of any shape; averaged over micro-batches. Convention: `expert_load` (layers, E),
               fractions of assignments, is watched for collapse.
     """
+
     logits: Tensor | None = None
     features: Tensor | None = None
     losses: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class StepContext:
     step counts optimizer steps of the stage from 0; total_steps is the stage's number of them; tokens are those trained
     on so far in the run. `stepped` is False in after_step where the update was skipped because it was not finite.
     """
+
     stage: str
     step: int
     total_steps: int
@@ -58,6 +61,7 @@ class RoutedLayer:
     weights      (B, T, K) their gate weights
     entropy      (B, T) of the clean router's distribution over the experts, in nats
     """
+
     name: str
     num_experts: int
     expert_ids: Tensor
@@ -73,6 +77,7 @@ class Experts:
     keys     (E, D) where each expert sits, if the router knows places
     usage    (E,) running usage, in any unit, if the model keeps it
     """
+
     weights: tuple[Tensor, ...] = ()
     keys: Tensor | None = None
     usage: Tensor | None = None
@@ -110,7 +115,7 @@ class LMBase(nn.Module):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer):
-        as_tokenizer(tokenizer)         # fail where it is set, not where it is used
+        as_tokenizer(tokenizer)  # fail where it is set, not where it is used
         self._tokenizer = tokenizer
 
     def forward(self, x: Tensor, cache: list | None = None):
@@ -127,12 +132,18 @@ class LMBase(nn.Module):
     def param_groups(self, weight_decay: float) -> list[dict]:
         """Parameter groups for the optimizer: no decay for biases, norms (anything below two dimensions), embeddings, and
         parameters with `skip_weight_decay = True`. Frozen parameters are left out."""
-        embeddings = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+        embeddings = {
+            id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+        }
         decay, no_decay = [], []
         for name, p in self.named_parameters():
             if p.requires_grad:
-                skip = (getattr(p, 'skip_weight_decay', False) or p.ndim < 2 or id(p) in embeddings
-                        or 'embed' in name.rsplit('.', 1)[-1])
+                skip = (
+                    getattr(p, 'skip_weight_decay', False)
+                    or p.ndim < 2
+                    or id(p) in embeddings
+                    or 'embed' in name.rsplit('.', 1)[-1]
+                )
                 (no_decay if skip else decay).append(p)
         groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': no_decay, 'weight_decay': 0.0}]
         return [g for g in groups if g['params']]
@@ -149,6 +160,7 @@ class LMBase(nn.Module):
         """Forward floating-point operations per token in rows of `length`, multiply and add counted as two, attention
         counted in full (not halved for causality). Counted on the meta device; a model with routed products adds its own."""
         from torch.utils.flop_counter import FlopCounterMode
+
         counter = FlopCounterMode(display=False)
         device = next(self.parameters()).device
         training = self.training
@@ -187,10 +199,21 @@ def model_parameters(model: Callable) -> dict[str, Any]:
 def _check(key: str, value: Any, default: Any) -> None:
     """Refuses values that can be no model's; what a model's own parameters may be, it says itself."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, (int, float)) and not isinstance(default, bool) and value is not None and not number:
+    if (
+        isinstance(default, (int, float))
+        and not isinstance(default, bool)
+        and value is not None
+        and not number
+    ):
         raise ExperimentError(f'The model parameter {key} must be a number; given: {value!r}.')
-    if key in ('max_len', 'num_blocks', 'num_heads', 'embed_dim') and number and (not isinstance(value, int) or value < 1):
-        raise ExperimentError(f'The model parameter {key} must be a whole number of at least 1; given: {value}.')
+    if (
+        key in ('max_len', 'num_blocks', 'num_heads', 'embed_dim')
+        and number
+        and (not isinstance(value, int) or value < 1)
+    ):
+        raise ExperimentError(
+            f'The model parameter {key} must be a whole number of at least 1; given: {value}.'
+        )
     if key.endswith('dropout') and isinstance(value, (int, float)) and not 0 <= value < 1:
         raise ExperimentError(f'The model parameter {key} must be at least 0 and below 1; given: {value}.')
     if key == 'version' and not isinstance(value, str):
@@ -208,15 +231,23 @@ class BasicModelRunner:
     Raises ExperimentError for a parameter that the model's __init__ does not name, and for a value that can't be one.
     """
 
-    def __init__(self, model_class: Callable[..., LMBase], *, overrides: dict | None = None, training: dict | None = None,
-                 **parameters):
+    def __init__(
+        self,
+        model_class: Callable[..., LMBase],
+        *,
+        overrides: dict | None = None,
+        training: dict | None = None,
+        **parameters,
+    ):
         self.model_class = model_class
         self.training = dict(training or {})
         self.declared = model_parameters(model_class)
         given = dict(overrides or {}) | parameters
         for key in given:
             if key not in self.declared and key != 'version':
-                raise ExperimentError(unknown('model parameter', key, self.declared, getattr(model_class, '__name__', '')))
+                raise ExperimentError(
+                    unknown('model parameter', key, self.declared, getattr(model_class, '__name__', ''))
+                )
         for key, value in given.items():
             _check(key, value, self.declared.get(key))
         self.given = given
@@ -227,8 +258,12 @@ class BasicModelRunner:
         with torch.device(device):
             model = self.model_class(**self.given)
         if not isinstance(model, LMBase):
-            raise ExperimentError(f'{self.model_class.__name__} must be a subclass of lmplay.base.base_model.LMBase.')
+            raise ExperimentError(
+                f'{self.model_class.__name__} must be a subclass of lmplay.base.base_model.LMBase.'
+            )
         if model.tokenizer is None:
-            raise ExperimentError(f"{self.model_class.__name__} sets no tokenizer: self.tokenizer = tiktoken.get_encoding('gpt2') "
-                                  f'is the usual one.')
+            raise ExperimentError(
+                f"{self.model_class.__name__} sets no tokenizer: self.tokenizer = tiktoken.get_encoding('gpt2') "
+                f'is the usual one.'
+            )
         return model

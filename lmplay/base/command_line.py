@@ -1,4 +1,5 @@
 """What all commands of lmplay have in common: how options are read, and how a command ends."""
+
 import argparse
 import errno
 import os
@@ -37,9 +38,9 @@ def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 
         print(f'{prog}: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f'\n{prog}: {stopped}', file=sys.stderr)      # not on the line that it interrupts
+        print(f'\n{prog}: {stopped}', file=sys.stderr)  # not on the line that it interrupts
         return 130
-    except BrokenPipeError:     # the reader has had enough, as `head` does
+    except BrokenPipeError:  # the reader has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:

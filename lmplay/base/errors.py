@@ -1,4 +1,5 @@
 """The errors that a user can cause. Every entry point prints them as one sentence and exits with 2."""
+
 import difflib
 from collections.abc import Iterable
 

@@ -2,6 +2,7 @@
 
 Used for `--exp list` and `--help`, which must answer at once and must not import torch or a broken experiment.
 """
+
 import ast
 import importlib.util
 from dataclasses import dataclass
@@ -57,7 +58,10 @@ def read_versions(file: Path) -> list[Declared] | None:
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and _last(call.func) == 'expose_runner':
                 decorators += 1
-                values = {'name': call.args[0] if call.args else None, **{k.arg: k.value for k in call.keywords}}
+                values = {
+                    'name': call.args[0] if call.args else None,
+                    **{k.arg: k.value for k in call.keywords},
+                }
                 name, description = _literal(values.get('name')), _literal(values.get('description'), '')
                 if not isinstance(name, str):
                     return None
@@ -91,10 +95,15 @@ def _target(file: Path, node: ast.ImportFrom) -> Path | None:
             return base.with_suffix('.py')
         if base.is_dir():
             return base / '__init__.py'
-        raise ImportError(f"{file.name} line {node.lineno}: no module '{'.' * node.level}{node.module or ''}' beside it")
+        raise ImportError(
+            f"{file.name} line {node.lineno}: no module '{'.' * node.level}{node.module or ''}' beside it"
+        )
     if node.module and node.module.split('.')[0] == 'lmplay':
         target = module_file(node.module)
-        if target is None and not (Path(__file__).parent.parent.joinpath(*node.module.split('.')[1:])).is_dir():
+        if (
+            target is None
+            and not (Path(__file__).parent.parent.joinpath(*node.module.split('.')[1:])).is_dir()
+        ):
             raise ImportError(f"{file.name} line {node.lineno}: no module '{node.module}'")
         return target
     return None
@@ -119,10 +128,18 @@ def _check_imports(file: Path, tree: ast.Module, seen: set[Path]) -> dict[str, t
                 continue
             provided = _provided(target)
             for alias in node.names:
-                submodule = target.name == '__init__.py' and ((target.parent / alias.name).is_dir()
-                                                              or (target.parent / f'{alias.name}.py').is_file())
-                if provided is not None and alias.name not in provided and alias.name != '*' and not submodule:
-                    raise ImportError(f"{file.name} line {node.lineno}: {target.name} defines no '{alias.name}'")
+                submodule = target.name == '__init__.py' and (
+                    (target.parent / alias.name).is_dir() or (target.parent / f'{alias.name}.py').is_file()
+                )
+                if (
+                    provided is not None
+                    and alias.name not in provided
+                    and alias.name != '*'
+                    and not submodule
+                ):
+                    raise ImportError(
+                        f"{file.name} line {node.lineno}: {target.name} defines no '{alias.name}'"
+                    )
                 names[alias.asname or alias.name] = (target, alias.name)
             if node.level and target not in seen:
                 _check_imports(target, _parse(target), seen)
@@ -162,10 +179,14 @@ def _parameters(function: ast.FunctionDef, imported: dict) -> dict:
             model = _last(node.args[0])
             parameters = _class_parameters(*imported[model]) if model in imported else {}
             overrides = next((k.value for k in node.keywords if k.arg == 'overrides'), None)
-            if isinstance(overrides, ast.Call):         # dict(a=1)
-                parameters |= {k.arg: _literal(k.value, ast.unparse(k.value)) for k in overrides.keywords if k.arg}
+            if isinstance(overrides, ast.Call):  # dict(a=1)
+                parameters |= {
+                    k.arg: _literal(k.value, ast.unparse(k.value)) for k in overrides.keywords if k.arg
+                }
             elif isinstance(overrides, ast.Dict):
-                parameters |= {_literal(k): _literal(v, ast.unparse(v)) for k, v in zip(overrides.keys, overrides.values)}
+                parameters |= {
+                    _literal(k): _literal(v, ast.unparse(v)) for k, v in zip(overrides.keys, overrides.values)
+                }
             return parameters
     return {}
 
@@ -194,6 +215,8 @@ def _class_parameters(file: Path, name: str) -> dict:
     positional = args.args[1:]
     defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
     own = {a.arg: _literal(d, ast.unparse(d) if d else None) for a, d in zip(positional, defaults)}
-    own |= {a.arg: _literal(d, ast.unparse(d) if d else None) for a, d in zip(args.kwonlyargs, args.kw_defaults)}
+    own |= {
+        a.arg: _literal(d, ast.unparse(d) if d else None) for a, d in zip(args.kwonlyargs, args.kw_defaults)
+    }
     own.pop('version', None)
     return inherited | own

@@ -4,6 +4,7 @@ Listing must be quick and must survive a broken experiment, so it READS the `ver
 and imports none of them; only what can't be read that way (names made by a program) is imported. `find_runner` imports the
 one module that declares the name.
 """
+
 import functools
 import importlib
 import importlib.machinery
@@ -24,12 +25,13 @@ ENTRY_POINT_GROUP = 'lmplay.experiments'
 @dataclass(frozen=True)
 class Entry:
     """A row of the list: an experiment version, or a module that is broken (`error` is then set)."""
+
     name: str
     description: str
-    module: str                          # dotted name, or path of a file
+    module: str  # dotted name, or path of a file
     file: str
     line: int = 0
-    parameters: dict = field(default_factory=dict)   # name -> default as the version sets it
+    parameters: dict = field(default_factory=dict)  # name -> default as the version sets it
     error: str | None = None
 
     @property
@@ -40,6 +42,7 @@ class Entry:
 @dataclass(frozen=True)
 class Registered:
     """A runner function with what `expose_runner` was told of it."""
+
     name: str
     description: str
     function: Callable
@@ -69,7 +72,9 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
         def checked(*args, **kwargs):
             runner = function(*args, **kwargs)
             if not hasattr(runner, 'build'):
-                raise ExperimentError(f"The runner of experiment '{name}' ({where}) must return a BasicModelRunner; given: {type(runner).__name__}.")
+                raise ExperimentError(
+                    f"The runner of experiment '{name}' ({where}) must return a BasicModelRunner; given: {type(runner).__name__}."
+                )
             return runner
 
         _registered[name] = Registered(name, description, checked, where)
@@ -104,20 +109,30 @@ def list_experiments(extra: str | Path | None = None) -> list[Entry]:
     for i, entry in enumerate(entries):
         first = seen.setdefault(entry.name, entry)
         if entry.error is None and first is not entry and first.where != entry.where:
-            entries[i] = Entry(entry.name, entry.description, entry.module, entry.file, entry.line,
-                               error=_clash(entry.name, first.where, entry.where))
+            entries[i] = Entry(
+                entry.name,
+                entry.description,
+                entry.module,
+                entry.file,
+                entry.line,
+                error=_clash(entry.name, first.where, entry.where),
+            )
     return sorted(entries, key=lambda e: (e.error is not None, e.name))
 
 
 def _read(module: str, file: Path) -> list[Entry]:
-    broken_name = Path(module).parent.name if module.endswith('.py') else module.removesuffix('.versions').split('.')[-1]
+    broken_name = (
+        Path(module).parent.name
+        if module.endswith('.py')
+        else module.removesuffix('.versions').split('.')[-1]
+    )
     try:
         declared = reading.read_versions(file)
     except (OSError, SyntaxError, ImportError, ValueError) as error:
         return [Entry(broken_name, '', module, str(file), error=f'{type(error).__name__}: {error}')]
     if declared is not None:
         return [Entry(d.name, d.description, module, str(file), d.line, d.parameters) for d in declared]
-    before = set(_registered)           # names that only running the module tells
+    before = set(_registered)  # names that only running the module tells
     try:
         _import(module, file)
     except Exception as error:  # noqa: BLE001  an experiment's import may raise anything; it becomes its row
@@ -131,12 +146,13 @@ def _import(module: str, file: Path):
         return importlib.import_module(module)
     # A file of the user's: its folder becomes a package, so that relative imports between siblings work.
     folder = Path(file).resolve().parent
-    package = f'lmplay_user_{folder.name}_{abs(hash(str(folder))) % 10 ** 8}'
+    package = f'lmplay_user_{folder.name}_{abs(hash(str(folder))) % 10**8}'
     if package not in sys.modules:
         init = folder / '__init__.py'
-        spec = importlib.util.spec_from_file_location(package, init if init.exists() else None,
-                                                      submodule_search_locations=[str(folder)])
-        if spec is None:    # no __init__.py: a namespace of that one folder
+        spec = importlib.util.spec_from_file_location(
+            package, init if init.exists() else None, submodule_search_locations=[str(folder)]
+        )
+        if spec is None:  # no __init__.py: a namespace of that one folder
             spec = importlib.machinery.ModuleSpec(package, None, is_package=True)
             spec.submodule_search_locations = [str(folder)]
         parent = importlib.util.module_from_spec(spec)
@@ -153,7 +169,9 @@ def find_entry(name: str) -> Entry:
         name = f'{path}.py' if version else name
         file = Path(name)
         if not file.is_file():
-            raise ExperimentError(f"No such file for --exp: '{name}'. Give an experiment's name or the path of its versions.py.")
+            raise ExperimentError(
+                f"No such file for --exp: '{name}'. Give an experiment's name or the path of its versions.py."
+            )
         own = [e for e in list_experiments(file) if e.module == name]
         broken = next((e for e in own if e.error), None)
         if broken:
@@ -162,8 +180,12 @@ def find_entry(name: str) -> Entry:
             try:
                 _import(name, file)
             except Exception as error:
-                raise ExperimentError(f"Experiment file '{name}' fails to import: {type(error).__name__}: {error}") from error
-            raise ExperimentError(f"'{name}' exposes no runner: decorate a function with @expose_runner('name').")
+                raise ExperimentError(
+                    f"Experiment file '{name}' fails to import: {type(error).__name__}: {error}"
+                ) from error
+            raise ExperimentError(
+                f"'{name}' exposes no runner: decorate a function with @expose_runner('name')."
+            )
         if version:
             if version not in (e.name for e in own):
                 raise ExperimentError(unknown('experiment', version, (e.name for e in own), name))
@@ -191,6 +213,7 @@ def find_runner(name: str) -> Registered:
         except ExperimentError:
             raise
         except Exception as error:
-            raise ExperimentError(f"Experiment '{entry.name}' ({entry.where}) fails to import: "
-                                  f'{type(error).__name__}: {error}') from error
+            raise ExperimentError(
+                f"Experiment '{entry.name}' ({entry.where}) fails to import: {type(error).__name__}: {error}"
+            ) from error
     return _registered[entry.name]

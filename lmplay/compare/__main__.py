@@ -1,4 +1,5 @@
 """lmp_compare: did the change help? Trains experiments side by side, fairly, and says what may be said."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -16,35 +17,81 @@ A comparison that was interrupted goes on when the same command is given again."
 
 
 def make_parser() -> CommandParser:
-    p = CommandParser('lmp_compare', description='Compares experiments with a baseline, the first one given, and '
-                                                           'writes a report.',
-                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('experiments', nargs='*', metavar='EXP[,KEY=VALUE...]',
-                   help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters '
-                        'and training '
-                        'options of its own')
-    p.add_argument('--plan', metavar='PLAN', default='quickstart',
-                   help='path of a plan, or the name of a shipped one (default: %(default)s)')
-    p.add_argument('--seeds', type=int, default=3, metavar='N',
-                   help='seeds to train each experiment with (default: %(default)s); one gives no verdict')
-    p.add_argument('--budget', metavar='KIND=AMOUNT', help="tokens=20M, flops=1e15 or seconds=600 for each run, all stages "
-                                                           "together (default: the plan's)")
-    p.add_argument('--tune', choices=('lr',), help='search the learning rate first: the same short search for every experiment')
-    p.add_argument('--metric', choices=('loss', 'bits_per_byte'), default='loss',
-                   help='what is compared (default: %(default)s); bits_per_byte '
-                                                                                       'allows for different tokenizers and '
-                                                                                       'training data')
-    p.add_argument('--set', metavar='KEY=VALUE', action='append', default=[],
-                   help='a model parameter or training option for every experiment; repeatable')
-    p.add_argument('--device', default='auto', metavar='DEVICE[,DEVICE...]',
-                   help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best there is)')
+    p = CommandParser(
+        'lmp_compare',
+        description='Compares experiments with a baseline, the first one given, and writes a report.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        'experiments',
+        nargs='*',
+        metavar='EXP[,KEY=VALUE...]',
+        help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters '
+        'and training '
+        'options of its own',
+    )
+    p.add_argument(
+        '--plan',
+        metavar='PLAN',
+        default='quickstart',
+        help='path of a plan, or the name of a shipped one (default: %(default)s)',
+    )
+    p.add_argument(
+        '--seeds',
+        type=int,
+        default=3,
+        metavar='N',
+        help='seeds to train each experiment with (default: %(default)s); one gives no verdict',
+    )
+    p.add_argument(
+        '--budget',
+        metavar='KIND=AMOUNT',
+        help="tokens=20M, flops=1e15 or seconds=600 for each run, all stages together (default: the plan's)",
+    )
+    p.add_argument(
+        '--tune',
+        choices=('lr',),
+        help='search the learning rate first: the same short search for every experiment',
+    )
+    p.add_argument(
+        '--metric',
+        choices=('loss', 'bits_per_byte'),
+        default='loss',
+        help='what is compared (default: %(default)s); bits_per_byte '
+        'allows for different tokenizers and '
+        'training data',
+    )
+    p.add_argument(
+        '--set',
+        metavar='KEY=VALUE',
+        action='append',
+        default=[],
+        help='a model parameter or training option for every experiment; repeatable',
+    )
+    p.add_argument(
+        '--device',
+        default='auto',
+        metavar='DEVICE[,DEVICE...]',
+        help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best there is)',
+    )
     p.add_argument('--amp', action='store_true', help='mixed precision')
-    p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs to train at a time (default: %(default)s)')
-    p.add_argument('--out', metavar='DIR', help='where everything is kept (default: compare/EXPERIMENTS-PLAN)')
-    p.add_argument('--runs', nargs='+', metavar='DIR', help='compare finished runs, in these directories or below; the first is '
-                                                            'of the baseline')
+    p.add_argument(
+        '--jobs', type=int, default=1, metavar='N', help='runs to train at a time (default: %(default)s)'
+    )
+    p.add_argument(
+        '--out', metavar='DIR', help='where everything is kept (default: compare/EXPERIMENTS-PLAN)'
+    )
+    p.add_argument(
+        '--runs',
+        nargs='+',
+        metavar='DIR',
+        help='compare finished runs, in these directories or below; the first is of the baseline',
+    )
     p.add_argument('--baseline', metavar='EXP', help='with --runs: the baseline')
-    p.add_argument('--leaderboard', nargs='+', metavar='DIR', help='rank all finished runs in these directories or below')
+    p.add_argument(
+        '--leaderboard', nargs='+', metavar='DIR', help='rank all finished runs in these directories or below'
+    )
     return p
 
 
@@ -55,8 +102,10 @@ def say(text: str) -> None:
 def run(args: argparse.Namespace) -> int:
     modes = [name for name in ('experiments', 'runs', 'leaderboard') if getattr(args, name)]
     if len(modes) != 1:
-        raise UserError('Give experiments to train, or --runs, or --leaderboard'
-                        + (f'; not {" and ".join(modes)} together.' if modes else '. See lmp_compare --help.'))
+        raise UserError(
+            'Give experiments to train, or --runs, or --leaderboard'
+            + (f'; not {" and ".join(modes)} together.' if modes else '. See lmp_compare --help.')
+        )
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
     for name in ('seeds', 'jobs'):
@@ -64,18 +113,36 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {getattr(args, name)}.')
     if args.leaderboard:
         from .leaderboard import leaderboard
+
         leaderboard(args.leaderboard, metric=args.metric, out=Path(args.out) if args.out else None)
         return 0
     if args.runs:
         from .finished import compare_runs
-        report = compare_runs(args.runs, metric=args.metric, baseline=args.baseline, out=Path(args.out) if args.out else None)
+
+        report = compare_runs(
+            args.runs, metric=args.metric, baseline=args.baseline, out=Path(args.out) if args.out else None
+        )
     else:
         from .comparison import Comparison, Request
         from .prepare import parse_budget
+
         budget = parse_budget(args.budget) if args.budget is not None else None
-        report = Comparison(Request(args.experiments, args.plan, args.seeds, budget, args.metric, args.device, args.amp,
-                                    args.tune, args.set, args.jobs,
-                                    Path(args.out) if args.out else None), say).run()
+        report = Comparison(
+            Request(
+                args.experiments,
+                args.plan,
+                args.seeds,
+                budget,
+                args.metric,
+                args.device,
+                args.amp,
+                args.tune,
+                args.set,
+                args.jobs,
+                Path(args.out) if args.out else None,
+            ),
+            say,
+        ).run()
     tell(report)
     return 0
 
@@ -85,6 +152,7 @@ def tell(report: Path) -> None:
     import json
 
     from .report import MARKS, NUMBERS
+
     findings = json.loads((report.parent / NUMBERS).read_text(encoding='utf-8'))
     for entry in findings['experiments']:
         if 'comparison' in entry:
@@ -95,7 +163,11 @@ def tell(report: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command('lmp_compare', lambda: run(make_parser().parse_args(argv)), stopped='stopped; the same command goes on from there.')
+    return run_command(
+        'lmp_compare',
+        lambda: run(make_parser().parse_args(argv)),
+        stopped='stopped; the same command goes on from there.',
+    )
 
 
 if __name__ == '__main__':

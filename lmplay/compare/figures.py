@@ -1,4 +1,5 @@
 """The pictures of a comparison: SVG that follows the reader's light or dark theme, and PNG."""
+
 import io
 import re
 from collections.abc import Sequence
@@ -11,38 +12,62 @@ from .results import Run
 from .statistics import paired_t
 
 AXES = {'tokens': 'tokens trained', 'flops': 'training FLOPs', 'seconds': 'seconds of training'}
-INK, GRID = '#1b1f24', '#d0d7de'        # stand-ins that `themed` turns into colours of the page
-STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lmplay', 'font.size': 10, 'text.color': INK, 'axes.edgecolor': INK,
-         'axes.labelcolor': INK, 'xtick.color': INK,
-         'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': GRID,
-         'grid.linewidth': 0.6,
-         'axes.axisbelow': True, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'legend.frameon': False,
-         'legend.fontsize': 9}
-WIDTH, HEIGHT = 4.9, 3.3                # inches: on a phone's page letters keep their size
+INK, GRID = '#1b1f24', '#d0d7de'  # stand-ins that `themed` turns into colours of the page
+STYLE = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'lmplay',
+    'font.size': 10,
+    'text.color': INK,
+    'axes.edgecolor': INK,
+    'axes.labelcolor': INK,
+    'xtick.color': INK,
+    'ytick.color': INK,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.color': GRID,
+    'grid.linewidth': 0.6,
+    'axes.axisbelow': True,
+    'axes.titlesize': 10,
+    'axes.titlelocation': 'left',
+    'legend.frameon': False,
+    'legend.fontsize': 9,
+}
+WIDTH, HEIGHT = 4.9, 3.3  # inches: on a phone's page letters keep their size
 
 
 def colour_of(labels: Sequence[str]) -> dict[str, str]:
     """Colours that colour-blind eyes tell apart; black, the last of them, follows the theme."""
-    return {label: INK if (c := COLOURS[i % len(COLOURS)]) == '#000000' else c for i, label in enumerate(labels)}
+    return {
+        label: INK if (c := COLOURS[i % len(COLOURS)]) == '#000000' else c for i, label in enumerate(labels)
+    }
 
 
 def short(label: str, most: int = 30) -> str:
-    return label if len(label) <= most else label[:most - 1] + '…'
+    return label if len(label) <= most else label[: most - 1] + '…'
 
 
 def themed(svg: str, *, title: str, description: str, number: int) -> str:
     """An SVG for inline use: lines and letters in the page's colours, a title and a description for screen readers."""
-    svg = svg[svg.index('<svg'):].replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
+    svg = svg[svg.index('<svg') :].replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
     names = sorted(set(re.findall(r'id="([^"]+)"', svg)), key=len, reverse=True)
-    svg = re.sub(r'id="([^"]+)"', rf'id="f{number}-\1"', svg)           # several pictures share the page's names
+    svg = re.sub(r'id="([^"]+)"', rf'id="f{number}-\1"', svg)  # several pictures share the page's names
     for name in names:
-        svg = svg.replace(f'url(#{name})', f'url(#f{number}-{name})').replace(f'href="#{name}"', f'href="#f{number}-{name}"')
-    svg = re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', lambda m: (
-        f'<svg viewBox="{m[1]}" role="img" aria-labelledby="t{number} d{number}" xmlns="http://www.w3.org/2000/svg" '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="t{number}">{_escape(title)}</title><desc '
-        f'id="d{number}">{_escape(description)}</desc>'),
-        svg, count=1, flags=re.DOTALL)
+        svg = svg.replace(f'url(#{name})', f'url(#f{number}-{name})').replace(
+            f'href="#{name}"', f'href="#f{number}-{name}"'
+        )
+    svg = re.sub(
+        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>',
+        lambda m: (
+            f'<svg viewBox="{m[1]}" role="img" aria-labelledby="t{number} d{number}" xmlns="http://www.w3.org/2000/svg" '
+            f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="t{number}">{_escape(title)}</title><desc '
+            f'id="d{number}">{_escape(description)}</desc>'
+        ),
+        svg,
+        count=1,
+        flags=re.DOTALL,
+    )
     return svg.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', '').replace('xlink:href', 'href')
 
 
@@ -61,6 +86,7 @@ def save(figure, name: str, folder: Path) -> str:
 
 def _figure(height: float = HEIGHT):
     from matplotlib.figure import Figure  # not pyplot: needs no display, and shares no state with a caller's
+
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     return figure, figure.subplots()
 
@@ -68,6 +94,7 @@ def _figure(height: float = HEIGHT):
 def style():
     """The look of all pictures, as a context."""
     from matplotlib import rc_context
+
     return rc_context(STYLE)
 
 
@@ -78,7 +105,9 @@ def curves(members: Sequence[Run], x: str, metric: str) -> tuple[np.ndarray, np.
     """
     points = min(len(r.validations) for r in members)
     xs = [np.array([float(v[x]) for v in r.validations]) for r in members]
-    ys = [np.array([np.nan if v[metric] is None else v[metric] for v in r.validations], float) for r in members]
+    ys = [
+        np.array([np.nan if v[metric] is None else v[metric] for v in r.validations], float) for r in members
+    ]
     if len({tuple(v['tokens'] for v in r.validations) for r in members}) > 1:
         grid = np.linspace(max(own[0] for own in xs), min(own[-1] for own in xs), points)
         return grid, np.array([np.interp(grid, *curve) for curve in zip(xs, ys)])
@@ -87,6 +116,7 @@ def curves(members: Sequence[Run], x: str, metric: str) -> tuple[np.ndarray, np.
 
 def _axis(axes, x: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
+
     axes.set_xlabel(AXES[x])
     if x != 'seconds':
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
@@ -117,7 +147,9 @@ def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
             axes.fill_between(xs, ys.min(0), ys.max(0), color=colour, alpha=0.2, lw=0)
         known = mean[np.isfinite(mean)]
         if len(known):
-            top.append(known[min(len(known) - 1, max(1, len(known) // 10))])    # the steep beginning would flatten the rest
+            top.append(
+                known[min(len(known) - 1, max(1, len(known) // 10))]
+            )  # the steep beginning would flatten the rest
             bottom.append(known.min())
     if top and max(top) > min(bottom):
         room = 0.06 * (max(top) - min(bottom))
@@ -153,15 +185,20 @@ def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: f
     """Difference to the baseline over x with its interval; None where there is none to draw."""
     baseline, *others = runs
     colours = colour_of(list(runs))
-    found = {label: d for label in others if (d := difference_curve(runs[baseline], runs[label], x, metric,
-                                                                    alpha=alpha)) is not None}
+    found = {
+        label: d
+        for label in others
+        if (d := difference_curve(runs[baseline], runs[label], x, metric, alpha=alpha)) is not None
+    }
     if not found:
         return None
     figure, axes = _figure()
     axes.axhline(0, color=colours[baseline], lw=1.4, label=short(baseline))
     extent = 0.0
     for label, (xs, mean, low, high) in found.items():
-        axes.plot(xs, mean, color=colours[label], lw=1.8, label=short(label), marker='o' if len(xs) < 3 else None)
+        axes.plot(
+            xs, mean, color=colours[label], lw=1.8, label=short(label), marker='o' if len(xs) < 3 else None
+        )
         late = slice(len(xs) // 4, None)
         extent = max(extent, np.abs(mean[late]).max() * 1.3)
         if low is not None:
@@ -185,10 +222,26 @@ def draw_verdicts(findings: dict):
     axes.axvline(0, color=INK, lw=1.2)
     for i, entry in enumerate(rows):
         found, colour = entry['comparison'], colours[entry['label']]
-        low, high = (found['low'], found['high']) if found.get('low') is not None else (found['documents'] or (found['mean'],
-                                                                                                               found['mean']))
-        axes.plot([low, high], [i, i], color=colour, lw=2.5 if found.get('low') is not None else 1.2, solid_capstyle='butt')
-        axes.plot(list(found['differences'].values()), [i - 0.18] * len(found['differences']), '.', color=colour, ms=5, alpha=0.7)
+        low, high = (
+            (found['low'], found['high'])
+            if found.get('low') is not None
+            else (found['documents'] or (found['mean'], found['mean']))
+        )
+        axes.plot(
+            [low, high],
+            [i, i],
+            color=colour,
+            lw=2.5 if found.get('low') is not None else 1.2,
+            solid_capstyle='butt',
+        )
+        axes.plot(
+            list(found['differences'].values()),
+            [i - 0.18] * len(found['differences']),
+            '.',
+            color=colour,
+            ms=5,
+            alpha=0.7,
+        )
         axes.plot(found['mean'], i, 'D', color=colour, ms=7)
     extent = max(abs(v) for v in axes.get_xlim())
     axes.set_xlim(-extent, extent)

@@ -1,4 +1,5 @@
 """Comparison of runs that are finished, whoever trained them."""
+
 from pathlib import Path
 
 from ..base.errors import UserError, unknown
@@ -24,23 +25,35 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         seeds = [r.seed for r in members]
         if len(set(seeds)) < len(seeds):
             twice = next(s for s in seeds if seeds.count(s) > 1)
-            raise UserError(f'Two runs of {label} have seed {twice}: '
-                            f'{" and ".join(str(r.folder) for r in members if r.seed == twice)}. '
-                            f'Leave one out.')
+            raise UserError(
+                f'Two runs of {label} have seed {twice}: '
+                f'{" and ".join(str(r.folder) for r in members if r.seed == twice)}. '
+                f'Leave one out.'
+            )
         if not {r.seed for r in members} & {r.seed for r in runs[first]}:
-            raise UserError(f'{label} and {first} have no seed in common, and differences are paired by seed: train both with '
-                            f'the same --seed.')
+            raise UserError(
+                f'{label} and {first} have no seed in common, and differences are paired by seed: train both with '
+                f'the same --seed.'
+            )
     notes = []
     spent = {label: {r.cost['tokens'] for r in members} for label, members in runs.items()}
     if len(set.union(*spent.values())) > 1:
-        notes.append('These runs were not trained on the same number of tokens: ' +
-                     ', '.join(f'{label} {min(t):,}' + (f' to {max(t):,}' if len(t) > 1 else '') for label, t in spent.items())
-                     + '. A longer run with another schedule is another experiment.')
+        notes.append(
+            'These runs were not trained on the same number of tokens: '
+            + ', '.join(
+                f'{label} {min(t):,}' + (f' to {max(t):,}' if len(t) > 1 else '')
+                for label, t in spent.items()
+            )
+            + '. A longer run with another schedule is another experiment.'
+        )
     findings = judge(runs, metric=metric, notes=notes)
     plans = sorted({r.summary['plan'] for members in runs.values() for r in members})
-    findings |= {'title': ' against '.join([first, ', '.join(label for label in runs if label != first)]),
-                 'plan': ', '.join(plans), 'budget': None,
-                 'tuning': None}
+    findings |= {
+        'title': ' against '.join([first, ', '.join(label for label in runs if label != first)]),
+        'plan': ', '.join(plans),
+        'budget': None,
+        'tuning': None,
+    }
     folder = out or Path('compare') / '+'.join(label.replace('/', '_') for label in runs)
     if (folder / 'comparison.json').exists():
         raise UserError(f"'{folder}' holds a comparison that trains its own runs; give another --out.")

@@ -1,4 +1,5 @@
 """Trains the runs of a comparison as processes of lmp_trainer: some at a time, all in one view, each resumable."""
+
 import ctypes
 import fcntl
 import json
@@ -16,19 +17,20 @@ from ..stats.recorder import METRICS, read_metrics
 from ..train.view import count, duration
 
 POLL_SECONDS = 0.2
-LINE_SECONDS = 30.0         # between lines of progress where there is no terminal
-PATIENCE = 120.0            # seconds to wait for a run that an earlier, killed comparison still holds
+LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
+PATIENCE = 120.0  # seconds to wait for a run that an earlier, killed comparison still holds
 
 
 @dataclass
 class Job:
     """A run to be trained: the arguments of lmp_trainer but device and directory, and its length in `unit`, tokens or seconds."""
+
     name: str
     folder: Path
     arguments: list[str]
     unit: str
     length: float
-    stopped: str | None = None      # why it ended early
+    stopped: str | None = None  # why it ended early
     process: subprocess.Popen | None = field(default=None, repr=False)
     device: str = ''
 
@@ -46,12 +48,27 @@ class Job:
         environment = dict(os.environ)
         if threads is not None:
             environment.setdefault('OMP_NUM_THREADS', str(threads))
-        command = [sys.executable, '-m', 'lmplay.train', *self.arguments, '--run-dir', str(self.folder), '--device', device]
+        command = [
+            sys.executable,
+            '-m',
+            'lmplay.train',
+            *self.arguments,
+            '--run-dir',
+            str(self.folder),
+            '--device',
+            device,
+        ]
         with open(self.log, 'ab') as log:
             # A session of its own: Ctrl-C reaches this process alone, which then lets the runs save where they are.
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                            start_new_session=True,
-                                            preexec_fn=_end_with_parent if sys.platform == 'linux' else None)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == 'linux' else None,
+            )
 
     def latest(self) -> dict:
         """The last training record, as far as it is written."""
@@ -87,7 +104,9 @@ class Job:
         if code == 0 and self.finished:
             return
         if code == 1:
-            events = [r for r in read_metrics(self.folder) if r['kind'] == 'event' and r.get('event') == 'stopped']
+            events = [
+                r for r in read_metrics(self.folder) if r['kind'] == 'event' and r.get('event') == 'stopped'
+            ]
             if events:
                 self.stopped = events[-1]['message']
                 return
@@ -97,11 +116,19 @@ class Job:
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG: a run whose comparison is killed saves and ends
+    ctypes.CDLL(None).prctl(
+        1, signal.SIGTERM
+    )  # PR_SET_PDEATHSIG: a run whose comparison is killed saves and ends
 
 
-def run_jobs(jobs: Sequence[Job], *, devices: Sequence[str], workers: int, say: Callable[[str], None],
-             on_finish: Callable[[Job], None] = lambda job: None) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    devices: Sequence[str],
+    workers: int,
+    say: Callable[[str], None],
+    on_finish: Callable[[Job], None] = lambda job: None,
+) -> None:
     """Trains all jobs that are not finished, `workers` at a time, worker i on devices[i % len(devices)].
 
     Whatever ends this function, it leaves no process behind; unfinished runs have saved where they were. Raises UserError where
@@ -118,7 +145,9 @@ def run_jobs(jobs: Sequence[Job], *, devices: Sequence[str], workers: int, say: 
                     if job is not None and job.process.poll() is not None:
                         slots[i] = None
                         job.check()
-                        board.line(f'{job.name}: ' + (job.stopped or 'finished') + '.' * (job.stopped is None))
+                        board.line(
+                            f'{job.name}: ' + (job.stopped or 'finished') + '.' * (job.stopped is None)
+                        )
                         on_finish(job)
                 for i, job in enumerate(slots):
                     ready = next((j for j in waiting if not j.busy()), None) if job is None else None
@@ -128,7 +157,9 @@ def run_jobs(jobs: Sequence[Job], *, devices: Sequence[str], workers: int, say: 
                         slots[i] = ready
                         board.line(f'{ready.name}: training on {ready.device}.')
                 if waiting and not any(slots) and time.monotonic() - began > PATIENCE:
-                    raise UserError(f"Another process is training in '{waiting[0].folder}'. Wait for it, or end it.")
+                    raise UserError(
+                        f"Another process is training in '{waiting[0].folder}'. Wait for it, or end it."
+                    )
                 board.show()
                 time.sleep(POLL_SECONDS)
     finally:
@@ -151,6 +182,7 @@ class Board:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
+
             self.live = Live(console=Console(stderr=True), refresh_per_second=4)
             self.live.__enter__()
         return self
@@ -182,10 +214,15 @@ class Board:
             return 'starting'
         done, speed = record[job.unit] / job.length, record.get('tokens_per_second') or 0
         left = f', {duration(max(0.0, record["seconds"] * (1 / done - 1)))} left' if done else ''
-        return f'{min(1.0, done):.0%}, loss {record["loss"]:.4f}, {count(speed)} tok/s{left}' if record.get('loss') is not None else f'{done:.0%}'
+        return (
+            f'{min(1.0, done):.0%}, loss {record["loss"]:.4f}, {count(speed)} tok/s{left}'
+            if record.get('loss') is not None
+            else f'{done:.0%}'
+        )
 
     def table(self):
         from rich.table import Table
+
         table = Table(box=None, header_style='bold')
         for heading in ('run', 'state', 'device'):
             table.add_column(heading, no_wrap=heading != 'state')
@@ -195,6 +232,10 @@ class Board:
             elif job.stopped:
                 state = job.stopped
             else:
-                state = self.state(job) if job.process is not None and job.process.returncode is None else 'waiting'
+                state = (
+                    self.state(job)
+                    if job.process is not None and job.process.returncode is None
+                    else 'waiting'
+                )
             table.add_row(job.name, state, job.device)
         return table

@@ -2,6 +2,7 @@
 
 A difference is always experiment minus baseline; of a loss, below zero is better.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from functools import cache
 
 import numpy as np
 
-ALPHA = 0.05            # of a comparison: how often two equal experiments may be told apart
+ALPHA = 0.05  # of a comparison: how often two equal experiments may be told apart
 POWER = 0.8
-MOST_SEEDS = 1000       # beyond that the number needed is of no use
+MOST_SEEDS = 1000  # beyond that the number needed is of no use
 RESAMPLES = 2000
-FEW_DOCUMENTS = 10      # fewer held-out documents than that say little about text in general
+FEW_DOCUMENTS = 10  # fewer held-out documents than that say little about text in general
 
 
 def _beta_fraction(a: float, b: float, x: float) -> float:
@@ -22,8 +23,10 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
     c, d = 1.0, 1 / ((1 - (a + b) * x / (a + 1)) or tiny)
     h = d
     for m in range(1, 1000):
-        for term in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-                     -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
             d = 1 / ((1 + term * d) or tiny)
             c = (1 + term / c) or tiny
             h *= c * d
@@ -36,7 +39,9 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
     """The regularized incomplete beta function I_x(a, b)."""
     if x <= 0 or x >= 1:
         return min(1.0, max(0.0, x))
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
     if x < (a + 1) / (a + b + 2):
         return front * _beta_fraction(a, b, x) / a
     return 1 - front * _beta_fraction(b, a, 1 - x) / b
@@ -44,7 +49,7 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 def t_cdf(t: float, df: float) -> float:
     """P(T <= t) of Student's t with df degrees of freedom."""
-    if t * t < df:          # near the middle this keeps its digits
+    if t * t < df:  # near the middle this keeps its digits
         return 0.5 + math.copysign(0.5 * incomplete_beta(0.5, df / 2, t * t / (df + t * t)), t)
     tail = 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
     return 1 - tail if t > 0 else tail
@@ -70,6 +75,7 @@ class Paired:
 
     sd, low, high and p are None for a single pair.
     """
+
     n: int
     mean: float
     sd: float | None = None
@@ -91,9 +97,15 @@ def paired_t(differences: Sequence[float], *, alpha: float = ALPHA) -> Paired:
     return Paired(n, mean, sd, mean - half, mean + half, p)
 
 
-def bootstrap(baseline: np.ndarray, other: np.ndarray, weights: tuple[np.ndarray, np.ndarray], *, alpha: float = ALPHA,
-              seed: int = 0,
-              resamples: int = RESAMPLES) -> tuple[float, float] | None:
+def bootstrap(
+    baseline: np.ndarray,
+    other: np.ndarray,
+    weights: tuple[np.ndarray, np.ndarray],
+    *,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
     """The 1 - alpha percentile interval, over held-out documents, of the difference of two mean losses (Efron 1979).
 
     baseline, other: (documents,) losses summed over each document; weights: for each of the two what its sum is divided by
@@ -121,9 +133,11 @@ def seeds_needed(difference: float, sd: float, *, alpha: float = ALPHA, power: f
     if not difference:
         return None
     for n in range(2, MOST_SEEDS + 1):
-        if n > 40 and n % 10:       # far out a rough number does
+        if n > 40 and n % 10:  # far out a rough number does
             continue
-        if abs(difference) >= (t_quantile(1 - alpha / 2, n - 1) + t_quantile(power, n - 1)) * sd / math.sqrt(n):
+        if abs(difference) >= (t_quantile(1 - alpha / 2, n - 1) + t_quantile(power, n - 1)) * sd / math.sqrt(
+            n
+        ):
             return n
     return None
 

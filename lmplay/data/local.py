@@ -2,6 +2,7 @@
 
 A reader yields (place, record): where the record stands, for errors, and a dict of its columns.
 """
+
 import csv
 import glob
 import gzip
@@ -15,8 +16,15 @@ from pathlib import Path
 
 from ..base.errors import DataError, nearest
 
-SUFFIXES = {'.json': 'json', '.jsonl': 'json', '.ndjson': 'json', '.csv': 'csv', '.parquet': 'parquet', '.txt': 'text',
-            '.md': 'text'}
+SUFFIXES = {
+    '.json': 'json',
+    '.jsonl': 'json',
+    '.ndjson': 'json',
+    '.csv': 'csv',
+    '.parquet': 'parquet',
+    '.txt': 'text',
+    '.md': 'text',
+}
 BOM = b'\xef\xbb\xbf'
 
 
@@ -36,14 +44,18 @@ def find_files(paths: str | list[str], *, where: str) -> list[Path]:
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            raise DataError(f"{where}: '{given}' is a folder; give a file, or a pattern such as '{given.rstrip('/')}/*.jsonl'.")
+            raise DataError(
+                f"{where}: '{given}' is a folder; give a file, or a pattern such as '{given.rstrip('/')}/*.jsonl'."
+            )
         elif glob.has_magic(given):
             matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
             if not matches:
                 raise DataError(f"{where}: no file matches '{given}' (looked in {Path.cwd()}).")
         else:
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(f"{where}: no file '{given}' (looked in {Path.cwd()}).{nearest(path.name, beside)}")
+            raise DataError(
+                f"{where}: no file '{given}' (looked in {Path.cwd()}).{nearest(path.name, beside)}"
+            )
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -76,8 +88,10 @@ def _decode(data: bytes, file: Path, *, offset: int, line: int | None = None) ->
     except UnicodeDecodeError as error:
         at = offset + error.start + (len(BOM) if offset == 0 and data.startswith(BOM) else 0)
         place = f'line {line}, byte {at}' if line else f'byte {at}'
-        raise DataError(f"'{file}', {place}: not valid UTF-8 ({error.object[error.start]:#04x}); "
-                        f"convert the file, e.g. iconv -f latin1 -t utf-8.") from error
+        raise DataError(
+            f"'{file}', {place}: not valid UTF-8 ({error.object[error.start]:#04x}); "
+            f'convert the file, e.g. iconv -f latin1 -t utf-8.'
+        ) from error
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -106,7 +120,9 @@ def read_json(file: Path) -> Iterator[tuple[str, dict]]:
         placed = _json_lines(file)
     for place, record in placed:
         if not isinstance(record, dict):
-            raise DataError(f'{place}: expected an object with columns, such as {{"text": "..."}}, found {_kind(record)}.')
+            raise DataError(
+                f'{place}: expected an object with columns, such as {{"text": "..."}}, found {_kind(record)}.'
+            )
         yield place, record
 
 
@@ -120,21 +136,30 @@ def _json_lines(file: Path) -> Iterator[tuple[str, object]]:
 
 
 def _not_json(file: Path, line: int, error: Exception) -> DataError:
-    what = (f'{error.msg}, column {error.colno}' if isinstance(error, json.JSONDecodeError)
-            else 'nested too deeply' if isinstance(error, RecursionError) else str(error).split(';')[0])
-    return DataError(f"'{file}', line {line}: not valid JSON ({what}); "
-                     f'a file holds one object per line, or one array of objects.')
+    what = (
+        f'{error.msg}, column {error.colno}'
+        if isinstance(error, json.JSONDecodeError)
+        else 'nested too deeply'
+        if isinstance(error, RecursionError)
+        else str(error).split(';')[0]
+    )
+    return DataError(
+        f"'{file}', line {line}: not valid JSON ({what}); "
+        f'a file holds one object per line, or one array of objects.'
+    )
 
 
 def read_csv(file: Path) -> Iterator[tuple[str, dict]]:
     """Rows of a comma-separated file whose first line names the columns."""
-    csv.field_size_limit(2**31 - 1)         # the module's own limit is 128 KiB a field
+    csv.field_size_limit(2**31 - 1)  # the module's own limit is 128 KiB a field
     rows = csv.DictReader(_lines(file), strict=True)
     try:
         for record in rows:
             if None in record:
-                raise DataError(f"'{file}', line {rows.line_num}: {len(record) - 1 + len(record[None])} fields, "
-                                f"where the first line names {len(rows.fieldnames or [])} columns.")
+                raise DataError(
+                    f"'{file}', line {rows.line_num}: {len(record) - 1 + len(record[None])} fields, "
+                    f'where the first line names {len(rows.fieldnames or [])} columns.'
+                )
             yield f"'{file}', line {rows.line_num}", record
     except csv.Error as error:
         raise DataError(f"'{file}', line {rows.line_num}: not valid CSV ({error}).") from error
@@ -144,6 +169,7 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
     """Rows of a Parquet file, of these columns."""
     import pyarrow
     import pyarrow.parquet
+
     number = 0
     try:
         with _errors(file), pyarrow.parquet.ParquetFile(file) as table:
@@ -153,7 +179,9 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
                     number += 1
                     yield f"'{file}', row {number}", record
     except pyarrow.ArrowInvalid as error:
-        raise DataError(f"'{file}' is not a Parquet file that can be read ({str(error).splitlines()[0]}).") from error
+        raise DataError(
+            f"'{file}' is not a Parquet file that can be read ({str(error).splitlines()[0]})."
+        ) from error
 
 
 def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict]]:
@@ -175,10 +203,19 @@ def check_columns(wanted: list[str], present: Iterable[str], *, place: str) -> N
     present = [str(p) for p in present]
     for column in wanted:
         if column not in present:
-            raise DataError(f"{place}: no column '{column}'.{nearest(column, present)} "
-                            f"Columns there: {', '.join(present) or '(none)'}.")
+            raise DataError(
+                f"{place}: no column '{column}'.{nearest(column, present)} "
+                f'Columns there: {", ".join(present) or "(none)"}.'
+            )
 
 
 def _kind(value: object) -> str:
-    return {dict: 'an object', list: 'a list', str: 'a string', bool: 'true or false', int: 'a number', float: 'a number',
-            type(None): 'null'}.get(type(value), type(value).__name__)
+    return {
+        dict: 'an object',
+        list: 'a list',
+        str: 'a string',
+        bool: 'true or false',
+        int: 'a number',
+        float: 'a number',
+        type(None): 'null',
+    }.get(type(value), type(value).__name__)

@@ -1,4 +1,5 @@
 """Where text comes from: named datasets, any dataset of the Hugging Face hub, local files, and the embedded corpus."""
+
 import hashlib
 import json
 import logging
@@ -16,54 +17,133 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    text: str             # what is learned (the answer, in a prompt/answer row)
-    prompt: str = ''      # what stands before it, to its last character; scored only where the stage says include_prompts
-    domain: str = ''      # label kept to evaluation; '' means: the dataset's name
-    group: str = ''       # rows of one group fall on the same side of the train/validation split; '' means: by the row's content
-    split: str = ''       # 'train' or 'validation' where the dataset has its own split, else ''
+    text: str  # what is learned (the answer, in a prompt/answer row)
+    prompt: str = (
+        ''  # what stands before it, to its last character; scored only where the stage says include_prompts
+    )
+    domain: str = ''  # label kept to evaluation; '' means: the dataset's name
+    group: str = ''  # rows of one group fall on the same side of the train/validation split; '' means: by the row's content
+    split: str = ''  # 'train' or 'validation' where the dataset has its own split, else ''
 
 
 NAMED: dict[str, dict] = {
-    'embedded': {'loader': 'embedded',
-                 'description': "this Python's own library as code and prose, generated math problems; needs no network; 16 MB"},
-    'wikipedia': {'loader': 'hub', 'hub': 'wikimedia/wikipedia', 'language': 'en', 'snapshot': '20231101',
-                  'description': 'articles of Wikipedia, any language and snapshot; English: 6.4 M articles, 20 GB'},
-    'wikitext': {'loader': 'hub', 'hub': 'Salesforce/wikitext', 'config': 'wikitext-103-raw-v1', 'validation': 'validation',
-                 'document_start': r'^ = [^=].*[^=] = \n?$',    # the hub has one line a row; a title begins an article
-                 'description': 'WikiText-103, good and featured articles of Wikipedia, own validation split; 540 MB'},
-    'tinystories': {'loader': 'hub', 'hub': 'roneneldan/TinyStories', 'validation': 'validation',
-                    'description': 'short stories in simple words, own validation split; 2.1 M stories, 1.9 GB'},
-    'openorca': {'loader': 'hub', 'hub': 'Open-Orca/OpenOrca', 'prompt': ['system_prompt', 'question'], 'text': 'response',
-                 'description': 'instructions answered by GPT-3.5 and GPT-4; 4.2 M rows, 7 GB'},
-    'orca_math': {'loader': 'hub', 'hub': 'microsoft/orca-math-word-problems-200k', 'prompt': 'question', 'text': 'answer',
-                  'description': 'worded math problems with worked answers; 200 K rows, 220 MB'},
-    'smoltalk': {'loader': 'hub', 'hub': 'HuggingFaceTB/smoltalk', 'config': 'all', 'messages': 'messages',
-                 'description': 'conversations for instruction tuning; 1 M rows, 4 GB'},
-    'cosmopedia_v2': {'loader': 'hub', 'hub': 'HuggingFaceTB/smollm-corpus', 'config': 'cosmopedia-v2',
-                      'description': 'synthetic textbooks and stories; 39 M documents, 220 GB: set a limit or max_bytes'},
+    'embedded': {
+        'loader': 'embedded',
+        'description': "this Python's own library as code and prose, generated math problems; needs no network; 16 MB",
+    },
+    'wikipedia': {
+        'loader': 'hub',
+        'hub': 'wikimedia/wikipedia',
+        'language': 'en',
+        'snapshot': '20231101',
+        'description': 'articles of Wikipedia, any language and snapshot; English: 6.4 M articles, 20 GB',
+    },
+    'wikitext': {
+        'loader': 'hub',
+        'hub': 'Salesforce/wikitext',
+        'config': 'wikitext-103-raw-v1',
+        'validation': 'validation',
+        'document_start': r'^ = [^=].*[^=] = \n?$',  # the hub has one line a row; a title begins an article
+        'description': 'WikiText-103, good and featured articles of Wikipedia, own validation split; 540 MB',
+    },
+    'tinystories': {
+        'loader': 'hub',
+        'hub': 'roneneldan/TinyStories',
+        'validation': 'validation',
+        'description': 'short stories in simple words, own validation split; 2.1 M stories, 1.9 GB',
+    },
+    'openorca': {
+        'loader': 'hub',
+        'hub': 'Open-Orca/OpenOrca',
+        'prompt': ['system_prompt', 'question'],
+        'text': 'response',
+        'description': 'instructions answered by GPT-3.5 and GPT-4; 4.2 M rows, 7 GB',
+    },
+    'orca_math': {
+        'loader': 'hub',
+        'hub': 'microsoft/orca-math-word-problems-200k',
+        'prompt': 'question',
+        'text': 'answer',
+        'description': 'worded math problems with worked answers; 200 K rows, 220 MB',
+    },
+    'smoltalk': {
+        'loader': 'hub',
+        'hub': 'HuggingFaceTB/smoltalk',
+        'config': 'all',
+        'messages': 'messages',
+        'description': 'conversations for instruction tuning; 1 M rows, 4 GB',
+    },
+    'cosmopedia_v2': {
+        'loader': 'hub',
+        'hub': 'HuggingFaceTB/smollm-corpus',
+        'config': 'cosmopedia-v2',
+        'description': 'synthetic textbooks and stories; 39 M documents, 220 GB: set a limit or max_bytes',
+    },
     # the three domains of the GPT-2 mixture-of-experts study, 10 MB each
-    'code': {'loader': 'hub', 'hub': 'codeparrot/codeparrot-clean', 'text': 'content', 'max_bytes': 10_000_000,
-             'description': 'Python files from GitHub (CodeParrot-clean), the first 10 MB'},
+    'code': {
+        'loader': 'hub',
+        'hub': 'codeparrot/codeparrot-clean',
+        'text': 'content',
+        'max_bytes': 10_000_000,
+        'description': 'Python files from GitHub (CodeParrot-clean), the first 10 MB',
+    },
     # the parquet copy of allenai/math_qa, which is a loading script that `datasets` runs no more
-    'math': {'loader': 'hub', 'hub': 'regisss/math_qa', 'prompt': 'Problem', 'text': 'Rationale', 'max_bytes': 10_000_000,
-             'description': 'worded math problems with their rationale (MathQA), the first 10 MB'},
-    'prose': {'loader': 'hub', 'hub': 'allenai/c4', 'config': 'en', 'max_bytes': 10_000_000,
-              'description': 'English web text (C4), the first 10 MB'},
+    'math': {
+        'loader': 'hub',
+        'hub': 'regisss/math_qa',
+        'prompt': 'Problem',
+        'text': 'Rationale',
+        'max_bytes': 10_000_000,
+        'description': 'worded math problems with their rationale (MathQA), the first 10 MB',
+    },
+    'prose': {
+        'loader': 'hub',
+        'hub': 'allenai/c4',
+        'config': 'en',
+        'max_bytes': 10_000_000,
+        'description': 'English web text (C4), the first 10 MB',
+    },
 }
 
 FILE_LOADERS = ('json', 'csv', 'parquet', 'text')
-COLUMN_KEYS = {'text': str, 'prompt': (str, list), 'messages': str, 'domain_column': str, 'document_start': str}
-KEYS = {    # loader -> what a spec may hold besides COMMON_KEYS, and its type
+COLUMN_KEYS = {
+    'text': str,
+    'prompt': (str, list),
+    'messages': str,
+    'domain_column': str,
+    'document_start': str,
+}
+KEYS = {  # loader -> what a spec may hold besides COMMON_KEYS, and its type
     'json': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
     'csv': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
     'parquet': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
     'text': {'path': (str, list), 'validation': (str, list), 'delimiter': str},
-    'hub': {'hub': str, 'config': str, 'language': str, 'snapshot': str, 'revision': str, 'split': str, 'validation': str,
-            **COLUMN_KEYS},
+    'hub': {
+        'hub': str,
+        'config': str,
+        'language': str,
+        'snapshot': str,
+        'revision': str,
+        'split': str,
+        'validation': str,
+        **COLUMN_KEYS,
+    },
     'embedded': {'domains': list, 'problems': int, 'seed': int},
 }
-COMMON_KEYS = {'loader': str, 'description': str, 'domain': str, 'limit': int, 'validation_limit': int, 'max_bytes': int}
-TYPE_NAMES = {str: 'a string', int: 'a whole number', list: 'a list of strings', (str, list): 'a string or a list of strings'}
+COMMON_KEYS = {
+    'loader': str,
+    'description': str,
+    'domain': str,
+    'limit': int,
+    'validation_limit': int,
+    'max_bytes': int,
+}
+TYPE_NAMES = {
+    str: 'a string',
+    int: 'a whole number',
+    list: 'a list of strings',
+    (str, list): 'a string or a list of strings',
+}
 
 
 def describe_named() -> list[tuple[str, str]]:
@@ -106,8 +186,11 @@ def _resolve(name: str, spec: dict | None) -> dict:
     elif loader in KEYS:
         spec = {**spec, 'loader': loader}
     else:
-        raise DataError(unknown('loader', loader, [*KEYS, *NAMED], where) if 'loader' in spec else
-                        f'{where}: needs a "loader" (one of {", ".join(KEYS)}, or a named dataset), a "path" or a "hub" id.')
+        raise DataError(
+            unknown('loader', loader, [*KEYS, *NAMED], where)
+            if 'loader' in spec
+            else f'{where}: needs a "loader" (one of {", ".join(KEYS)}, or a named dataset), a "path" or a "hub" id.'
+        )
     _check(where, spec)
     return spec
 
@@ -136,9 +219,15 @@ def _check(where: str, spec: dict[str, Any]) -> None:
         if key not in allowed:
             raise DataError(unknown('key', key, allowed, f'{where} (loader {loader})'))
         kind = allowed[key]
-        if not isinstance(value, kind) or isinstance(value, bool) or isinstance(value, list) and not (
-                value and all(isinstance(v, str) for v in value)):
-            raise DataError(f'{where}: "{key}" must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}.')
+        if (
+            not isinstance(value, kind)
+            or isinstance(value, bool)
+            or isinstance(value, list)
+            and not (value and all(isinstance(v, str) for v in value))
+        ):
+            raise DataError(
+                f'{where}: "{key}" must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}.'
+            )
         least = 0 if key == 'seed' else 1
         if isinstance(value, int) and value < least:
             raise DataError(f'{where}: "{key}" must be at least {least}, not {value}.')
@@ -148,16 +237,22 @@ def _check(where: str, spec: dict[str, Any]) -> None:
     if needed not in spec:
         raise DataError(f'{where}: loader {loader} needs "{needed}".')
     if 'messages' in spec and ('text' in spec or 'prompt' in spec):
-        raise DataError(f'{where}: "messages" holds prompt and text; it can\'t stand beside "text" or "prompt".')
+        raise DataError(
+            f'{where}: "messages" holds prompt and text; it can\'t stand beside "text" or "prompt".'
+        )
     if 'document_start' in spec:
         if 'prompt' in spec or 'messages' in spec:
-            raise DataError(f'{where}: "document_start" joins rows of text; it can\'t stand beside "prompt" or "messages".')
+            raise DataError(
+                f'{where}: "document_start" joins rows of text; it can\'t stand beside "prompt" or "messages".'
+            )
         try:
             re.compile(spec['document_start'])
         except re.error as error:
             raise DataError(f'{where}: "document_start" is not a regular expression ({error}).') from error
     if ('language' in spec) != ('snapshot' in spec):
-        raise DataError(f'{where}: "language" and "snapshot" go together, as in wikipedia\'s config 20231101.en.')
+        raise DataError(
+            f'{where}: "language" and "snapshot" go together, as in wikipedia\'s config 20231101.en.'
+        )
     if 'validation_limit' in spec and 'validation' not in spec:
         raise DataError(f'{where}: "validation_limit" needs "validation", the rows that it limits.')
     for domain in spec.get('domains', ()):
@@ -171,7 +266,11 @@ def _translate(where: str, spec: dict) -> dict:
     for key in spec:
         if key not in ('ds_loader', 'args', 'kwargs'):
             raise DataError(unknown('key', key, ['ds_loader', 'args', 'kwargs'], where))
-    if not isinstance(args, list) or not isinstance(kwargs, dict) or not all(isinstance(a, str) for a in args):
+    if (
+        not isinstance(args, list)
+        or not isinstance(kwargs, dict)
+        or not all(isinstance(a, str) for a in args)
+    ):
         raise DataError(f'{where}: "args" must be a list of strings and "kwargs" an object.')
     if loader == 'openorca':
         return {'loader': 'openorca'}
@@ -180,10 +279,14 @@ def _translate(where: str, spec: dict) -> dict:
     if loader != 'hf':
         raise DataError(unknown('ds_loader', loader, ['hf', 'wiki', 'openorca'], where))
     if not 2 <= len(args) <= 3:
-        raise DataError(f'{where}: "args" of ds_loader hf are a name, a hub id and, where there is one, a config; found {args}.')
+        raise DataError(
+            f'{where}: "args" of ds_loader hf are a name, a hub id and, where there is one, a config; found {args}.'
+        )
     for key in kwargs:
         if key not in ('truth_column', 'prompt_column', 'text_column'):
-            raise DataError(unknown('key', key, ['truth_column', 'prompt_column', 'text_column'], f'{where}, kwargs'))
+            raise DataError(
+                unknown('key', key, ['truth_column', 'prompt_column', 'text_column'], f'{where}, kwargs')
+            )
     text = kwargs.get('truth_column') or kwargs.get('text_column') or 'text'
     columns = {'messages': text} if text == 'messages' else {'text': text}
     if kwargs.get('prompt_column'):
@@ -194,6 +297,7 @@ def _translate(where: str, spec: dict) -> dict:
 @dataclass(frozen=True)
 class Source:
     """A dataset that is known but not read yet."""
+
     name: str
     spec: dict
 
@@ -208,7 +312,9 @@ class Source:
             parts.append(embedded.content())
         elif self.spec['loader'] == 'hub':
             if Path(self.spec['hub']).is_dir():
-                parts.append(local.digest(sorted(p for p in Path(self.spec['hub']).rglob('*') if p.is_file())))
+                parts.append(
+                    local.digest(sorted(p for p in Path(self.spec['hub']).rglob('*') if p.is_file()))
+                )
         else:
             parts[0].pop('validation', None)
             parts += [local.digest(self._files(key)) for key in ('path', 'validation') if key in self.spec]
@@ -235,8 +341,10 @@ class Source:
                     break
             if not taken:
                 kind = 'validation ' if split == 'validation' else ''
-                raise DataError(f"Dataset '{self.name}' has no {kind}text"
-                                + (f': all of its {skipped} documents are empty.' if skipped else ': there are no rows.'))
+                raise DataError(
+                    f"Dataset '{self.name}' has no {kind}text"
+                    + (f': all of its {skipped} documents are empty.' if skipped else ': there are no rows.')
+                )
             if skipped:
                 log.warning("Dataset '%s': %d empty documents were left out.", self.name, skipped)
 
@@ -254,9 +362,15 @@ class Source:
         columns = self._columns()
         if spec['loader'] == 'hub':
             from . import hub
+
             part = split != 'validation' and ('limit' in spec or 'max_bytes' in spec)
-            records = hub.read(self.name, spec, split=spec['validation'] if split == 'validation' else spec.get('split', 'train'),
-                               columns=columns, stream=part)
+            records = hub.read(
+                self.name,
+                spec,
+                split=spec['validation'] if split == 'validation' else spec.get('split', 'train'),
+                columns=columns,
+                stream=part,
+            )
         else:
             records = self._records('validation' if split == 'validation' else 'path', columns)
         if 'document_start' in spec:
@@ -273,7 +387,11 @@ class Source:
         spec = self.spec
         prompt = spec.get('prompt', [])
         domain = [spec['domain_column']] if 'domain_column' in spec else []
-        return [spec.get('messages') or spec.get('text', 'text'), *([prompt] if isinstance(prompt, str) else prompt), *domain]
+        return [
+            spec.get('messages') or spec.get('text', 'text'),
+            *([prompt] if isinstance(prompt, str) else prompt),
+            *domain,
+        ]
 
     def _records(self, key: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
         """(place, record) of every local file."""
@@ -311,14 +429,18 @@ class Source:
         if value is None:
             return ''
         if not isinstance(value, str):
-            raise DataError(f"{self._place(place)}: column '{column}' holds {json.dumps(value, default=repr)[:40]}, "
-                            f'which is not text.')
+            raise DataError(
+                f"{self._place(place)}: column '{column}' holds {json.dumps(value, default=repr)[:40]}, "
+                f'which is not text.'
+            )
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise DataError(f"{self._place(place)}: column '{column}' holds half of a surrogate pair "
-                                f'(\\u{ord(value[error.start]):04x}), which is no character.') from error
+                raise DataError(
+                    f"{self._place(place)}: column '{column}' holds half of a surrogate pair "
+                    f'(\\u{ord(value[error.start]):04x}), which is no character.'
+                ) from error
         return value
 
     def _text(self, record: dict, place: str) -> tuple[str, str]:
@@ -337,12 +459,15 @@ class Source:
     def _conversation(self, messages: object, place: str) -> tuple[str, str]:
         """The last turn of the assistant, and before it all turns under their roles."""
         column = self.spec['messages']
-        if not isinstance(messages, list) or not all(isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages):
-            raise DataError(f"{self._place(place)}: column '{column}' is not a list of "
-                            '{"role", "content"} objects.')
+        if not isinstance(messages, list) or not all(
+            isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages
+        ):
+            raise DataError(
+                f'{self._place(place)}: column \'{column}\' is not a list of {{"role", "content"}} objects.'
+            )
         last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=None)
         if last is None:
             return '', ''
-        contents = [self._string(m['content'], f'{column}.content', place) for m in messages[:last + 1]]
+        contents = [self._string(m['content'], f'{column}.content', place) for m in messages[: last + 1]]
         before = ''.join(f'{str(m["role"]).capitalize()}:\n{c}\n\n' for m, c in zip(messages, contents[:-1]))
         return contents[-1], f'{before}Assistant:\n'

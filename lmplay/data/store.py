@@ -3,6 +3,7 @@
 A store is a folder `<cache>/stores/<key>`; the key is a digest of the data's and the tokenizer's fingerprints. Documents lie
 one behind the other, each ending in the end-of-text token. It is written under another name and renamed when whole.
 """
+
 import hashlib
 import itertools
 import json
@@ -21,8 +22,8 @@ from ..base.errors import DataError
 from .tokenizers import BPETokenizer, Tokenizer, in_lists
 
 log = logging.getLogger(__name__)
-VERSION = 1                 # raise when the format changes: old stores are then made anew
-CHUNK = 4 << 20             # characters handed to the tokenizer at a time; its threads share them
+VERSION = 1  # raise when the format changes: old stores are then made anew
+CHUNK = 4 << 20  # characters handed to the tokenizer at a time; its threads share them
 SPLITS = {'': 0, 'train': 1, 'validation': 2}
 
 
@@ -36,12 +37,14 @@ def cache_dir() -> Path:
 def group_hash(row) -> int:
     """64 bits that decide a row's side of the split: of its group where it names one, else of its content."""
     key = row.group or f'{row.prompt}\0{row.text}'
-    return int.from_bytes(hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little')
+    return int.from_bytes(
+        hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little'
+    )
 
 
 def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents the hash puts into validation, as a boolean array. One group at least where there are two."""
-    chosen = hashes < np.uint64(min(fraction, 1.0) * (2 ** 64 - 1))
+    chosen = hashes < np.uint64(min(fraction, 1.0) * (2**64 - 1))
     if fraction > 0 and len(hashes) and not chosen.any():
         chosen = hashes == hashes.min()
     return chosen if not chosen.all() or fraction >= 1 else hashes == hashes.min()
@@ -50,6 +53,7 @@ def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
 @dataclass
 class TokenStore:
     """One tokenized dataset. All arrays but `tokens` have one entry per document."""
+
     folder: Path
     meta: dict
 
@@ -110,7 +114,13 @@ def _with_own_split(rows: Iterator) -> Iterator:
         cut = row.text.rfind('\n', 0, int(len(row.text) * 0.95)) + 1 or int(len(row.text) * 0.95)
         log.info('The dataset is one document: its last 5 %% is held out for validation.')
         from dataclasses import replace
-        return iter((replace(row, text=row.text[:cut], split='train'), replace(row, text=row.text[cut:], prompt='', split='validation')))
+
+        return iter(
+            (
+                replace(row, text=row.text[:cut], split='train'),
+                replace(row, text=row.text[cut:], prompt='', split='validation'),
+            )
+        )
     return itertools.chain(head, rows)
 
 
@@ -137,17 +147,21 @@ def _write(source, tokenizer: Tokenizer, folder: Path, progress: Callable[[str],
     try:
         temporary.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"Can't write the token cache '{folder.parent}': {error.strerror}. Set LMP_DATASETS to a folder that "
-                        f'can be written.') from error
+        raise DataError(
+            f"Can't write the token cache '{folder.parent}': {error.strerror}. Set LMP_DATASETS to a folder that "
+            f'can be written.'
+        ) from error
     try:
         _tokenize(source, tokenizer, temporary, progress)
         try:
             os.rename(temporary, folder)
         except OSError:
-            if not (folder / 'meta.json').is_file():     # else another process was first
+            if not (folder / 'meta.json').is_file():  # else another process was first
                 raise
     except OSError as error:
-        raise DataError(f"Can't write the token cache '{folder.parent}': {error.strerror or error}.") from error
+        raise DataError(
+            f"Can't write the token cache '{folder.parent}': {error.strerror or error}."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -159,13 +173,21 @@ def _tokenize(source, tokenizer: Tokenizer, folder: Path, progress: Callable[[st
     began = told = time.monotonic()
     size = total = 0
     with open(folder / 'tokens.bin', 'wb') as out:
-        for chunk in in_lists(_with_own_split(iter(source.rows())), lambda row: len(row.prompt) + len(row.text), CHUNK):
+        for chunk in in_lists(
+            _with_own_split(iter(source.rows())), lambda row: len(row.prompt) + len(row.text), CHUNK
+        ):
             texts = tokenizer.encode_batch([row.text for row in chunk])
             with_prompt = [i for i, row in enumerate(chunk) if row.prompt]
             prompts = dict(zip(with_prompt, tokenizer.encode_batch([chunk[i].prompt for i in with_prompt])))
             for i, row in enumerate(chunk):
                 prompt = prompts.get(i, [])
-                ids = np.concatenate([np.asarray(prompt, dtype), np.asarray(texts[i], dtype), np.asarray([tokenizer.eot_token], dtype)])
+                ids = np.concatenate(
+                    [
+                        np.asarray(prompt, dtype),
+                        np.asarray(texts[i], dtype),
+                        np.asarray([tokenizer.eot_token], dtype),
+                    ]
+                )
                 out.write(ids.tobytes())
                 sizes = [len(s.encode('utf-8', 'replace')) for s in (row.prompt, row.text)]
                 size += sum(sizes)
@@ -178,38 +200,63 @@ def _tokenize(source, tokenizer: Tokenizer, folder: Path, progress: Callable[[st
                 splits.append(SPLITS[row.split])
             if time.monotonic() - told > 2:
                 told = time.monotonic()
-                progress(f'{source.name}: tokenized {size / 1e6:.0f} MB, {total / 1e6:.1f} M tokens, '
-                         f'{size / 1e6 / (told - began):.1f} MB/s')
+                progress(
+                    f'{source.name}: tokenized {size / 1e6:.0f} MB, {total / 1e6:.1f} M tokens, '
+                    f'{size / 1e6 / (told - began):.1f} MB/s'
+                )
     if not lengths:
         raise DataError(f"Dataset '{source.name}' is empty: no document with text in it.")
-    arrays = {'starts': np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), 'prompt_lengths': np.asarray(prompt_lengths, np.int32),
-              'text_bytes': np.asarray(text_bytes, np.int64), 'domains': np.asarray(domains, np.uint16),
-              'hashes': np.asarray(hashes, np.uint64), 'splits': np.asarray(splits, np.uint8)}
+    arrays = {
+        'starts': np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        'prompt_lengths': np.asarray(prompt_lengths, np.int32),
+        'text_bytes': np.asarray(text_bytes, np.int64),
+        'domains': np.asarray(domains, np.uint16),
+        'hashes': np.asarray(hashes, np.uint64),
+        'splits': np.asarray(splits, np.uint8),
+    }
     for name, array in arrays.items():
         array.tofile(folder / f'{name}.bin')
-    meta = {'version': VERSION, 'dataset': source.name, 'source': source.fingerprint(), 'tokenizer': tokenizer.fingerprint,
-            'dtype': np.dtype(dtype).name, 'documents': len(lengths), 'tokens': total, 'bytes': size, 'domains': list(names)}
+    meta = {
+        'version': VERSION,
+        'dataset': source.name,
+        'source': source.fingerprint(),
+        'tokenizer': tokenizer.fingerprint,
+        'dtype': np.dtype(dtype).name,
+        'documents': len(lengths),
+        'tokens': total,
+        'bytes': size,
+        'domains': list(names),
+    }
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1))
-    progress(f'{source.name}: {len(lengths):,} documents, {size / 1e6:.1f} MB, {total / 1e6:.2f} M tokens '
-             f'in {time.monotonic() - began:.1f} s')
+    progress(
+        f'{source.name}: {len(lengths):,} documents, {size / 1e6:.1f} MB, {total / 1e6:.2f} M tokens '
+        f'in {time.monotonic() - began:.1f} s'
+    )
 
 
-def train_bpe(sources: list, options: dict, *, validation_fraction: float, progress: Callable[[str], None] = log.info) -> BPETokenizer:
+def train_bpe(
+    sources: list, options: dict, *, validation_fraction: float, progress: Callable[[str], None] = log.info
+) -> BPETokenizer:
     """A byte-pair encoding trained on the first `documents` training rows of the sources, an equal share of each; cached."""
     options = {k: v for k, v in options.items() if k != 'type'}
     documents = options.get('documents', 20_000)
     if not isinstance(documents, int) or documents < 1:
         raise DataError(f"A tokenizer's 'documents' must be a positive whole number; given: {documents!r}.")
-    key = hashlib.sha256(json.dumps([VERSION, [s.fingerprint() for s in sources], options, validation_fraction],
-                                    sort_keys=True).encode()).hexdigest()[:24]
+    key = hashlib.sha256(
+        json.dumps(
+            [VERSION, [s.fingerprint() for s in sources], options, validation_fraction], sort_keys=True
+        ).encode()
+    ).hexdigest()[:24]
     file = cache_dir() / 'tokenizers' / key / BPETokenizer.FILE
     if file.is_file():
         return BPETokenizer.load(file)
-    threshold = int(validation_fraction * (2 ** 64 - 1))
+    threshold = int(validation_fraction * (2**64 - 1))
 
     def texts():
         for source in sources:
-            training = (r for r in source.rows() if r.split == 'train' or not r.split and group_hash(r) >= threshold)
+            training = (
+                r for r in source.rows() if r.split == 'train' or not r.split and group_hash(r) >= threshold
+            )
             for row in itertools.islice(training, -(-documents // len(sources))):
                 yield row.prompt + row.text
 

@@ -1,4 +1,5 @@
 """lmp_generator: continues prompts with a trained model."""
+
 import argparse
 import json
 import os
@@ -12,24 +13,59 @@ from ..base.errors import DataError, UserError
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_generator',
-        description='Continues prompts with a trained model. Experiment and tokenizer are found through the checkpoint.')
-    p.add_argument('checkpoint', nargs='?', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint")
+        description='Continues prompts with a trained model. Experiment and tokenizer are found through the checkpoint.',
+    )
+    p.add_argument(
+        'checkpoint',
+        nargs='?',
+        metavar='CHECKPOINT',
+        help="a run's directory (its best checkpoint) or a checkpoint",
+    )
     p.add_argument('--model', metavar='CHECKPOINT', help='the same')
-    p.add_argument('--exp', metavar='NAME',
-                   help='the experiment, where it has another name or place now: a name, or the path of a versions.py')
-    p.add_argument('--prompt', action='append', default=[], metavar='TEXT',
-                   help='text to continue; repeatable (without any: a new text)')
-    p.add_argument('--prompt-file', action='append', default=[], metavar='FILE',
-                   help="file that holds one prompt; '-' is standard input; repeatable")
-    p.add_argument('--max-new-tokens', type=int, default=200, metavar='N', help='length of the continuation (200)')
-    p.add_argument('--temperature', type=float, default=0.8, metavar='T', help='0: the most probable token always (0.8)')
+    p.add_argument(
+        '--exp',
+        metavar='NAME',
+        help='the experiment, where it has another name or place now: a name, or the path of a versions.py',
+    )
+    p.add_argument(
+        '--prompt',
+        action='append',
+        default=[],
+        metavar='TEXT',
+        help='text to continue; repeatable (without any: a new text)',
+    )
+    p.add_argument(
+        '--prompt-file',
+        action='append',
+        default=[],
+        metavar='FILE',
+        help="file that holds one prompt; '-' is standard input; repeatable",
+    )
+    p.add_argument(
+        '--max-new-tokens', type=int, default=200, metavar='N', help='length of the continuation (200)'
+    )
+    p.add_argument(
+        '--temperature', type=float, default=0.8, metavar='T', help='0: the most probable token always (0.8)'
+    )
     p.add_argument('--top-k', type=int, metavar='K', help='choose among the K most probable tokens')
-    p.add_argument('--top-p', type=float, metavar='P', help='choose among the most probable tokens that together reach P')
-    p.add_argument('--repetition-penalty', type=float, default=1.0, metavar='X', help='above 1: tokens of the text get rarer (1)')
-    p.add_argument('--stop-at-eot', action=argparse.BooleanOptionalAction, default=True, help='end at the end of a text')
+    p.add_argument(
+        '--top-p', type=float, metavar='P', help='choose among the most probable tokens that together reach P'
+    )
+    p.add_argument(
+        '--repetition-penalty',
+        type=float,
+        default=1.0,
+        metavar='X',
+        help='above 1: tokens of the text get rarer (1)',
+    )
+    p.add_argument(
+        '--stop-at-eot', action=argparse.BooleanOptionalAction, default=True, help='end at the end of a text'
+    )
     p.add_argument('--num-samples', type=int, default=1, metavar='N', help='continuations of each prompt (1)')
     p.add_argument('--seed', type=int, default=0, metavar='N', help='equal seeds, equal text (0)')
-    p.add_argument('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best there is)')
+    p.add_argument(
+        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best there is)'
+    )
     p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
     p.add_argument('--json', action='store_true', help='one JSON object for each continuation')
     return p
@@ -37,16 +73,18 @@ def parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='replace')        # a terminal may not know every character
+        sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character
     return run_command('lmp_generator', lambda: run(parse(argv)))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser().parse_args(argv)
     if (args.checkpoint is None) == (args.model is None):
-        raise UserError("Give one checkpoint: the path of a run's directory or of a checkpoint, alone or after --model.")
+        raise UserError(
+            "Give one checkpoint: the path of a run's directory or of a checkpoint, alone or after --model."
+        )
     for text in args.prompt:
-        if any('\ud800' <= c <= '\udfff' for c in text):      # what Python makes of bytes that are none
+        if any('\ud800' <= c <= '\udfff' for c in text):  # what Python makes of bytes that are none
             raise UserError(f'--prompt takes UTF-8; given: {os.fsencode(text)!r}.')
     if args.num_samples < 1:
         raise UserError(f'--num-samples must be at least 1; given: {args.num_samples}.')
@@ -60,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     from ..train.checkpoint import load_model
     from ..train.device import amp_dtype, autocast, find_device, keep_freed_memory
     from .generator import TextStream, generate
+
     keep_freed_memory()
     device = find_device(args.device)
     model, _ = load_model(Path(args.checkpoint or args.model), device=str(device), exp=args.exp)
@@ -67,21 +106,39 @@ def run(args: argparse.Namespace) -> None:
     texts = [text for text in texts for _ in range(args.num_samples)]
     single = len(texts) == 1 and not args.json
     stream = TextStream(tokenizer)
-    prompt = iter(texts[:1])        # stands there once the first token follows it
+    prompt = iter(texts[:1])  # stands there once the first token follows it
     with autocast(device, amp_dtype(device, args.amp)):
-        new = generate(model, [tokenizer.encode(text) for text in texts], max_new_tokens=args.max_new_tokens,
-                       temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
-                       repetition_penalty=args.repetition_penalty, seed=args.seed,
-                       stop_token=tokenizer.eot_token if args.stop_at_eot else None,
-                       on_token=(lambda _, token: print(next(prompt, '') + stream.feed(token), end='', flush=True)) if single else None)
+        new = generate(
+            model,
+            [tokenizer.encode(text) for text in texts],
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            repetition_penalty=args.repetition_penalty,
+            seed=args.seed,
+            stop_token=tokenizer.eot_token if args.stop_at_eot else None,
+            on_token=(lambda _, token: print(next(prompt, '') + stream.feed(token), end='', flush=True))
+            if single
+            else None,
+        )
     if single:
         print(next(prompt, '') + stream.finish())
         return
     for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
         prompt, sample = divmod(row, args.num_samples)
         if args.json:
-            print(json.dumps({'prompt': text, 'sample': sample, 'text': tokenizer.decode(tokens), 'tokens': len(tokens)},
-                             ensure_ascii=False))
+            print(
+                json.dumps(
+                    {
+                        'prompt': text,
+                        'sample': sample,
+                        'text': tokenizer.decode(tokens),
+                        'tokens': len(tokens),
+                    },
+                    ensure_ascii=False,
+                )
+            )
         else:
             print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{text}{tokenizer.decode(tokens)}')
 
@@ -92,7 +149,9 @@ def read_prompt(name: str) -> str:
         data = sys.stdin.buffer.read() if name == '-' else Path(name).read_bytes()
         return data.decode('utf-8').removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
-        raise DataError(f"The prompt file '{name}' is no UTF-8: {error.reason} at byte {error.start}.") from error
+        raise DataError(
+            f"The prompt file '{name}' is no UTF-8: {error.reason} at byte {error.start}."
+        ) from error
     except OSError as error:
         raise DataError(f"Can't read the prompt file '{name}': {error.strerror}.") from error
 

@@ -2,6 +2,7 @@
 
 B rows, T positions, V vocabulary.
 """
+
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -27,9 +28,19 @@ def window_start(position: int, max_len: int) -> int:
     return ((position - max_len) // hop + 1) * hop
 
 
-def generate(model: LMBase, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 0.8,
-             top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, seed: int = 0,
-             stop_token: int | None = None, on_token: Callable[[int, int], None] | None = None) -> list[list[int]]:
+def generate(
+    model: LMBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop_token: int | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
     """The tokens that continue each prompt, without the prompt and without `stop_token`, at which a row ends.
 
     An empty prompt begins after the end of a text. Rows are sampled each with its own random numbers, which follow from (seed,
@@ -45,7 +56,9 @@ def generate(model: LMBase, prompts: Sequence[Sequence[int]], *, max_new_tokens:
         raise UserError(f'max_new_tokens must be 0 or above; given: {max_new_tokens}.')
     for prompt in prompts:
         if wrong := [i for i in prompt if not 0 <= i < tokenizer.n_vocab]:
-            raise UserError(f'Token {wrong[0]} is not in the vocabulary of the model, which ends at {tokenizer.n_vocab - 1}.')
+            raise UserError(
+                f'Token {wrong[0]} is not in the vocabulary of the model, which ends at {tokenizer.n_vocab - 1}.'
+            )
     if not prompts or not max_new_tokens:
         return [[] for _ in prompts]
     rows = [[int(i) for i in prompt] or [tokenizer.eot_token] for prompt in prompts]
@@ -58,11 +71,19 @@ def generate(model: LMBase, prompts: Sequence[Sequence[int]], *, max_new_tokens:
         model.train(training)
 
 
-@torch.no_grad()        # not inference_mode: there autocast would cast the weights anew for every token
-def _generate(model: LMBase, rows: list[list[int]], sampling: Sampling, vocab: int, max_new_tokens: int, seed: int,
-              stop_token: int | None, on_token: Callable[[int, int], None] | None) -> list[list[int]]:
+@torch.no_grad()  # not inference_mode: there autocast would cast the weights anew for every token
+def _generate(
+    model: LMBase,
+    rows: list[list[int]],
+    sampling: Sampling,
+    vocab: int,
+    max_new_tokens: int,
+    seed: int,
+    stop_token: int | None,
+    on_token: Callable[[int, int], None] | None,
+) -> list[list[int]]:
     device = next(model.parameters()).device
-    chosen_on = 'cpu' if device.type == 'mps' else device       # mps has no float64
+    chosen_on = 'cpu' if device.type == 'mps' else device  # mps has no float64
     generators = [_generator(seed, row) for row in range(len(rows))]
     prompt_lengths = [len(row) for row in rows]
     new: list[list[int]] = [[] for _ in rows]
@@ -73,21 +94,25 @@ def _generate(model: LMBase, rows: list[list[int]], sampling: Sampling, vocab: i
         for row, tokens in enumerate(rows):
             seen[row, tokens] = True
 
-    length = min(prompt_lengths)            # tokens of each row that the model has been fed, once x is
+    length = min(prompt_lengths)  # tokens of each row that the model has been fed, once x is
     start = window_start(length - 1, model.max_len)
     x, cache = torch.tensor([tokens[start:length] for tokens in rows], device=device), []
     while True:
         answer = model(x, cache)
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise ExperimentError(f'forward of {type(model).__name__} must return (logits, cache) when it is given a cache, to generate text; '
-                                  f'it returned {type(answer).__name__}.')
+            raise ExperimentError(
+                f'forward of {type(model).__name__} must return (logits, cache) when it is given a cache, to generate text; '
+                f'it returned {type(answer).__name__}.'
+            )
         logits, cache = answer
-        logits = logits[:, -1, :vocab].to(chosen_on, torch.float32)     # a model may have padded its vocabulary
+        logits = logits[:, -1, :vocab].to(chosen_on, torch.float32)  # a model may have padded its vocabulary
         if seen is not None:
             logits = sampling.penalise(logits, seen)
-        x = sampling.pick(logits, _uniform(generators, length, prompt_lengths).to(chosen_on))[:, None].to(device)
+        x = sampling.pick(logits, _uniform(generators, length, prompt_lengths).to(chosen_on))[:, None].to(
+            device
+        )
         for row, token in enumerate(x[:, 0].tolist()):
-            if length < prompt_lengths[row]:        # still being fed its prompt
+            if length < prompt_lengths[row]:  # still being fed its prompt
                 continue
             rows[row].append(token)
             if row in unfinished:
@@ -103,7 +128,7 @@ def _generate(model: LMBase, rows: list[list[int]], sampling: Sampling, vocab: i
             return new
         if window_start(length, model.max_len) != start:
             start, cache = window_start(length, model.max_len), []
-            x = torch.tensor([tokens[start:length + 1] for tokens in rows], device=device)
+            x = torch.tensor([tokens[start : length + 1] for tokens in rows], device=device)
         elif length < max(prompt_lengths):
             x = torch.tensor([[tokens[length]] for tokens in rows], device=device)
         length += 1
@@ -118,30 +143,36 @@ def _generator(seed: int, row: int) -> torch.Generator:
 
 def _uniform(generators: list[torch.Generator], length: int, prompt_lengths: list[int]) -> Tensor:
     """One random number for each row that is past its prompt (drawn on the CPU: the same on every device)."""
-    return torch.stack([torch.rand((), generator=g, dtype=torch.float64) if length >= n else torch.zeros((), dtype=torch.float64)
-                        for g, n in zip(generators, prompt_lengths, strict=True)])
+    return torch.stack(
+        [
+            torch.rand((), generator=g, dtype=torch.float64)
+            if length >= n
+            else torch.zeros((), dtype=torch.float64)
+            for g, n in zip(generators, prompt_lengths, strict=True)
+        ]
+    )
 
 
 class TextStream:
     """The text of tokens as they come: what is given out never ends within a character, and adds up to the whole text."""
 
-    CONTEXT = 16        # tokens kept to decode the next ones in; a character has at most 4
+    CONTEXT = 16  # tokens kept to decode the next ones in; a character has at most 4
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self._ids: list[int] = []
-        self._given = 0             # characters of the text of _ids
+        self._given = 0  # characters of the text of _ids
 
     def feed(self, token: int) -> str:
         self._ids.append(token)
         text = self.tokenizer.decode(self._ids)
-        whole = text.removesuffix('\ufffd')     # the last character may be cut short
-        new = whole[self._given:]
+        whole = text.removesuffix('\ufffd')  # the last character may be cut short
+        new = whole[self._given :]
         self._given = max(self._given, len(whole))
         if len(self._ids) >= 4 * self.CONTEXT and whole == text:
-            self._ids = self._ids[-self.CONTEXT:]
+            self._ids = self._ids[-self.CONTEXT :]
             self._given = len(self.tokenizer.decode(self._ids))
         return new
 
     def finish(self) -> str:
-        return self.tokenizer.decode(self._ids)[self._given:]
+        return self.tokenizer.decode(self._ids)[self._given :]

@@ -2,6 +2,7 @@
 
 B rows, V vocabulary, N candidates (N <= V), in order of falling probability where top-k or top-p is asked for.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from ..base.errors import UserError
 
-LEAST = 1e-30           # temperature
-HEAD = (256, 4096)      # how many tokens are tried for top-p before all are sorted
+LEAST = 1e-30  # temperature
+HEAD = (256, 4096)  # how many tokens are tried for top-p before all are sorted
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Sampling:
 
     Raises UserError for a value out of range.
     """
+
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = None
@@ -33,13 +35,17 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature >= 0:
-            raise UserError(f'temperature must be 0 (the most probable token always) or above; given: {self.temperature}.')
+            raise UserError(
+                f'temperature must be 0 (the most probable token always) or above; given: {self.temperature}.'
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f'top_k must be at least 1; given: {self.top_k}.')
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f'top_p must be above 0 and at most 1; given: {self.top_p}.')
         if not self.repetition_penalty > 0:
-            raise UserError(f'repetition_penalty must be above 0 (1 changes nothing); given: {self.repetition_penalty}.')
+            raise UserError(
+                f'repetition_penalty must be above 0 (1 changes nothing); given: {self.repetition_penalty}.'
+            )
 
     def penalise(self, logits: Tensor, seen: Tensor) -> Tensor:
         """logits (B, V) with the repetition penalty at `seen` (B, V) bool."""
@@ -56,11 +62,13 @@ class Sampling:
         if self.top_k is not None:
             weights, ids = probs.topk(min(self.top_k, vocab))
             total = weights.sum(-1, keepdim=True, dtype=torch.float64)
-        else:       # sorting a whole vocabulary is slow, and mostly its head reaches p
+        else:  # sorting a whole vocabulary is slow, and mostly its head reaches p
             total = probs.sum(-1, keepdim=True, dtype=torch.float64)
             for width in (*(n for n in HEAD if n < vocab), vocab):
                 weights, ids = probs.topk(width)
-                if width == vocab or bool((weights.sum(-1, keepdim=True, dtype=torch.float64) > self.top_p * total).all()):
+                if width == vocab or bool(
+                    (weights.sum(-1, keepdim=True, dtype=torch.float64) > self.top_p * total).all()
+                ):
                     break
         weights = weights.double()
         if self.top_p is not None:
@@ -73,7 +81,9 @@ class Sampling:
         Raises UserError for logits that are not finite.
         """
         if not bool(logits.amax(-1).isfinite().all()):
-            raise UserError("The model's logits are not finite: its weights are damaged, or it diverged in training.")
+            raise UserError(
+                "The model's logits are not finite: its weights are damaged, or it diverged in training."
+            )
         if self.temperature == 0:
             return logits.argmax(-1)
         weights, ids = self.candidates(logits)

@@ -1,4 +1,5 @@
 """Parts to build models from."""
+
 from .attention import CausalSelfAttention
 from .block import Block, FeedForward
 from .kv_cache import KVCache, cached_length, layer_cache

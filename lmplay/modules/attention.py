@@ -2,6 +2,7 @@
 
 B batch, T positions, D width of the model, H heads, K = D / H.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from ..base.errors import UserError
 from .kv_cache import KVCache
 
-PLAIN = 1024    # positions up to which attention in bf16 on a CPU is faster written out (1.5 to 3 times) than fused
+PLAIN = (
+    1024  # positions up to which attention in bf16 on a CPU is faster written out (1.5 to 3 times) than fused
+)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
@@ -18,7 +21,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
     future = torch.full((T, T), float('-inf'), dtype=q.dtype).triu(1)
-    p = torch.softmax((q * K ** -0.5) @ k.transpose(-2, -1) + future, dim=-1)
+    p = torch.softmax((q * K**-0.5) @ k.transpose(-2, -1) + future, dim=-1)
     return F.dropout(p, dropout) @ v if dropout else p @ v
 
 
@@ -28,10 +31,14 @@ class CausalSelfAttention(nn.Module):
     One product makes queries, keys and values. Raises UserError where num_heads does not divide embed_dim.
     """
 
-    def __init__(self, *, num_heads: int, embed_dim: int, attn_dropout: float = 0.0, out_dropout: float = 0.0):
+    def __init__(
+        self, *, num_heads: int, embed_dim: int, attn_dropout: float = 0.0, out_dropout: float = 0.0
+    ):
         super().__init__()
         if embed_dim % num_heads:
-            raise UserError(f'embed_dim must be a multiple of num_heads; given: embed_dim {embed_dim}, num_heads {num_heads}.')
+            raise UserError(
+                f'embed_dim must be a multiple of num_heads; given: embed_dim {embed_dim}, num_heads {num_heads}.'
+            )
         self.num_heads = num_heads
         self.attn_dropout = attn_dropout
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
@@ -41,13 +48,17 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) to (B, T, D). With a cache, x holds the positions that follow the cached ones."""
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)    # each (B, H, T, K)
+        q, k, v = (
+            self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        )  # each (B, H, T, K)
         dropout = self.attn_dropout if self.training else 0.0
         past = cache.length if cache is not None else 0
         if cache is not None:
             k, v = cache.append(k, v)
         if past:
-            mask = x.new_ones(T, past + T, dtype=bool).tril(past) if T > 1 else None     # new position i sees the past and new ones up to i
+            mask = (
+                x.new_ones(T, past + T, dtype=bool).tril(past) if T > 1 else None
+            )  # new position i sees the past and new ones up to i
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         else:
             y = attend(q, k, v, dropout=dropout)

@@ -1,4 +1,5 @@
 """The pre-norm transformer block. B batch, T positions, D width of the model."""
+
 from torch import Tensor, nn
 
 from .attention import CausalSelfAttention
@@ -8,10 +9,16 @@ from .kv_cache import KVCache
 class FeedForward(nn.Sequential):
     """Linear, GELU, Linear, dropout: (B, T, D) to (B, T, D) through `ff_dim` (default 4 D)."""
 
-    def __init__(self, embed_dim: int, *, ff_dim: int | None = None, ff_dropout: float = 0.0, gelu: str = 'none'):
+    def __init__(
+        self, embed_dim: int, *, ff_dim: int | None = None, ff_dropout: float = 0.0, gelu: str = 'none'
+    ):
         ff_dim = ff_dim or 4 * embed_dim
-        super().__init__(nn.Linear(embed_dim, ff_dim), nn.GELU(approximate=gelu), nn.Linear(ff_dim, embed_dim),
-                         nn.Dropout(ff_dropout))
+        super().__init__(
+            nn.Linear(embed_dim, ff_dim),
+            nn.GELU(approximate=gelu),
+            nn.Linear(ff_dim, embed_dim),
+            nn.Dropout(ff_dropout),
+        )
 
 
 class Block(nn.Module):
@@ -21,13 +28,23 @@ class Block(nn.Module):
     max_len is the longest sequence the block is meant for; nothing in it depends on that.
     """
 
-    def __init__(self, max_len: int, num_heads: int, embed_dim: int, *, attn_dropout: float = 0.1, ff_dropout: float = 0.1,
-                 norm_eps: float = 1e-5, gelu: str = 'none'):
+    def __init__(
+        self,
+        max_len: int,
+        num_heads: int,
+        embed_dim: int,
+        *,
+        attn_dropout: float = 0.1,
+        ff_dropout: float = 0.1,
+        norm_eps: float = 1e-5,
+        gelu: str = 'none',
+    ):
         super().__init__()
         self.max_len = max_len
         self.ln1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn = CausalSelfAttention(num_heads=num_heads, embed_dim=embed_dim, attn_dropout=attn_dropout,
-                                        out_dropout=ff_dropout)
+        self.attn = CausalSelfAttention(
+            num_heads=num_heads, embed_dim=embed_dim, attn_dropout=attn_dropout, out_dropout=ff_dropout
+        )
         self.ln2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.ff = FeedForward(embed_dim, ff_dropout=ff_dropout, gelu=gelu)
 

@@ -2,6 +2,7 @@
 
 N tokens (B * T), K choices per token, M = N * K assignments, E experts, D width of the model, F inner width of an expert.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from . import onednn
 
-grouped_mm = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)     # public since torch 2.10
+grouped_mm = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)  # public since torch 2.10
 
 
 class Dispatch(NamedTuple):
@@ -21,6 +22,7 @@ class Dispatch(NamedTuple):
     experts_M  int64: the expert of each sorted row
     offsets_E  int32: where each expert's rows end; those of an expert without tokens end where they begin
     """
+
     order_M: Tensor
     inverse_M: Tensor
     experts_M: Tensor
@@ -30,7 +32,9 @@ class Dispatch(NamedTuple):
 def sort_by_expert(expert_ids_NK: Tensor, num_experts: int) -> Dispatch:
     """Sorts the assignments `expert_ids_NK` (int64) by expert, stably, without a synchronisation with the host."""
     experts_M, order_M = expert_ids_NK.flatten().sort(stable=True)
-    inverse_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
+    inverse_M = torch.empty_like(order_M).scatter_(
+        0, order_M, torch.arange(len(order_M), device=order_M.device)
+    )
     every_E = torch.arange(num_experts, device=experts_M.device)
     offsets_E = torch.searchsorted(experts_M, every_E, right=True, out_int32=True)
     return Dispatch(order_M, inverse_M, experts_M, offsets_E)
@@ -42,12 +46,25 @@ def grouped_serves(x: Tensor, *widths: int) -> bool:
     On a CPU it is itself a loop over the experts; taking them one after another is never slower there, and up to twice as
     fast where memory comes fresh from the system: what lies between the products of one expert stays in the cache.
     """
-    return (grouped_mm is not None and x.dtype == torch.bfloat16 and all(width % 8 == 0 for width in widths)     # 16 bytes
-            and (x.device.type == 'meta' or x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)))
+    return (
+        grouped_mm is not None
+        and x.dtype == torch.bfloat16
+        and all(width % 8 == 0 for width in widths)  # 16 bytes
+        and (x.device.type == 'meta' or x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0))
+    )
 
 
-def experts_mlp(x_ND: Tensor, *, expert_ids_NK: Tensor, weights_NK: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None,
-                w2_EFD: Tensor, b2_ED: Tensor | None, gelu: str = 'none') -> Tensor:
+def experts_mlp(
+    x_ND: Tensor,
+    *,
+    expert_ids_NK: Tensor,
+    weights_NK: Tensor,
+    w1_EDF: Tensor,
+    b1_EF: Tensor | None,
+    w2_EFD: Tensor,
+    b2_ED: Tensor | None,
+    gelu: str = 'none',
+) -> Tensor:
     """Sum over each token's choices of weight * expert(x), where expert(x) = GELU(x w1 + b1) w2 + b2: (N, D).
 
     expert_ids_NK  int64 in [0, E)
@@ -65,18 +82,23 @@ def experts_mlp(x_ND: Tensor, *, expert_ids_NK: Tensor, weights_NK: Tensor, w1_E
     parameters = (w1_EDF, b1_EF, w2_EFD, b2_ED)
     dispatch = sort_by_expert(expert_ids_NK, len(w1_EDF))
     if grouped_serves(x_ND, *w1_EDF.shape[1:]):
-        return _GroupedExperts.apply(x_ND, weights_NK, *(p if p is None else p.to(dtype) for p in parameters), *dispatch, gelu)
+        return _GroupedExperts.apply(
+            x_ND, weights_NK, *(p if p is None else p.to(dtype) for p in parameters), *dispatch, gelu
+        )
     return _SegmentedExperts.apply(x_ND, weights_NK, *parameters, *dispatch, gelu)
 
 
 # Both forms keep for the backward pass the hidden values before the activation, (M, F), and what the experts gave, (M, D), for the
 # gradient of the gate weights, <dy, expert(x)>; x only where an expert trains. GELU(h) is made again where w2 trains.
 
+
 class _GroupedExperts(torch.autograd.Function):
     """One grouped product per projection."""
 
     @staticmethod
-    def forward(ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu):
+    def forward(
+        ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu
+    ):
         K = weights_NK.shape[1]
         h_MF = grouped_mm(x_ND.index_select(0, order_M // K), w1_EDF, offs=offsets_E)
         if b1_EF is not None:
@@ -86,8 +108,17 @@ class _GroupedExperts(torch.autograd.Function):
             y_MD = y_MD + b2_ED.index_select(0, experts_M)
         ctx.gelu = gelu
         needs = ctx.needs_input_grad
-        ctx.save_for_backward(x_ND if needs[2] else None, weights_NK, w1_EDF, w2_EFD, order_M, inverse_M, offsets_E, h_MF,
-                              y_MD if needs[1] else None)
+        ctx.save_for_backward(
+            x_ND if needs[2] else None,
+            weights_NK,
+            w1_EDF,
+            w2_EFD,
+            order_M,
+            inverse_M,
+            offsets_E,
+            h_MF,
+            y_MD if needs[1] else None,
+        )
         return _combine(y_MD, inverse_M, weights_NK)
 
     @staticmethod
@@ -125,7 +156,9 @@ def _combine(y_MD: Tensor, inverse_M: Tensor, weights_NK: Tensor) -> Tensor:
 
 def _sum_by_expert(grad_MO: Tensor, offsets_E: Tensor) -> Tensor:
     """Sum of each expert's rows, (E, O), as a product with ones: deterministic, where a scatter into few rows is not."""
-    ones_MI = grad_MO.new_ones(len(grad_MO), 16 // grad_MO.element_size())      # the narrowest rows a grouped product takes
+    ones_MI = grad_MO.new_ones(
+        len(grad_MO), 16 // grad_MO.element_size()
+    )  # the narrowest rows a grouped product takes
     return grouped_mm(ones_MI.t(), grad_MO, offs=offsets_E)[:, 0]
 
 
@@ -135,40 +168,101 @@ class _SegmentedExperts(torch.autograd.Function):
     kept for the backward pass, as autocast does."""
 
     @staticmethod
-    def forward(ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu):
+    def forward(
+        ctx, x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, experts_M, offsets_E, gelu
+    ):
         needs = ctx.needs_input_grad
-        y_MD, h_MF, cast1_EDF, cast2_EFD = _segments_forward(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M // weights_NK.shape[1],
-                                                             offsets_E, gelu, any(needs))
+        y_MD, h_MF, cast1_EDF, cast2_EFD = _segments_forward(
+            x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M // weights_NK.shape[1], offsets_E, gelu, any(needs)
+        )
         ctx.gelu = gelu
-        ctx.save_for_backward(x_ND if needs[2] else None, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, offsets_E,
-                              h_MF, y_MD if needs[1] else None, cast1_EDF if len(cast1_EDF) else w1_EDF, cast2_EFD if len(cast2_EFD) else w2_EFD)
+        ctx.save_for_backward(
+            x_ND if needs[2] else None,
+            weights_NK,
+            w1_EDF,
+            b1_EF,
+            w2_EFD,
+            b2_ED,
+            order_M,
+            inverse_M,
+            offsets_E,
+            h_MF,
+            y_MD if needs[1] else None,
+            cast1_EDF if len(cast1_EDF) else w1_EDF,
+            cast2_EFD if len(cast2_EFD) else w2_EFD,
+        )
         return _combine(y_MD, inverse_M, weights_NK)
 
     @staticmethod
     def backward(ctx, dy_ND):
-        (x_ND, weights_NK, w1_EDF, b1_EF, w2_EFD, b2_ED, order_M, inverse_M, offsets_E, h_MF, y_MD, cast1_EDF,
-         cast2_EFD) = ctx.saved_tensors
+        (
+            x_ND,
+            weights_NK,
+            w1_EDF,
+            b1_EF,
+            w2_EFD,
+            b2_ED,
+            order_M,
+            inverse_M,
+            offsets_E,
+            h_MF,
+            y_MD,
+            cast1_EDF,
+            cast2_EFD,
+        ) = ctx.saved_tensors
         needs = ctx.needs_input_grad
         gate_M = weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)
         dx_MD, dgate_M, *gradients = _segments_backward(
-            dy_ND, x_ND, y_MD, gate_M, w1_EDF, b1_EF, w2_EFD, b2_ED, cast1_EDF, cast2_EFD, order_M // weights_NK.shape[1], offsets_E, h_MF,
-            ctx.gelu, needs[:6])
-        dx = dx_MD.index_select(0, inverse_M).view(*weights_NK.shape, dy_ND.shape[1]).sum(1) if needs[0] else None
-        dweights = dgate_M.index_select(0, inverse_M).view_as(weights_NK).to(weights_NK.dtype) if needs[1] else None
+            dy_ND,
+            x_ND,
+            y_MD,
+            gate_M,
+            w1_EDF,
+            b1_EF,
+            w2_EFD,
+            b2_ED,
+            cast1_EDF,
+            cast2_EFD,
+            order_M // weights_NK.shape[1],
+            offsets_E,
+            h_MF,
+            ctx.gelu,
+            needs[:6],
+        )
+        dx = (
+            dx_MD.index_select(0, inverse_M).view(*weights_NK.shape, dy_ND.shape[1]).sum(1)
+            if needs[0]
+            else None
+        )
+        dweights = (
+            dgate_M.index_select(0, inverse_M).view_as(weights_NK).to(weights_NK.dtype) if needs[1] else None
+        )
         gradients = [gradient if need else None for gradient, need in zip(gradients, needs[2:])]
         return dx, dweights, *gradients, None, None, None, None, None
 
 
 @torch.library.custom_op('lmplay::experts_forward', mutates_args=())
-def _segments_forward(x_ND: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None, w2_EFD: Tensor, b2_ED: Tensor | None, token_M: Tensor,
-                      offsets_E: Tensor, gelu: str, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _segments_forward(
+    x_ND: Tensor,
+    w1_EDF: Tensor,
+    b1_EF: Tensor | None,
+    w2_EFD: Tensor,
+    b2_ED: Tensor | None,
+    token_M: Tensor,
+    offsets_E: Tensor,
+    gelu: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(outputs (M, D) in the order of experts, hidden values (M, F), w1 and w2 in x's dtype); of the last three, those that are
     not kept, or were of that dtype already, are empty."""
     outputs = _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu, keep)
     y_MD, h_MF, *casts = outputs
     for e, rows in _segments(offsets_E):
         if rows.start < rows.stop:
-            w1, w2 = (cast[e].copy_(w[e]) if len(cast) else w[e].to(x_ND.dtype) for w, cast in zip((w1_EDF, w2_EFD), casts))
+            w1, w2 = (
+                cast[e].copy_(w[e]) if len(cast) else w[e].to(x_ND.dtype)
+                for w, cast in zip((w1_EDF, w2_EFD), casts)
+            )
             b1, b2 = (None if b is None else b[e].to(x_ND.dtype) for b in (b1_EF, b2_ED))
             h_mF = _product(x_ND.index_select(0, token_M[rows]), w1, b1, out=h_MF[rows] if keep else None)
             _product(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows])
@@ -178,18 +272,50 @@ def _segments_forward(x_ND: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None, w2_EFD
 @_segments_forward.register_fake
 def _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu, keep):
     M = token_M.shape[0]
-    casts = (torch.empty_like(w, dtype=x_ND.dtype) if keep and w.dtype != x_ND.dtype else x_ND.new_empty(0) for w in (w1_EDF, w2_EFD))
+    casts = (
+        torch.empty_like(w, dtype=x_ND.dtype) if keep and w.dtype != x_ND.dtype else x_ND.new_empty(0)
+        for w in (w1_EDF, w2_EFD)
+    )
     return (x_ND.new_empty(M, x_ND.shape[1]), x_ND.new_empty(M if keep else 0, w1_EDF.shape[2]), *casts)
 
 
 @torch.library.custom_op('lmplay::experts_backward', mutates_args=())
-def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, y_MD: Tensor | None, gate_M: Tensor, w1_EDF: Tensor, b1_EF: Tensor | None,
-                       w2_EFD: Tensor, b2_ED: Tensor | None, cast1_EDF: Tensor, cast2_EFD: Tensor, token_M: Tensor, offsets_E: Tensor,
-                       h_MF: Tensor, gelu: str, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _segments_backward(
+    dy_ND: Tensor,
+    x_ND: Tensor | None,
+    y_MD: Tensor | None,
+    gate_M: Tensor,
+    w1_EDF: Tensor,
+    b1_EF: Tensor | None,
+    w2_EFD: Tensor,
+    b2_ED: Tensor | None,
+    cast1_EDF: Tensor,
+    cast2_EFD: Tensor,
+    token_M: Tensor,
+    offsets_E: Tensor,
+    h_MF: Tensor,
+    gelu: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (M, D) and gate weights (M,), both in the order of experts, and of w1, b1, w2, b2; empty where not
     among `needs`. cast1, cast2: w1 and w2 in the dtype of the products."""
-    gradients = _empty_gradients(dy_ND, x_ND, y_MD, gate_M, w1_EDF, b1_EF, w2_EFD, b2_ED, cast1_EDF, cast2_EFD, token_M, offsets_E, h_MF,
-                                 gelu, needs)
+    gradients = _empty_gradients(
+        dy_ND,
+        x_ND,
+        y_MD,
+        gate_M,
+        w1_EDF,
+        b1_EF,
+        w2_EFD,
+        b2_ED,
+        cast1_EDF,
+        cast2_EFD,
+        token_M,
+        offsets_E,
+        h_MF,
+        gelu,
+        needs,
+    )
     dx_MD, dgate_M, dw1_EDF, db1_EF, dw2_EFD, db2_ED = gradients
     for e, rows in _segments(offsets_E):
         if rows.start == rows.stop:
@@ -204,7 +330,7 @@ def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, y_MD: Tensor | None, 
         if needs[4]:
             _product(F.gelu(h_mF, approximate=gelu).t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
-            db2_ED[e] = gated_mD.sum(0)         # to a wider dtype it would copy all of it first
+            db2_ED[e] = gated_mD.sum(0)  # to a wider dtype it would copy all of it first
         da_mF = _product(gated_mD, cast2_EFD[e].t())
         dh_mF = torch.ops.aten.gelu_backward(da_mF, h_mF, approximate=gelu)
         if needs[2]:
@@ -217,10 +343,28 @@ def _segments_backward(dy_ND: Tensor, x_ND: Tensor | None, y_MD: Tensor | None, 
 
 
 @_segments_backward.register_fake
-def _empty_gradients(dy_ND, x_ND, y_MD, gate_M, w1_EDF, b1_EF, w2_EFD, b2_ED, cast1_EDF, cast2_EFD, token_M, offsets_E, h_MF, gelu, needs):
+def _empty_gradients(
+    dy_ND,
+    x_ND,
+    y_MD,
+    gate_M,
+    w1_EDF,
+    b1_EF,
+    w2_EFD,
+    b2_ED,
+    cast1_EDF,
+    cast2_EFD,
+    token_M,
+    offsets_E,
+    h_MF,
+    gelu,
+    needs,
+):
     M, D = token_M.shape[0], dy_ND.shape[1]
-    parameters = (torch.empty_like(p) if need else dy_ND.new_empty(0)
-                  for p, need in zip((w1_EDF, b1_EF, w2_EFD, b2_ED), needs[2:]))
+    parameters = (
+        torch.empty_like(p) if need else dy_ND.new_empty(0)
+        for p, need in zip((w1_EDF, b1_EF, w2_EFD, b2_ED), needs[2:])
+    )
     return (dy_ND.new_empty(M if needs[0] else 0, D), dy_ND.new_empty(M if needs[1] else 0), *parameters)
 
 
@@ -230,7 +374,9 @@ def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
     return [(e, slice(start, end)) for e, (start, end) in enumerate(zip([0, *ends], ends))]
 
 
-def _product(x: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+def _product(
+    x: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """x @ weight + bias by the library that is faster here, into `out` (of any dtype) where given."""
     through_onednn = x.dtype == torch.float32 and x.device.type == 'cpu' and onednn.available()
     if through_onednn or out is not None and out.dtype != x.dtype:

@@ -2,6 +2,7 @@
 
 B batch, H heads, T positions, K width of a head.
 """
+
 import torch
 from torch import Tensor
 
@@ -19,11 +20,12 @@ class KVCache:
         start, self.length = self.length, self.length + key.shape[2]
         if self._keys is None or self.length > self._keys.shape[2]:
             room = max(64, 2 * self.length)
-            self._keys, self._values = (self._grow(old, new, start, room)
-                                        for old, new in ((self._keys, key), (self._values, value)))
-        self._keys[:, :, start:self.length] = key
-        self._values[:, :, start:self.length] = value
-        return self._keys[:, :, :self.length], self._values[:, :, :self.length]
+            self._keys, self._values = (
+                self._grow(old, new, start, room) for old, new in ((self._keys, key), (self._values, value))
+            )
+        self._keys[:, :, start : self.length] = key
+        self._values[:, :, start : self.length] = value
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
     @staticmethod
     def _grow(old: Tensor | None, new: Tensor, used: int, room: int) -> Tensor:

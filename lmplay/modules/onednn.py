@@ -6,6 +6,7 @@ never on a measurement, so that a resumed run computes as before.
 
 N rows, I inputs, O outputs.
 """
+
 import functools
 from pathlib import Path
 
@@ -13,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_WEIGHT, MIN_ROWS, MIN_FLOPS = 1 << 18, 16, 1 << 22       # below, the detour's own cost shows
+MIN_WEIGHT, MIN_ROWS, MIN_FLOPS = 1 << 18, 16, 1 << 22  # below, the detour's own cost shows
 
 
 @functools.cache
 def available() -> bool:
     """Whether this is a processor on which MKL is slow, and this torch has both libraries."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')):
+    if not (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    ):
         return False
     cpuinfo = Path('/proc/cpuinfo')
     return cpuinfo.is_file() and 'AuthenticAMD' in cpuinfo.read_text()
@@ -27,7 +32,12 @@ def available() -> bool:
 
 def _large(x: Tensor, weight: Tensor) -> bool:
     many = x.numel() >= MIN_ROWS * x.shape[-1] and 2 * x.numel() * weight.shape[0] >= MIN_FLOPS
-    return x.dtype == weight.dtype == torch.float32 and x.device.type == 'cpu' and x.numel() > 0 and (many or weight.numel() >= MIN_WEIGHT)
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == 'cpu'
+        and x.numel() > 0
+        and (many or weight.numel() >= MIN_WEIGHT)
+    )
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

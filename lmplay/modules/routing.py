@@ -2,6 +2,7 @@
 
 N tokens (B * T), E experts, K choices per token.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 class Routing(NamedTuple):
     """What a router decided: clean logits, probabilities after the noise, the chosen experts and their gate weights."""
+
     logits_NE: Tensor
     probs_NE: Tensor
     expert_ids_NK: Tensor

@@ -1,4 +1,5 @@
 """A quick check that an experiment keeps the contract of lmplay.base.base_model, at its smallest size on the CPU."""
+
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,9 +15,17 @@ from ..train.objective import fuses_head, micro_loss
 from ..train.optimizer import make_optimizer
 from ..train.plan import Stage
 
-SMALLEST = {'num_blocks': 4, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'num_experts': 4, 'top_k': 2, 'd_ffn': 16,
-            'tokenizer': 'bytes'}
-STEPS = 30      # after which every trainable parameter must have had a gradient
+SMALLEST = {
+    'num_blocks': 4,
+    'embed_dim': 16,
+    'num_heads': 2,
+    'max_len': 32,
+    'num_experts': 4,
+    'top_k': 2,
+    'd_ffn': 16,
+    'tokenizer': 'bytes',
+}
+STEPS = 30  # after which every trainable parameter must have had a gradient
 
 
 def smallest(name: str) -> LMBase:
@@ -29,7 +38,9 @@ def smallest(name: str) -> LMBase:
 
 def _text(rows: int, model: LMBase) -> Tensor:
     vocabulary = as_tokenizer(model.tokenizer).n_vocab
-    return torch.randint(0, min(256, vocabulary), (rows, min(24, model.max_len)), generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, min(256, vocabulary), (rows, min(24, model.max_len)), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def _logits(model: LMBase, x: Tensor) -> Tensor:
@@ -55,8 +66,10 @@ def _no_future(name: str) -> None:
     before, after = _logits(model, x), _logits(model, changed)
     off = (after[:, :half] - before[:, :half]).abs().max().item()
     if off > 1e-4:
-        raise UserError(f'changing the tokens from position {half} on changes earlier logits by up to {off:.2g}: the model sees '
-                        f'the future')
+        raise UserError(
+            f'changing the tokens from position {half} on changes earlier logits by up to {off:.2g}: the model sees '
+            f'the future'
+        )
 
 
 @torch.no_grad()
@@ -65,14 +78,18 @@ def _cache(name: str) -> None:
     x = _text(2, model)
     full, cache, at = _logits(model, x), [], 0
     for n in (7, 1, 1, 5):
-        logits, cache = model(x[:, at:at + n], cache=cache)
+        logits, cache = model(x[:, at : at + n], cache=cache)
         at += n
         if tuple(logits.shape) != (2, 1, full.shape[-1]):
-            raise UserError(f'with a cache, forward must return logits of shape (rows, 1, vocabulary); given: '
-                            f'{tuple(logits.shape)}')
+            raise UserError(
+                f'with a cache, forward must return logits of shape (rows, 1, vocabulary); given: '
+                f'{tuple(logits.shape)}'
+            )
         off = (logits[:, 0] - full[:, at - 1]).abs().max().item()
         if off > 1e-3:
-            raise UserError(f'logits with the cache differ from those without by up to {off:.2g} at position {at - 1}')
+            raise UserError(
+                f'logits with the cache differ from those without by up to {off:.2g} at position {at - 1}'
+            )
 
 
 def _gradients(name: str) -> None:
@@ -84,8 +101,15 @@ def _gradients(name: str) -> None:
     for step in range(STEPS):
         model.before_step(StepContext('check', step, STEPS, 0))
         optimizer.zero_grad()
-        micro = micro_loss(model, model.features if fuses_head(model) else model, x, y, torch.ones_like(x, dtype=torch.bool),
-                           scored=int((y != IGNORE).sum()), tokens_share=1.0)
+        micro = micro_loss(
+            model,
+            model.features if fuses_head(model) else model,
+            x,
+            y,
+            torch.ones_like(x, dtype=torch.bool),
+            scored=int((y != IGNORE).sum()),
+            tokens_share=1.0,
+        )
         micro.objective.backward()
         without -= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         optimizer.step()
@@ -96,9 +120,12 @@ def _gradients(name: str) -> None:
 
 
 CHECKS: dict[str, Callable[[str], None]] = {
-    'it builds at its full size': _builds, 'logits have the shape (rows, positions, vocabulary)': _shape,
+    'it builds at its full size': _builds,
+    'logits have the shape (rows, positions, vocabulary)': _shape,
     'no position sees the future': _no_future,
-    'generation with the cache equals the full forward pass': _cache, 'every trainable parameter gets a gradient': _gradients}
+    'generation with the cache equals the full forward pass': _cache,
+    'every trainable parameter gets a gradient': _gradients,
+}
 
 
 def check(name: str) -> Iterator[tuple[str, str | None]]:

@@ -1,4 +1,5 @@
 """Copies an experiment's folder under a new name: class, runners and README carry it; the code stays as it is."""
+
 import ast
 import io
 import keyword
@@ -18,11 +19,15 @@ IGNORED = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
 def check_name(name: str, folder: Path) -> None:
     """Raises ExperimentError for a name that can't be a Python module, or is taken."""
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name) or keyword.iskeyword(name):
-        raise ExperimentError(f"An experiment's name is made of small letters, digits and underscores, and begins with a "
-                              f"letter; given: '{name}'.")
+        raise ExperimentError(
+            f"An experiment's name is made of small letters, digits and underscores, and begins with a "
+            f"letter; given: '{name}'."
+        )
     if name == 'list' or len(name) > 60:
-        raise ExperimentError(f"An experiment's name has at most 60 letters, and is not 'list', which lmp_trainer --exp keeps for itself; "
-                              f"given: '{name}'.")
+        raise ExperimentError(
+            f"An experiment's name has at most 60 letters, and is not 'list', which lmp_trainer --exp keeps for itself; "
+            f"given: '{name}'."
+        )
     taken = next((e for e in list_experiments() if e.name == name), None)
     if taken is not None:
         raise ExperimentError(f"The name '{name}' is taken: {taken.where}.")
@@ -64,19 +69,29 @@ def rename(folder: Path, name: str, *, base: str) -> None:
     models = list(dict.fromkeys(_models(versions)))
     classes = {m: class_name(name) + (m.removeprefix(models[0]) if m != models[0] else '') for m in models}
     sources = [file.read_text(encoding='utf-8') for file in folder.rglob('*.py')]
-    used = {t.string for text in sources for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.NAME}
+    used = {
+        t.string
+        for text in sources
+        for t in tokenize.generate_tokens(io.StringIO(text).readline)
+        if t.type == tokenize.NAME
+    }
     if clash := set(classes.values()) & used:
-        raise ExperimentError(f"The model's class would be called {min(clash)}, a name that the code of '{base}' uses for something else; "
-                              f"given: '{name}'. Choose another.")
+        raise ExperimentError(
+            f"The model's class would be called {min(clash)}, a name that the code of '{base}' uses for something else; "
+            f"given: '{name}'. Choose another."
+        )
     for file in sorted(folder.rglob('*.py')):
         text = file.read_text(encoding='utf-8')
         file.write_text(_replace(text, runners, classes, base), encoding='utf-8')
     readme = folder / 'README.md'
     rest = readme.read_text(encoding='utf-8') if readme.is_file() else ''
     rest = re.sub(r'\A\s*#[^\n]*\n', '', rest)
-    readme.write_text(f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of it:\n\n'
-                      f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n'
-                      + (f'\n{rest.lstrip()}' if rest.strip() else ''), encoding='utf-8')
+    readme.write_text(
+        f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of it:\n\n'
+        f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n'
+        + (f'\n{rest.lstrip()}' if rest.strip() else ''),
+        encoding='utf-8',
+    )
 
 
 def _runner_name(runner: str, name: str, base: str) -> str:
@@ -86,24 +101,43 @@ def _runner_name(runner: str, name: str, base: str) -> str:
 
 def _called(node: ast.AST) -> str | None:
     function = node.func if isinstance(node, ast.Call) else None
-    return function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else None
+    return (
+        function.id
+        if isinstance(function, ast.Name)
+        else function.attr
+        if isinstance(function, ast.Attribute)
+        else None
+    )
 
 
 def _runners(tree: ast.Module) -> list[str]:
-    return [n.args[0].value for n in ast.walk(tree)
-            if _called(n) == 'expose_runner' and n.args and isinstance(n.args[0], ast.Constant)]
+    return [
+        n.args[0].value
+        for n in ast.walk(tree)
+        if _called(n) == 'expose_runner' and n.args and isinstance(n.args[0], ast.Constant)
+    ]
 
 
 def _models(tree: ast.Module) -> list[str]:
-    return [n.args[0].id for n in ast.walk(tree)
-            if _called(n) == 'BasicModelRunner' and n.args and isinstance(n.args[0], ast.Name)]
+    return [
+        n.args[0].id
+        for n in ast.walk(tree)
+        if _called(n) == 'BasicModelRunner' and n.args and isinstance(n.args[0], ast.Name)
+    ]
 
 
 def _replace(text: str, runners: dict[str, str], classes: dict[str, str], base: str) -> str:
     """The source with strings that are exactly a runner's name, and names that are exactly a class's, exchanged; a runner's
     description says where it comes from."""
-    descriptions = {(n.lineno, n.col_offset) for node in ast.walk(ast.parse(text)) if _called(node) == 'expose_runner'
-                    for k in node.keywords if k.arg == 'description' for n in [k.value] if isinstance(n, ast.Constant)}
+    descriptions = {
+        (n.lineno, n.col_offset)
+        for node in ast.walk(ast.parse(text))
+        if _called(node) == 'expose_runner'
+        for k in node.keywords
+        if k.arg == 'description'
+        for n in [k.value]
+        if isinstance(n, ast.Constant)
+    }
     lines = text.splitlines(keepends=True)
     for token in reversed(list(tokenize.generate_tokens(io.StringIO(text).readline))):
         new = None
@@ -115,12 +149,12 @@ def _replace(text: str, runners: dict[str, str], classes: dict[str, str], base: 
             except (SyntaxError, ValueError):
                 continue
             row, column = token.start
-            place = (row, len(lines[row - 1][:column].encode()))        # the parser counts bytes
+            place = (row, len(lines[row - 1][:column].encode()))  # the parser counts bytes
             if place in descriptions:
                 new = repr(f'From {base}: {value}')
             elif isinstance(value, str) and value in runners:
                 new = repr(runners[value])
         if new is not None:
             line = lines[token.start[0] - 1]
-            lines[token.start[0] - 1] = line[:token.start[1]] + new + line[token.end[1]:]
+            lines[token.start[0] - 1] = line[: token.start[1]] + new + line[token.end[1] :]
     return ''.join(lines)

@@ -1,4 +1,5 @@
 """Says when the routing of a mixture collapses onto one expert. What is done about it is the caller's decision."""
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Alarm:
     """layer counts the routed layers from 0; share is the fraction of that layer's assignments that `expert` took."""
+
     status: Literal['ok', 'warning', 'collapse']
     layer: int
     expert: int
@@ -24,7 +26,7 @@ class CollapseAlarm:
     def __init__(self, *, threshold: float = 0.6, patience: int = 3):
         self.threshold = threshold
         self.patience = patience
-        self.warnings = 0       # in a row, up to now
+        self.warnings = 0  # in a row, up to now
 
     def update(self, load: Tensor) -> Alarm:
         """Takes the mean load over one window, (layers, E), fractions of each layer's assignments. Reads it from its device."""
@@ -37,10 +39,18 @@ class CollapseAlarm:
         self.warnings += 1
         where = f'expert {expert} of routed layer {layer} (of {layers}) takes {share:.1%} of the assignments'
         if self.warnings < self.patience:
-            status, message = 'warning', f'Routing may collapse: {where} (warning {self.warnings} of {self.patience}).'
+            status, message = (
+                'warning',
+                f'Routing may collapse: {where} (warning {self.warnings} of {self.patience}).',
+            )
         else:
-            status, message = 'collapse', (f'Routing has collapsed: {where}, {self.warnings} windows in a row above '
-                                           f'{self.threshold:.0%}.')
+            status, message = (
+                'collapse',
+                (
+                    f'Routing has collapsed: {where}, {self.warnings} windows in a row above '
+                    f'{self.threshold:.0%}.'
+                ),
+            )
         return Alarm(status, layer, expert, share, message)
 
     def state_dict(self) -> dict[str, int]:

@@ -1,4 +1,5 @@
 """On what a run ran: enough to explain a difference between two of them."""
+
 import importlib.metadata
 import os
 import platform
@@ -9,12 +10,23 @@ from pathlib import Path
 
 import lmplay
 
-PACKAGES = ('torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken', 'datasets', 'safetensors', 'pydantic', 'triton')
+PACKAGES = (
+    'torch',
+    'numpy',
+    'transformers',
+    'tokenizers',
+    'tiktoken',
+    'datasets',
+    'safetensors',
+    'pydantic',
+    'triton',
+)
 
 
 def environment() -> dict:
     """Versions, machine, devices, git state of lmplay and of the working directory, command line; plain JSON values."""
     import torch
+
     packages = {}
     for name in PACKAGES:
         try:
@@ -44,16 +56,19 @@ def _cpu_model() -> str:
             if line.startswith('model name'):
                 return line.split(':', 1)[1].strip()
     except OSError:
-        pass        # not Linux
+        pass  # not Linux
     return platform.processor() or platform.machine()
 
 
 def _git(folder: Path, tracked: Path | None = None) -> dict | None:
     """Commit of the repository around `folder`, and whether anything differs from it (new files count); None outside of one,
     or where it does not track `tracked` (a package installed below some other project)."""
+
     def git(*arguments: str) -> str:
-        return subprocess.run(['git', '-C', str(folder), *arguments], capture_output=True, text=True, check=True,
-                              timeout=10).stdout.strip()
+        return subprocess.run(
+            ['git', '-C', str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
         if tracked is not None:
             git('ls-files', '--error-unmatch', str(tracked))

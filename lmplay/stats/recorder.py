@@ -6,6 +6,7 @@ validate_stats.csv   the same
 samples.jsonl        a prompt, its truth and the model's prediction, from time to time
 tensorboard/, wandb/ when asked for; their step axis is samples
 """
+
 import importlib.util
 import json
 import logging
@@ -22,11 +23,16 @@ from ..base.errors import DataError, UserError, unknown
 
 log = logging.getLogger(__name__)
 
-METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV = 'metrics.jsonl', 'samples.jsonl', 'train_stats.csv', 'validate_stats.csv'
+METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV = (
+    'metrics.jsonl',
+    'samples.jsonl',
+    'train_stats.csv',
+    'validate_stats.csv',
+)
 LOGS = (METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV)
 CSV_HEADER = 'iter,accuracy,loss,tokens\n'
 FLUSH_SECONDS = 2.0
-AXES = ('stage', 'step', 'samples', 'tokens', 'seconds')    # where a record stands; no curves of their own
+AXES = ('stage', 'step', 'samples', 'tokens', 'seconds')  # where a record stands; no curves of their own
 
 
 def plain(value: Any) -> Any:
@@ -54,7 +60,9 @@ def _finite(value: Any) -> bool:
 
 def _load_summary(load_LE: Any) -> dict[str, list]:
     """By layer, from the mean load of a routed model's experts (lists of shares): the busiest one's share, and how many got nothing."""
-    if not isinstance(load_LE, list) or not all(isinstance(row, list) and row and None not in row for row in load_LE):
+    if not isinstance(load_LE, list) or not all(
+        isinstance(row, list) and row and None not in row for row in load_LE
+    ):
         return {}
     return {'busiest_share': [max(row) for row in load_LE], 'dead_experts': [row.count(0) for row in load_LE]}
 
@@ -93,6 +101,7 @@ def _numbers(value: Sequence) -> Iterator[float]:
 class _TensorBoard:
     def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
         from torch.utils.tensorboard.writer import SummaryWriter
+
         folder = run_dir / 'tensorboard'
         if resumed_at is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -115,18 +124,25 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
         import wandb
+
         id_file = run_dir / 'wandb_id'
         if resumed_at is None or not id_file.is_file():
             id_file.write_text(secrets.token_hex(4), encoding='utf-8')
         # W&B drops what comes at a step it has already: exactly what a resumed run repeats.
-        self.run = wandb.init(project='lmplay', id=id_file.read_text(encoding='utf-8').strip(), resume='allow',
-                              name=run_name or None, dir=str(run_dir), config=plain(config))
+        self.run = wandb.init(
+            project='lmplay',
+            id=id_file.read_text(encoding='utf-8').strip(),
+            resume='allow',
+            name=run_name or None,
+            dir=str(run_dir),
+            config=plain(config),
+        )
 
     def scalars(self, scalars: dict[str, float], samples: int):
         self.run.log(scalars, step=samples)
 
     def flush(self):
-        pass        # its own process does
+        pass  # its own process does
 
     def close(self):
         self.run.finish()
@@ -145,8 +161,15 @@ class Recorder:
     Raises UserError for an unknown or uninstalled reporter.
     """
 
-    def __init__(self, run_dir: Path, *, report_to: Sequence[str] = (), offsets: dict[str, int] | None = None,
-                 run_name: str = '', config: dict | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        report_to: Sequence[str] = (),
+        offsets: dict[str, int] | None = None,
+        run_name: str = '',
+        config: dict | None = None,
+    ):
         for name in report_to:
             if name not in REPORTERS:
                 raise UserError(unknown('reporter', name, REPORTERS, '--report-to'))
@@ -159,14 +182,19 @@ class Recorder:
         resumed_at = None
         if offsets is not None:
             resumed_at = max((r.get('samples') or 0 for r in read_metrics(self.run_dir)), default=0)
-        self._reporters = [REPORTERS[name](self.run_dir, resumed_at, run_name, config or {}) for name in dict.fromkeys(report_to)]
+        self._reporters = [
+            REPORTERS[name](self.run_dir, resumed_at, run_name, config or {})
+            for name in dict.fromkeys(report_to)
+        ]
 
     def _open(self, name: str, offset: int):
         path = self.run_dir / name
-        file = open(path, 'ab')         # noqa: SIM115  closed in close()
+        file = open(path, 'ab')  # noqa: SIM115  closed in close()
         size = file.seek(0, os.SEEK_END)
-        if size < offset:               # someone cut it: keep its whole lines
-            log.warning('%s is shorter (%d bytes) than when the checkpoint was written (%d).', path, size, offset)
+        if size < offset:  # someone cut it: keep its whole lines
+            log.warning(
+                '%s is shorter (%d bytes) than when the checkpoint was written (%d).', path, size, offset
+            )
             offset = path.read_bytes().rfind(b'\n') + 1
         file.truncate(offset)
         file.seek(offset)
@@ -187,7 +215,10 @@ class Recorder:
     def _curve(self, kind: str, csv: str, record: Mapping[str, Any]):
         rare = kind != 'train'
         record = {**record, **_load_summary(plain(record.get('expert_load')))}
-        values = ('' if (v := plain(record.get(k))) is None else str(v) for k in ('samples', 'accuracy', 'loss', 'tokens'))
+        values = (
+            '' if (v := plain(record.get(k))) is None else str(v)
+            for k in ('samples', 'accuracy', 'loss', 'tokens')
+        )
         self._write(csv, ','.join(values) + '\n', flush=False)
         self._write(METRICS, to_json({'kind': kind, **record}) + '\n', flush=rare)
         if self._reporters:
@@ -238,7 +269,9 @@ def read_metrics(run_dir: Path) -> list[dict]:
     if not file.is_file():
         return []
     records = []
-    for number, line in enumerate(file.read_bytes().split(b'\n')[:-1], 1):     # what follows the last line end is torn
+    for number, line in enumerate(
+        file.read_bytes().split(b'\n')[:-1], 1
+    ):  # what follows the last line end is torn
         try:
             records.append(dict(json.loads(line)))
         except (TypeError, ValueError) as error:

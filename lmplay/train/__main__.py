@@ -20,13 +20,19 @@ A run that was interrupted goes on when the same command is given again."""
 # Options that are keys of a plan's stages, with the same meaning; given here they win over the plan.
 STAGE_OPTIONS = {
     'batch_size': (int, 'rows of an optimizer step (default 50)'),
-    'mini_batch_size': (str, 'rows of a forward and backward pass (default 4), or auto; changes memory and speed, never the gradient'),
+    'mini_batch_size': (
+        str,
+        'rows of a forward and backward pass (default 4), or auto; changes memory and speed, never the gradient',
+    ),
     'row_length': (int, "tokens of a row (default: the model's max_len)"),
     'packing': (str, 'pack: documents joined (default); pad: one document a row'),
     'epochs': (float, 'passes over the data of every stage'),
     'tokens': (int, 'tokens of every stage'),
     'steps': (int, 'optimizer steps of every stage'),
-    'seconds': (float, 'seconds of training of every stage, evaluating and saving not counted; the schedule fits itself to them'),
+    'seconds': (
+        float,
+        'seconds of training of every stage, evaluating and saving not counted; the schedule fits itself to them',
+    ),
     'optimizer': (str, 'adamw (default), adam, adagrad, sgd, rmsprop, muon'),
     'lr': (float, 'learning rate (default 0.0006)'),
     'weight_decay': (float, 'weight decay (default 0.01); never on biases, norms and embeddings'),
@@ -50,45 +56,114 @@ def make_parser() -> CommandParser:
     )
     what = parser.add_argument_group('what to do')
     what.add_argument(
-        '--exp', metavar='NAME', help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)"
+        '--exp',
+        metavar='NAME',
+        help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)",
     )
     what.add_argument(
-        '--training-plan', metavar='PLAN', default='default', help='path of a plan, or the name of a shipped one (default: %(default)s)'
+        '--training-plan',
+        metavar='PLAN',
+        default='default',
+        help='path of a plan, or the name of a shipped one (default: %(default)s)',
     )
     what.add_argument(
-        '--dataset', metavar='NAME', help='train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file'
+        '--dataset',
+        metavar='NAME',
+        help='train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file',
     )
-    what.add_argument('--describe', action='store_true', help='tell the architecture, parameters, FLOPs and memory, and exit')
-    what.add_argument('--dry-run', action='store_true', help='tell what the plan will do and about how long it takes, and exit')
     what.add_argument(
-        '--save-datasets', action='store_true', help='fetch and prepare all that the plan needs, and exit; for machines without a network'
+        '--describe',
+        action='store_true',
+        help='tell the architecture, parameters, FLOPs and memory, and exit',
     )
-    what.add_argument('--json', action='store_true', help='with --exp list or --describe: output for machines')
-    model = parser.add_argument_group('model', "every parameter of the experiment's model is a flag too: --num-blocks 4 --embed-dim 128 ...")
-    model.add_argument('--set', metavar='KEY=VALUE', action='append', default=[], help='set a model parameter; may be repeated')
-    model.add_argument('--initial-model', metavar='PATH', help='weights that a new run begins with: a checkpoint or a run; only read')
-    model.add_argument('--default-freeze', action='store_true', help='freeze all weights but those marked with `freeze = False`')
+    what.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='tell what the plan will do and about how long it takes, and exit',
+    )
+    what.add_argument(
+        '--save-datasets',
+        action='store_true',
+        help='fetch and prepare all that the plan needs, and exit; for machines without a network',
+    )
+    what.add_argument(
+        '--json', action='store_true', help='with --exp list or --describe: output for machines'
+    )
+    model = parser.add_argument_group(
+        'model', "every parameter of the experiment's model is a flag too: --num-blocks 4 --embed-dim 128 ..."
+    )
+    model.add_argument(
+        '--set',
+        metavar='KEY=VALUE',
+        action='append',
+        default=[],
+        help='set a model parameter; may be repeated',
+    )
+    model.add_argument(
+        '--initial-model',
+        metavar='PATH',
+        help='weights that a new run begins with: a checkpoint or a run; only read',
+    )
+    model.add_argument(
+        '--default-freeze',
+        action='store_true',
+        help='freeze all weights but those marked with `freeze = False`',
+    )
     run = parser.add_argument_group('run')
     run.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, mps (default: the best there is)')
-    run.add_argument('--amp', action='store_true', help='mixed precision: bf16 where the device has it, else fp16')
-    run.add_argument('--compile-model', action=argparse.BooleanOptionalAction, help='torch.compile the model (default: on a GPU, where it pays)')
-    run.add_argument('--seed', type=int, help="seed of everything (default: the plan's, else 0)")
-    run.add_argument('--run-dir', metavar='DIR', help='where the run is kept and resumed from (default: runs/EXPERIMENT-PLAN)')
     run.add_argument(
-        '--reset-history', action='store_true', help='keep the weights of the run that is there, forget its history, begin the plan anew'
+        '--amp', action='store_true', help='mixed precision: bf16 where the device has it, else fp16'
+    )
+    run.add_argument(
+        '--compile-model',
+        action=argparse.BooleanOptionalAction,
+        help='torch.compile the model (default: on a GPU, where it pays)',
+    )
+    run.add_argument('--seed', type=int, help="seed of everything (default: the plan's, else 0)")
+    run.add_argument(
+        '--run-dir',
+        metavar='DIR',
+        help='where the run is kept and resumed from (default: runs/EXPERIMENT-PLAN)',
+    )
+    run.add_argument(
+        '--reset-history',
+        action='store_true',
+        help='keep the weights of the run that is there, forget its history, begin the plan anew',
     )
     run.add_argument('--ignore-optimizer', action='store_true', help="don't load the optimizer's state")
     run.add_argument(
-        '--keep', type=int, default=2, help='newest checkpoints to keep, beside the best and those at the ends of stages (default: %(default)s)'
+        '--keep',
+        type=int,
+        default=2,
+        help='newest checkpoints to keep, beside the best and those at the ends of stages (default: %(default)s)',
     )
-    run.add_argument('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; may be repeated')
-    run.add_argument('--check-grads', action='store_true', help='tell which parameters are frozen or got no gradient')
+    run.add_argument(
+        '--report-to',
+        metavar='NAME',
+        action='append',
+        default=[],
+        help='tensorboard or wandb; may be repeated',
+    )
+    run.add_argument(
+        '--check-grads', action='store_true', help='tell which parameters are frozen or got no gradient'
+    )
     run.add_argument('--quiet', action='store_true', help='say nothing but errors')
-    run.add_argument('--use-config', metavar='FILE', help='take options from a YAML file; flags on the command line win')
-    run.add_argument('--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit')
-    stage = parser.add_argument_group('training', 'these are keys of plan stages too; here they win over the plan, in all its stages')
+    run.add_argument(
+        '--use-config', metavar='FILE', help='take options from a YAML file; flags on the command line win'
+    )
+    run.add_argument(
+        '--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit'
+    )
+    stage = parser.add_argument_group(
+        'training', 'these are keys of plan stages too; here they win over the plan, in all its stages'
+    )
     for name, (kind, text) in STAGE_OPTIONS.items():
-        stage.add_argument(f'--{name.replace("_", "-")}', type=kind, help=text, metavar=kind.__name__.upper() if kind is not str else 'VALUE')
+        stage.add_argument(
+            f'--{name.replace("_", "-")}',
+            type=kind,
+            help=text,
+            metavar=kind.__name__.upper() if kind is not str else 'VALUE',
+        )
     return parser
 
 
@@ -99,9 +174,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.use_config:
         config = _read_config(args.use_config)
         model = config.pop('model', {})
-        allowed = [a.dest for a in parser._actions if a.dest not in ('help', 'use_config', 'dump_config', 'set')]
+        allowed = [
+            a.dest for a in parser._actions if a.dest not in ('help', 'use_config', 'dump_config', 'set')
+        ]
         if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
-            raise UserError(f"In the config '{args.use_config}', model must map names of model parameters to values; given: {model!r}.")
+            raise UserError(
+                f"In the config '{args.use_config}', model must map names of model parameters to values; given: {model!r}."
+            )
         for key, value in config.items():
             if key not in allowed:
                 raise UserError(unknown('option', key, [*allowed, 'model'], args.use_config))
@@ -133,7 +212,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         try:
             args.mini_batch_size = int(args.mini_batch_size)
         except ValueError:
-            raise UserError(f"--mini-batch-size takes a whole number or 'auto'; given: '{args.mini_batch_size}'.") from None
+            raise UserError(
+                f"--mini-batch-size takes a whole number or 'auto'; given: '{args.mini_batch_size}'."
+            ) from None
     return args
 
 
@@ -184,9 +265,15 @@ def _check_option(action: argparse.Action, value, where: str) -> None:
     elif action.nargs == 0:
         good, what = isinstance(value, bool), 'true or false'
     elif action.type in (int, float):
-        good, what = isinstance(value, (int, float, str)) and not isinstance(value, bool), 'a number'     # of strings, argparse says it
+        good, what = (
+            isinstance(value, (int, float, str)) and not isinstance(value, bool),
+            'a number',
+        )  # of strings, argparse says it
     else:
-        good, what = isinstance(value, str) or action.dest == 'mini_batch_size' and isinstance(value, int), 'a string'
+        good, what = (
+            isinstance(value, str) or action.dest == 'mini_batch_size' and isinstance(value, int),
+            'a string',
+        )
     if value is not None and not good:
         raise UserError(f"In the config '{where}', {action.dest} must be {what}; given: {value!r}.")
 
@@ -196,7 +283,14 @@ def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
         print(
             json.dumps(
                 [
-                    {'name': e.name, 'description': e.description, 'module': e.module, 'where': e.where, 'parameters': e.parameters, 'error': e.error}
+                    {
+                        'name': e.name,
+                        'description': e.description,
+                        'module': e.module,
+                        'where': e.where,
+                        'parameters': e.parameters,
+                        'error': e.error,
+                    }
                     for e in entries
                 ],
                 indent=1,
@@ -211,7 +305,12 @@ def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
         table.add_column(heading, no_wrap=heading == 'name', overflow='fold')
     for e in entries:
         parameters = ' '.join(f'{k}={v}' for k, v in e.parameters.items() if k != 'version')
-        table.add_row(e.name, e.description if e.error is None else f'[red]broken: {_escape(e.error)}[/red]', _escape(e.module), _escape(parameters))
+        table.add_row(
+            e.name,
+            e.description if e.error is None else f'[red]broken: {_escape(e.error)}[/red]',
+            _escape(e.module),
+            _escape(parameters),
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -230,8 +329,14 @@ def dump_config(args: argparse.Namespace) -> str:
 
     parser = make_parser()
     hidden = ('use_config', 'dump_config', 'set', 'json')
-    chosen = {k: v for k, v in vars(args).items() if k not in hidden and k != 'model' and v != parser.get_default(k)}
-    return yaml.safe_dump(chosen | ({'model': args.model} if args.model else {}), sort_keys=True) if chosen or args.model else '{}\n'
+    chosen = {
+        k: v for k, v in vars(args).items() if k not in hidden and k != 'model' and v != parser.get_default(k)
+    }
+    return (
+        yaml.safe_dump(chosen | ({'model': args.model} if args.model else {}), sort_keys=True)
+        if chosen or args.model
+        else '{}\n'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -293,11 +398,19 @@ def _describe(job, args: argparse.Namespace, open_tokenizer) -> int:
     from .plan import Stage
 
     stage = job.stage(0)
-    explicit = args.training_plan != 'default'  # a plan's tokenizer may have to be trained; only a plan asked for does that
-    job.runner = job.runner_of(job.stage_exp(0), stage.model, open_tokenizer(job.plan, job.view.line) if explicit else None)
+    explicit = (
+        args.training_plan != 'default'
+    )  # a plan's tokenizer may have to be trained; only a plan asked for does that
+    job.runner = job.runner_of(
+        job.stage_exp(0), stage.model, open_tokenizer(job.plan, job.view.line) if explicit else None
+    )
     model = job.runner.build('meta')
     check_runnable(model)
-    rows = stage.mini_batch_size if isinstance(stage.mini_batch_size, int) else Stage.model_fields['mini_batch_size'].default
+    rows = (
+        stage.mini_batch_size
+        if isinstance(stage.mini_batch_size, int)
+        else Stage.model_fields['mini_batch_size'].default
+    )
     figures = describe(model, rows=rows, length=stage.row_length or model.max_len, amp=args.amp)
     if args.json:
         print(json.dumps(figures, indent=1, default=str))
@@ -320,12 +433,23 @@ def _save_datasets(job) -> int:
         model = runner.build('meta')
         if stage.init_from.startswith('pretrained:') and hasattr(model, 'import_pretrained'):
             model = runner.build()
-            getattr(model, 'import_pretrained')(stage.init_from)        # noqa: B009  fetches the weights into the hub's cache
+            getattr(model, 'import_pretrained')(stage.init_from)  # noqa: B009  fetches the weights into the hub's cache
             job.view.line(f'Stage "{stage.name}": the weights of {stage.init_from} are ready.')
-        data = open_data(stage, job.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=job.seed, progress=job.view.line)
-        job.view.line(f'Stage "{stage.name}": {data.mixture.epoch_samples:,.0f} rows of {data.row_length} tokens ready.')
-    job.view.line(f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
-                  'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).')
+        data = open_data(
+            stage,
+            job.plan,
+            as_tokenizer(model.tokenizer),
+            max_len=model.max_len,
+            seed=job.seed,
+            progress=job.view.line,
+        )
+        job.view.line(
+            f'Stage "{stage.name}": {data.mixture.epoch_samples:,.0f} rows of {data.row_length} tokens ready.'
+        )
+    job.view.line(
+        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
+        'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
+    )
     return 0
 
 

@@ -6,6 +6,7 @@
 Written under another name, synced, renamed. Nothing in them is ever executed: weights are safetensors, the optimizer's state is
 read with weights_only.
 """
+
 import errno
 import json
 import os
@@ -37,24 +38,47 @@ def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, s
     _write(folder, *_untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state)
 
 
-def _write(folder: Path, weights: dict, aliases: dict, tokenizer: Tokenizer, optimizer_state: dict | None, state: dict) -> None:
+def _write(
+    folder: Path,
+    weights: dict,
+    aliases: dict,
+    tokenizer: Tokenizer,
+    optimizer_state: dict | None,
+    state: dict,
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix='.writing-', dir=folder.parent))
     try:
-        save_file(weights, temporary / WEIGHTS, metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)})
+        save_file(
+            weights,
+            temporary / WEIGHTS,
+            metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)},
+        )
         if optimizer_state is not None:
             torch.save(optimizer_state, temporary / OPTIMIZER)
         tokenizer.save(temporary)
         sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
-        (temporary / STATE).write_text(json.dumps({'format': FORMAT, 'lmplay': __version__, 'sizes': sizes} | state, indent=1))
+        (temporary / STATE).write_text(
+            json.dumps({'format': FORMAT, 'lmplay': __version__, 'sizes': sizes} | state, indent=1)
+        )
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
         os.rename(temporary, folder)
         _sync(folder.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:      # torch and safetensors wrap the system's errors
-        reason = 'the disk is full' if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error) else error
-        raise CheckpointError(f"Can't write the checkpoint '{folder}': {reason}. The checkpoint before it is untouched.") from error
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors wrap the system's errors
+        reason = (
+            'the disk is full'
+            if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
+            else error
+        )
+        raise CheckpointError(
+            f"Can't write the checkpoint '{folder}': {reason}. The checkpoint before it is untouched."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -122,7 +146,9 @@ class Checkpoints:
             folder = self.folder / f'step-{step:08d}-{again}'
         weights, aliases = _untied(model.state_dict())
         if self.pool is not None:
-            weights, optimizer_state = tree_map_only(torch.Tensor, lambda t: t.detach().to('cpu', copy=True), (weights, optimizer_state))
+            weights, optimizer_state = tree_map_only(
+                torch.Tensor, lambda t: t.detach().to('cpu', copy=True), (weights, optimizer_state)
+            )
 
         def write():
             _write(folder, weights, aliases, as_tokenizer(model.tokenizer), optimizer_state, state)
@@ -152,12 +178,19 @@ def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
     path = Path(path)
     if (path / STATE).is_file():
         return path
-    for candidate in (path / 'checkpoints' / prefer, path / 'checkpoints' / 'last', path / prefer, path / 'last'):
+    for candidate in (
+        path / 'checkpoints' / prefer,
+        path / 'checkpoints' / 'last',
+        path / prefer,
+        path / 'last',
+    ):
         if (candidate / STATE).is_file():
             return candidate.resolve()
     if not path.exists():
         raise CheckpointError(f"No checkpoint at '{path}': there is no such path.")
-    raise CheckpointError(f"No checkpoint at '{path}': neither a checkpoint folder (with {STATE}) nor a run directory with one.")
+    raise CheckpointError(
+        f"No checkpoint at '{path}': neither a checkpoint folder (with {STATE}) nor a run directory with one."
+    )
 
 
 def read_state(folder: Path) -> dict:
@@ -165,11 +198,15 @@ def read_state(folder: Path) -> dict:
     try:
         state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error}).") from error
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error})."
+        ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} is no JSON object.")
     if state.get('format') != FORMAT:
-        raise CheckpointError(f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}.")
+        raise CheckpointError(
+            f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}."
+        )
     for name, size in state.get('sizes', {}).items():
         actual = (folder / name).stat().st_size if (folder / name).is_file() else None
         if actual != size:
@@ -184,18 +221,27 @@ def load_weights(model: LMBase, folder: Path) -> None:
     try:
         weights = load_file(file)
         from safetensors import safe_open
+
         with safe_open(file, 'pt') as f:
             aliases = json.loads((f.metadata() or {}).get('aliases', '{}'))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"The weights '{file}' can't be read: {error}.") from error
     weights |= {name: weights[owner] for name, owner in aliases.items() if owner in weights}
     own = model.state_dict()
-    problems = ([f"'{k}' is missing" for k in own if k not in weights] + [f"'{k}' is not of this model" for k in weights if k not in own]
-                + [f"'{k}' has shape {list(weights[k].shape)}, the model's has {list(own[k].shape)}" for k in own
-                   if k in weights and weights[k].shape != own[k].shape])
+    problems = (
+        [f"'{k}' is missing" for k in own if k not in weights]
+        + [f"'{k}' is not of this model" for k in weights if k not in own]
+        + [
+            f"'{k}' has shape {list(weights[k].shape)}, the model's has {list(own[k].shape)}"
+            for k in own
+            if k in weights and weights[k].shape != own[k].shape
+        ]
+    )
     if problems:
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
-        raise CheckpointError(f"The checkpoint '{folder}' is of another architecture than {model.name}: {problems[0]}{more}.")
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is of another architecture than {model.name}: {problems[0]}{more}."
+        )
     model.load_state_dict(weights, strict=True)
 
 
@@ -203,8 +249,10 @@ def load_optimizer(folder: Path) -> dict:
     """The optimizer's state of a checkpoint; refuses a file with code in it."""
     try:
         return torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
-    except Exception as error:      # noqa: BLE001  torch.load raises many kinds for a damaged or hostile file
-        raise CheckpointError(f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: {str(error).splitlines()[0]}.") from error
+    except Exception as error:  # noqa: BLE001  torch.load raises many kinds for a damaged or hostile file
+        raise CheckpointError(
+            f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: {str(error).splitlines()[0]}."
+        ) from error
 
 
 def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
@@ -218,7 +266,9 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
     parameters = dict(state['parameters'])
     tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
     if tokenizer.fingerprint != state['tokenizer']['fingerprint']:
-        raise CheckpointError(f"The tokenizer '{state['tokenizer']['name']}' is not the one that '{folder}' was trained with.")
+        raise CheckpointError(
+            f"The tokenizer '{state['tokenizer']['name']}' is not the one that '{folder}' was trained with."
+        )
     declared = runner.function()
     if 'tokenizer' in declared.declared:
         parameters['tokenizer'] = tokenizer

@@ -20,8 +20,12 @@ def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
 
     x = torch.zeros(rows, length, dtype=torch.int64, device='meta')
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = call(model, model.features if fuses_head(model) else model, x, torch.ones_like(x, dtype=torch.bool))  # noqa: F841  kept alive
-    for t in [*model.parameters(), *model.buffers()]:  # after the pass, which may have brought them to its precision
+        forward = model.features if fuses_head(model) else model
+        out = call(model, forward, x, torch.ones_like(x, dtype=torch.bool))  # noqa: F841  kept alive
+    for t in [
+        *model.parameters(),
+        *model.buffers(),
+    ]:  # after the pass, which may have brought them to its precision
         seen.pop(t.untyped_storage()._cdata, None)
     return sum(seen.values())
 
@@ -31,7 +35,12 @@ def training_memory(model: LMBase, *, rows: int, length: int, amp: bool) -> dict
     activations = activation_bytes(model, rows=rows, length=length)
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    return {'weights': weights, 'gradients': trainable, 'optimizer': 2 * trainable, 'activations': activations // 2 if amp else activations}
+    return {
+        'weights': weights,
+        'gradients': trainable,
+        'optimizer': 2 * trainable,
+        'activations': activations // 2 if amp else activations,
+    }
 
 
 def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:
@@ -64,7 +73,10 @@ def print_description(model: LMBase, figures: dict, console) -> None:
         ('parameters, total', f'{figures["total_parameters"]:,}'),
         ('parameters, trainable', f'{figures["trainable_parameters"]:,}'),
         ('parameters, active per token', f'{figures["active_parameters"]:,}'),
-        ('FLOPs per token, forward', f'{figures["forward_flops_per_token"] / 1e6:,.1f} M in rows of {figures["row_length"]} tokens'),
+        (
+            'FLOPs per token, forward',
+            f'{figures["forward_flops_per_token"] / 1e6:,.1f} M in rows of {figures["row_length"]} tokens',
+        ),
         ('FLOPs per token, training', f'{figures["training_flops_per_token"] / 1e6:,.1f} M'),
         ('tokenizer', f'{figures["tokenizer"]}, {figures["vocabulary"]:,} entries'),
         (
@@ -89,7 +101,9 @@ def dry_run(run, console) -> None:
     speed = measured_flops(run.device, run.amp_dtype)
     table = Table(title=f'Plan "{run.plan.name}" on {run.device}', title_justify='left')
     for heading in ('stage', 'experiment', 'data', 'rows', 'tokens', 'steps', 'memory', 'about'):
-        table.add_column(heading, justify='right' if heading in ('rows', 'tokens', 'steps', 'memory', 'about') else 'left')
+        table.add_column(
+            heading, justify='right' if heading in ('rows', 'tokens', 'steps', 'memory', 'about') else 'left'
+        )
     if run.plan.description:
         console.print(run.plan.description, highlight=False)
     total = 0.0
@@ -98,10 +112,23 @@ def dry_run(run, console) -> None:
         exp = run.stage_exp(i)
         run.runner = run.runner_of(exp, stage.model, tokenizer)
         model = run.runner.build('meta')
-        data = open_data(stage, run.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=run.seed, progress=run.view.line)
-        rows = stage.batch_size if stage.mini_batch_size == 'auto' else min(int(stage.mini_batch_size), stage.batch_size)
+        data = open_data(
+            stage,
+            run.plan,
+            as_tokenizer(model.tokenizer),
+            max_len=model.max_len,
+            seed=run.seed,
+            progress=run.view.line,
+        )
+        rows = (
+            stage.batch_size
+            if stage.mini_batch_size == 'auto'
+            else min(int(stage.mini_batch_size), stage.batch_size)
+        )
         memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
-        per_row = model.training_flops_per_token(data.row_length) * data.mixture.tokens_per_row / (0.5 * speed)     # seconds
+        per_row = (
+            model.training_flops_per_token(data.row_length) * data.mixture.tokens_per_row / (0.5 * speed)
+        )  # seconds
         samples = data.samples or max(1, round(data.seconds / per_row))
         seconds = data.seconds or samples * per_row
         total += seconds
@@ -141,14 +168,20 @@ def check_runnable(model: LMBase) -> None:
     try:
         out = model(x)
         cached = model(x, cache=[])
-        fused = getattr(model, 'features')(x) if fuses_head(model) else None      # noqa: B009
+        fused = getattr(model, 'features')(x) if fuses_head(model) else None  # noqa: B009
     finally:
         model.train(training)
     what = f'{name}.forward(x) must return logits of shape (rows, positions, vocabulary)'
     _check_logits(getattr(out, 'logits', out), (2, x.shape[1], vocabulary), what)
     if not isinstance(cached, tuple) or len(cached) != 2:
-        raise UserError(f'{name}.forward(x, cache=[]) must return (logits, cache); given: {type(cached).__name__}.')
-    _check_logits(cached[0], (2, 1, vocabulary), f'{name}.forward(x, cache=[]) must return logits of the last position, (rows, 1, vocabulary)')
+        raise UserError(
+            f'{name}.forward(x, cache=[]) must return (logits, cache); given: {type(cached).__name__}.'
+        )
+    _check_logits(
+        cached[0],
+        (2, 1, vocabulary),
+        f'{name}.forward(x, cache=[]) must return logits of the last position, (rows, 1, vocabulary)',
+    )
     if fused is not None:
         _check_fused(model, out, fused)
 
@@ -159,14 +192,20 @@ def _check_fused(model: LMBase, out, fused) -> None:
     advice = 'Change both, or rename `features`: then training uses forward, with all its logits in memory.'
     for kind in ('losses', 'metrics'):
         if lost := getattr(out, kind, {}).keys() - getattr(fused, kind, {}).keys():
-            raise UserError(f"{name}.forward reports {kind} that {name}.features does not ({', '.join(sorted(lost))}), but a model with features and "
-                            f"a head `fc` is trained on those: return LMOutput(features=..., {kind}=...) from features. {advice}")
+            raise UserError(
+                f'{name}.forward reports {kind} that {name}.features does not ({", ".join(sorted(lost))}), but a model with features and '
+                f'a head `fc` is trained on those: return LMOutput(features=..., {kind}=...) from features. {advice}'
+            )
     logits = getattr(out, 'logits', out).float()
-    other = head_of(model)(getattr(fused, 'features', fused))[..., :logits.shape[-1]].float()
+    other = head_of(model)(getattr(fused, 'features', fused))[..., : logits.shape[-1]].float()
     difference = float('nan') if logits.is_meta else (logits - other).abs().max().item()
-    if difference > 0 and difference > 1e-5 * other.abs().max().item():       # capped logits differ by little at first
-        raise UserError(f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to {difference:.3g}), and a '
-                        f'model with features and a head `fc` is trained on the second. {advice}')
+    if (
+        difference > 0 and difference > 1e-5 * other.abs().max().item()
+    ):  # capped logits differ by little at first
+        raise UserError(
+            f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to {difference:.3g}), and a '
+            f'model with features and a head `fc` is trained on the second. {advice}'
+        )
 
 
 def _check_logits(logits, expected: tuple, what: str) -> None:

@@ -1,4 +1,5 @@
 """The device a run trains on: its precision, what it can do per second, how much memory is in use."""
+
 import contextlib
 import ctypes
 import platform
@@ -11,9 +12,24 @@ import torch
 from ..base.errors import UserError, unknown
 
 # Dense bf16 / fp16 matrix throughput by datasheet, FLOP/s, for model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
-PEAK_FLOPS = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'A40': 149.7e12, 'A10': 125e12, 'L40S': 362e12,
-              'L4': 121e12, 'V100': 125e12, 'T4': 65e12, 'RTX 5090': 209.5e12, 'RTX 4090': 165.2e12, 'RTX 4080': 97.5e12,
-              'RTX 3090': 71e12, 'RTX 3080': 59.5e12, 'RTX 3070': 40.6e12}
+PEAK_FLOPS = {
+    'H200': 989e12,
+    'H100 PCIe': 756e12,
+    'H100': 989e12,
+    'A100': 312e12,
+    'A40': 149.7e12,
+    'A10': 125e12,
+    'L40S': 362e12,
+    'L4': 121e12,
+    'V100': 125e12,
+    'T4': 65e12,
+    'RTX 5090': 209.5e12,
+    'RTX 4090': 165.2e12,
+    'RTX 4080': 97.5e12,
+    'RTX 3090': 71e12,
+    'RTX 3080': 59.5e12,
+    'RTX 3070': 40.6e12,
+}
 
 
 def find_device(name: str) -> torch.device:
@@ -28,9 +44,13 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"Unknown device '{name}': {error}.") from None
     if kind == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f"Device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. Use --device cpu.")
+        raise UserError(
+            f"Device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. Use --device cpu."
+        )
     if kind == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"Device '{name}' was asked for, but there are only {torch.cuda.device_count()} GPUs.")
+        raise UserError(
+            f"Device '{name}' was asked for, but there are only {torch.cuda.device_count()} GPUs."
+        )
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise UserError("Device 'mps' was asked for, but this torch sees no Apple GPU. Use --device cpu.")
     return device
@@ -42,8 +62,12 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
         return None
     if device.type == 'cuda':
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:       # a CPU that has neither computes bf16 in fp32, which is slow but right
-        has_bf16 = device.type != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported() or not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    else:  # a CPU that has neither computes bf16 in fp32, which is slow but right
+        has_bf16 = (
+            device.type != 'cpu'
+            or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            or not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        )
     return torch.bfloat16 if has_bf16 else torch.float16
 
 
@@ -100,5 +124,5 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)             # M_MMAP_MAX: no block of its own mapping
-        libc.mallopt(-1, -1)            # M_TRIM_THRESHOLD: never trim
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim

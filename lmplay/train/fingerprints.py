@@ -1,4 +1,5 @@
 """What a stage trains, on what, and what it is measured by: stages.json of a run. Equal fingerprints make runs comparable."""
+
 import hashlib
 import json
 import os
@@ -43,21 +44,36 @@ def fingerprints(stage: Stage, data: 'StageData', tokenizer: Tokenizer) -> dict[
     text        the held-out documents, whatever the tokenizer
     """
     mixture, held = data.mixture, data.held_out
-    training = [part for rows in mixture.sources for part in (rows.store.folder.name, _rows(rows), _documents(rows))]
+    training = [
+        part for rows in mixture.sources for part in (rows.store.folder.name, _rows(rows), _documents(rows))
+    ]
     scored = [(_rows(rows), rows.store.meta['source'], count) for rows, _, _, count in held.rows]
-    return {'data': _digest(stage.name, mixture.quota.tolist(), *training), 'tokenizer': tokenizer.fingerprint,
-            'evaluation': _digest(tokenizer.fingerprint, scored, [(d['domain'], d['hash'], d['tokens']) for d in held.documents]),
-            'text': _digest([(d['domain'], d['hash']) for d in held.documents])}
+    return {
+        'data': _digest(stage.name, mixture.quota.tolist(), *training),
+        'tokenizer': tokenizer.fingerprint,
+        'evaluation': _digest(
+            tokenizer.fingerprint, scored, [(d['domain'], d['hash'], d['tokens']) for d in held.documents]
+        ),
+        'text': _digest([(d['domain'], d['hash']) for d in held.documents]),
+    }
 
 
 def stage_facts(stage: Stage, data: 'StageData', model: LMBase, *, exp: str) -> dict:
     """What stages.json holds of a stage: model and its size, rows, fingerprints."""
     tokenizer = as_tokenizer(model.tokenizer)
-    return {'exp': exp, 'model': model.name, 'hyperparameters': model.hyperparameters, 'tokenizer': tokenizer.name,
-            'row_length': data.row_length,
-            'samples': data.samples, 'steps': data.steps, 'total_parameters': model.total_parameters(),
-            'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
-            'active_parameters': model.active_parameters(), 'fingerprints': fingerprints(stage, data, tokenizer)}
+    return {
+        'exp': exp,
+        'model': model.name,
+        'hyperparameters': model.hyperparameters,
+        'tokenizer': tokenizer.name,
+        'row_length': data.row_length,
+        'samples': data.samples,
+        'steps': data.steps,
+        'total_parameters': model.total_parameters(),
+        'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
+        'active_parameters': model.active_parameters(),
+        'fingerprints': fingerprints(stage, data, tokenizer),
+    }
 
 
 def record_stage(run_dir: Path, name: str, facts: dict, *, index: int) -> None:

@@ -5,6 +5,7 @@ losses are means over a micro-batch's tokens; they are weighed by its share of t
 
 N tokens, D width, V vocabulary.
 """
+
 import functools
 import inspect
 from collections.abc import Callable
@@ -38,21 +39,33 @@ class LinearCrossEntropy(torch.autograd.Function):
             w = weight.detach().to(dtype)
             wide = torch.promote_types(dtype, torch.float32)
             grad_features = torch.empty_like(features) if needs[0] else None
-            grad_weight_DV = torch.zeros(weight.shape[::-1], dtype=wide, device=weight.device) if needs[1] else None
+            grad_weight_DV = (
+                torch.zeros(weight.shape[::-1], dtype=wide, device=weight.device) if needs[1] else None
+            )
             grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
             loss = torch.zeros((), dtype=wide, device=features.device)
             correct = torch.zeros((), dtype=torch.int64, device=features.device)
-            for x, t, start in zip(features.split(chunk), targets.split(chunk), range(0, len(targets), chunk)):
+            for x, t, start in zip(
+                features.split(chunk), targets.split(chunk), range(0, len(targets), chunk)
+            ):
                 logits = product(x, w)
                 scored = t != IGNORE
-                row_loss, hit = (compiled_softmax() if device == 'cuda' else softmax_minus_target_)(logits, bias, t)
-                grad = logits                   # d row_loss / d logits; the rows' scale is applied to the small factors below
+                row_loss, hit = (compiled_softmax() if device == 'cuda' else softmax_minus_target_)(
+                    logits, bias, t
+                )
+                grad = logits  # d row_loss / d logits; the rows' scale is applied to the small factors below
                 loss += torch.where(scored, row_loss, 0.0).sum()
                 correct += (hit & scored).sum()
                 if grad_features is not None:
-                    grad_features[start:start + len(x)] = product(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
-                if grad_weight_DV is not None:      # this way around the product is up to 1.4 times as fast on a CPU
-                    grad_weight_DV.add_(product(torch.where(scored[:, None], x, 0.0).t(), grad.t()), alpha=scale)
+                    grad_features[start : start + len(x)] = (
+                        product(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
+                    )
+                if (
+                    grad_weight_DV is not None
+                ):  # this way around the product is up to 1.4 times as fast on a CPU
+                    grad_weight_DV.add_(
+                        product(torch.where(scored[:, None], x, 0.0).t(), grad.t()), alpha=scale
+                    )
                 if grad_bias is not None:
                     grad_bias.add_((scored.to(dtype)[None] @ grad)[0], alpha=scale)
             grad_weight = grad_weight_DV.t().contiguous() if grad_weight_DV is not None else None
@@ -63,15 +76,21 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        one = grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0      # elsewhere reading it would wait for the device
-        grads: list[Tensor | None] = [g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors]
+        one = (
+            grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0
+        )  # elsewhere reading it would wait for the device
+        grads: list[Tensor | None] = [
+            g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors
+        ]
         for i, dtype in enumerate(ctx.dtypes, start=1):
             grad = grads[i]
             grads[i] = None if grad is None else grad.to(dtype)
         return (*grads, None, None, None)
 
 
-def softmax_minus_target_(logits_NV: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_minus_target_(
+    logits_NV: Tensor, bias_V: Tensor | None, targets_N: Tensor
+) -> tuple[Tensor, Tensor]:
     """Turns logits, in place, into the gradient of each row's cross-entropy: softmax of logits + bias, less one at the target.
 
     Returns (cross-entropy (N,), whether the target was the most probable (N,)). A target of IGNORE counts as 0; the caller
@@ -101,14 +120,24 @@ def compiled_softmax():
 @dataclass
 class MicroLoss:
     """objective: what to call backward on. loss, correct: scaled cross-entropy and right predictions, on the device."""
+
     objective: Tensor
     loss: Tensor
     correct: Tensor
     output: LMOutput
 
 
-def micro_loss(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, scored: int, tokens_share: float,
-               chunk: int | None = None) -> MicroLoss:
+def micro_loss(
+    model: LMBase,
+    forward,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    *,
+    scored: int,
+    tokens_share: float,
+    chunk: int | None = None,
+) -> MicroLoss:
     """The part of a step's objective that a micro-batch gives.
 
     forward: `model.features` or `model`, or its compiled form; x, y, mask (B, T); scored: scored tokens of the WHOLE step;
@@ -119,12 +148,24 @@ def micro_loss(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, sc
     if output.features is not None:
         features = output.features.reshape(len(targets), -1)
         head = head_of(model)
-        loss, correct = LinearCrossEntropy.apply(features, head.weight, head.bias, targets, 1.0 / max(1, scored), chunk)
+        loss, correct = LinearCrossEntropy.apply(
+            features, head.weight, head.bias, targets, 1.0 / max(1, scored), chunk
+        )
     else:
-        if not isinstance(output.logits, Tensor) or output.logits.shape[:-1] != x.shape or not output.logits.is_floating_point():
-            given = f'{output.logits.dtype} {tuple(output.logits.shape)}' if isinstance(output.logits, Tensor) else type(output.logits).__name__
-            raise ExperimentError(f'forward of {type(model).__name__} must return logits (B, T, V), floating point, for x {tuple(x.shape)}, '
-                                  f'or an LMOutput; it returned {given}.')
+        if (
+            not isinstance(output.logits, Tensor)
+            or output.logits.shape[:-1] != x.shape
+            or not output.logits.is_floating_point()
+        ):
+            given = (
+                f'{output.logits.dtype} {tuple(output.logits.shape)}'
+                if isinstance(output.logits, Tensor)
+                else type(output.logits).__name__
+            )
+            raise ExperimentError(
+                f'forward of {type(model).__name__} must return logits (B, T, V), floating point, for x {tuple(x.shape)}, '
+                f'or an LMOutput; it returned {given}.'
+            )
         logits = output.logits.reshape(len(targets), -1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='sum') / max(1, scored)
@@ -177,5 +218,5 @@ def call(model: LMBase, forward, x: Tensor, mask: Tensor) -> LMOutput:
 
 
 def wants_mask(model: LMBase) -> bool:
-    target: Callable = getattr(model, 'features') if fuses_head(model) else model.forward     # noqa: B009
+    target: Callable = getattr(model, 'features') if fuses_head(model) else model.forward  # noqa: B009
     return 'mask' in inspect.signature(target).parameters

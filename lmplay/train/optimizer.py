@@ -1,4 +1,5 @@
 """Optimizers and learning-rate schedules."""
+
 import math
 
 import torch
@@ -34,7 +35,10 @@ class MuonWithAdamW:
     """Muon for hidden weight matrices, AdamW for the rest (Jordan et al. 2024); one optimizer to its user."""
 
     def __init__(self, matrices: list[dict], rest: list[dict], *, lr: float, betas: tuple[float, float]):
-        self.parts = [torch.optim.Muon(matrices, lr=lr, adjust_lr_fn='match_rms_adamw'), torch.optim.AdamW(rest, lr=lr, betas=betas)]
+        self.parts = [
+            torch.optim.Muon(matrices, lr=lr, adjust_lr_fn='match_rms_adamw'),
+            torch.optim.AdamW(rest, lr=lr, betas=betas),
+        ]
 
     @property
     def param_groups(self) -> list[dict]:
@@ -61,15 +65,24 @@ def make_optimizer(model: LMBase, stage: Stage):
     groups = model.param_groups(stage.weight_decay)
     parameters = [p for g in groups for p in g['params']]
     if not parameters:
-        raise PlanError('No parameter of the model is trainable; with --default-freeze mark those that are with `p.freeze = False`.')
+        raise PlanError(
+            'No parameter of the model is trainable; with --default-freeze mark those that are with `p.freeze = False`.'
+        )
     device = parameters[0].device.type
     if stage.optimizer in ('adamw', 'adam'):
         cls = torch.optim.AdamW if stage.optimizer == 'adamw' else torch.optim.Adam
-        return cls(groups, lr=stage.lr, betas=stage.betas, fused=device in ('cpu', 'cuda') and all(p.is_floating_point() for p in parameters))
+        return cls(
+            groups,
+            lr=stage.lr,
+            betas=stage.betas,
+            fused=device in ('cpu', 'cuda') and all(p.is_floating_point() for p in parameters),
+        )
     if stage.optimizer == 'muon':
         if not hasattr(torch.optim, 'Muon'):
             raise PlanError(f'Optimizer muon needs torch 2.9 or newer; installed: {torch.__version__}.')
-        head = {id(p) for p in getattr(model, 'fc', torch.nn.Identity()).parameters()}      # head and embeddings stay with AdamW
+        head = {
+            id(p) for p in getattr(model, 'fc', torch.nn.Identity()).parameters()
+        }  # head and embeddings stay with AdamW
         matrices, rest = [], []
         for g in groups:
             chosen = [p for p in g['params'] if p.ndim == 2 and g['weight_decay'] and id(p) not in head]
@@ -78,11 +91,15 @@ def make_optimizer(model: LMBase, stage: Stage):
             matrices += [{**g, 'params': chosen}] if chosen else []
             rest += [{**g, 'params': others}] if others else []
         if not matrices:
-            raise PlanError('Optimizer muon needs a weight decay above 0 and at least one trainable hidden matrix.')
+            raise PlanError(
+                'Optimizer muon needs a weight decay above 0 and at least one trainable hidden matrix.'
+            )
         return MuonWithAdamW(matrices, rest, lr=stage.lr, betas=stage.betas)
     if stage.optimizer == 'sgd':
         return torch.optim.SGD(groups, lr=stage.lr, momentum=0.9, fused=device in ('cpu', 'cuda'))
-    return {'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop}[stage.optimizer](groups, lr=stage.lr)
+    return {'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop}[stage.optimizer](
+        groups, lr=stage.lr
+    )
 
 
 def restore_moments(optimizer, state: dict) -> None:
@@ -91,14 +108,19 @@ def restore_moments(optimizer, state: dict) -> None:
     pairs = list(zip(own['parts'], state['parts'])) if 'parts' in own and 'parts' in state else [(own, state)]
     for mine, saved in pairs:
         if 'parts' in mine or 'parts' in saved or _kind(mine) != _kind(saved):
-            raise CheckpointError("The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh.")
+            raise CheckpointError(
+                "The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh."
+            )
         mine['state'] = saved['state']
     optimizer.load_state_dict(own)
 
 
 def _kind(state: dict) -> list:
     """What tells optimizers apart: for each group the number of its parameters, and settings that only some optimizers have."""
-    return [(len(g['params']), {'betas', 'momentum', 'alpha', 'lr_decay'} & g.keys()) for g in state['param_groups']]
+    return [
+        (len(g['params']), {'betas', 'momentum', 'alpha', 'lr_decay'} & g.keys())
+        for g in state['param_groups']
+    ]
 
 
 def clip_gradients(parameters: list[Tensor], largest: float | None) -> Tensor:

@@ -18,7 +18,17 @@ from ..base.errors import CheckpointError, ExperimentError, PlanError, UserError
 from ..base.runner_list import find_entry, find_runner
 from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from ..stats.recorder import LOGS, Recorder
-from .checkpoint import OPTIMIZER, STATE, Checkpoints, find_checkpoint, load_model, load_optimizer, load_weights, point, read_state
+from .checkpoint import (
+    OPTIMIZER,
+    STATE,
+    Checkpoints,
+    find_checkpoint,
+    load_model,
+    load_optimizer,
+    load_weights,
+    point,
+    read_state,
+)
 from .describe import check_runnable
 from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .evaluate import Evaluation
@@ -67,14 +77,16 @@ class Run:
         self.saver = Checkpoints(self.checkpoints, keep=settings.keep, background=self.device.type != 'cpu')
         self.progress = Progress()
         self.stop_signal: int | None = None
-        self.training = False           # whether there is a step to wait for
+        self.training = False  # whether there is a step to wait for
         self.evaluation: Evaluation | None = None
-        self.recorder: Recorder         # while it trains
-        self.runner: BasicModelRunner   # of the stage at hand
+        self.recorder: Recorder  # while it trains
+        self.runner: BasicModelRunner  # of the stage at hand
         self.exp = ''
         keep_freed_memory()
         if self.device.type == 'cuda' and self.amp_dtype is not None:
-            torch.set_float32_matmul_precision('high')  # TF32 for the little that mixed precision leaves in fp32
+            torch.set_float32_matmul_precision(
+                'high'
+            )  # TF32 for the little that mixed precision leaves in fp32
 
     # ---- the model
 
@@ -98,7 +110,11 @@ class Run:
         """What a stage's version sets of its model and the plan sets otherwise: parameter -> (the version's, the plan's)."""
         own = find_runner(self.stage_exp(index)).function().given
         plan = self.plan.model | self.stage(index).model
-        return {k: (own[k], v) for k, v in plan.items() if k in own and own[k] != v and k not in self.settings.model}
+        return {
+            k: (own[k], v)
+            for k, v in plan.items()
+            if k in own and own[k] != v and k not in self.settings.model
+        }
 
     def check_stages(self, tokenizer: Tokenizer | None) -> list[LMBase]:
         """The models of all stages, on the meta device. Raises UserError for a model, a row length or a start that a later stage could
@@ -111,7 +127,11 @@ class Run:
             except UserError as error:
                 raise type(error)(f'Stage "{name}": {error}') from error
             row_length(stage, model.max_len)
-            earlier = next(reversed(models.values()), None) if stage.init_from == 'previous' else models.get(stage.init_from.removeprefix('stage:'))
+            earlier = (
+                next(reversed(models.values()), None)
+                if stage.init_from == 'previous'
+                else models.get(stage.init_from.removeprefix('stage:'))
+            )
             if earlier is not None and not (hasattr(model, 'import_pretrained') or _alike(earlier, model)):
                 raise _no_start(self.stage_exp(i), earlier.name)
             models[name] = model
@@ -131,7 +151,9 @@ class Run:
     def stage(self, index: int) -> Stage:
         version = find_runner(self.stage_exp(index)).function().training
         if index > 0:
-            version = {k: v for k, v in version.items() if k != 'init_from'}  # of later stages the plan decides
+            version = {
+                k: v for k, v in version.items() if k != 'init_from'
+            }  # of later stages the plan decides
         return self.plan.stage(index, version, self.settings.overrides)
 
     def build(self, index: int, stage: Stage, previous: LMBase | None, tokenizer: Tokenizer | None) -> LMBase:
@@ -139,8 +161,15 @@ class Run:
         self.exp = self.stage_exp(index)
         self.runner = self.runner_of(self.exp, stage.model, tokenizer)
         torch.manual_seed(self.seed)
-        source = self.settings.initial_model if index == 0 and self.settings.initial_model else stage.init_from
-        if source == 'previous' and previous is not None and self.stage_exp(index - 1) == self.exp and not stage.model:
+        source = (
+            self.settings.initial_model if index == 0 and self.settings.initial_model else stage.init_from
+        )
+        if (
+            source == 'previous'
+            and previous is not None
+            and self.stage_exp(index - 1) == self.exp
+            and not stage.model
+        ):
             return previous
         model = self.runner.build(self.device)
         if source == 'previous':
@@ -175,7 +204,7 @@ class Run:
                 model.load_state_dict(source.state_dict())
                 return
             raise _no_start(self.exp, source.name if isinstance(source, LMBase) else source)
-        warm_start: Callable = getattr(model, 'import_pretrained')      # noqa: B009
+        warm_start: Callable = getattr(model, 'import_pretrained')  # noqa: B009
         for line in warm_start(source) or []:
             self.event('warm_start', line)
         model.to(self.device)
@@ -202,7 +231,9 @@ class Run:
         parameters = {k: v for k, v in self.runner.given.items() if k not in ('tokenizer', 'version')}
         return {
             'exp': entry.name,
-            'exp_file': f'{Path(entry.file).resolve()}:{entry.name}' if entry.module.endswith('.py') else None,
+            'exp_file': f'{Path(entry.file).resolve()}:{entry.name}'
+            if entry.module.endswith('.py')
+            else None,
             'model': model.name,
             'parameters': parameters,
             'hyperparameters': model.hyperparameters,
@@ -219,7 +250,11 @@ class Run:
         best = p.best_loss is not None and p.validation_loss == p.best_loss and not p.best_is_saved
         p.best_is_saved = p.best_is_saved or best
         states = {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict() if scaler else {}}
-        links = [*(['best'] if best else []), *([link] if link else []), 'last']        # `last` last: resuming trusts it
+        links = [
+            *(['best'] if best else []),
+            *([link] if link else []),
+            'last',
+        ]  # `last` last: resuming trusts it
         self.saver.save(p.total_step, model, states, self.state(model), links)
 
     def _resume(self) -> dict | None:
@@ -247,7 +282,9 @@ class Run:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"Another process is training in '{self.dir}'. Wait for it, or give this run another --run-dir.") from None
+            raise UserError(
+                f"Another process is training in '{self.dir}'. Wait for it, or give this run another --run-dir."
+            ) from None
         with lock:
             try:
                 return self._train()
@@ -274,7 +311,9 @@ class Run:
         if history is not None:
             self.progress = Progress(**history['progress'])
             if history['seed'] != self.seed:
-                raise CheckpointError(f"The run in '{self.dir}' was begun with seed {history['seed']}; given: {self.seed}. Use another --run-dir.")
+                raise CheckpointError(
+                    f"The run in '{self.dir}' was begun with seed {history['seed']}; given: {self.seed}. Use another --run-dir."
+                )
             if history['stage'] not in list(self.plan.stages)[self.progress.stage : self.progress.stage + 1]:
                 raise CheckpointError(
                     f"The run in '{self.dir}' is in its stage {self.progress.stage + 1}, \"{history['stage']}\", and this plan's stages are "
@@ -295,18 +334,27 @@ class Run:
             model, optimizer = None, None
             for index in range(self.progress.stage, len(self.plan.stages)):
                 resuming = history is not None and index == history['progress']['stage']
-                model, optimizer = self._stage(index, model, optimizer, tokenizer, resuming=resuming, weights_only=keep_weights and index == 0)
+                model, optimizer = self._stage(
+                    index,
+                    model,
+                    optimizer,
+                    tokenizer,
+                    resuming=resuming,
+                    weights_only=keep_weights and index == 0,
+                )
             self.view.close()
             from .finish import finish
 
-            assert model is not None    # a plan has at least one stage
+            assert model is not None  # a plan has at least one stage
             finish(self, model)
             return 0
         except StopTraining as stop:
             self.view.close()
             if self.stop_signal is None:
                 self.event('stopped', f'Stopped: {stop}.')
-            self.view.line(f"State saved in '{self.checkpoints / 'last'}'; the same command goes on from there.")
+            self.view.line(
+                f"State saved in '{self.checkpoints / 'last'}'; the same command goes on from there."
+            )
             return 128 + self.stop_signal if self.stop_signal else 1
         except KeyboardInterrupt:
             if self.training or self.stop_signal is None:
@@ -320,21 +368,41 @@ class Run:
             for s, handler in handlers.items():
                 signal.signal(s, handler)
 
-    def _stage(self, index: int, previous: LMBase | None, optimizer, tokenizer: Tokenizer | None, *, resuming: bool, weights_only: bool):
+    def _stage(
+        self,
+        index: int,
+        previous: LMBase | None,
+        optimizer,
+        tokenizer: Tokenizer | None,
+        *,
+        resuming: bool,
+        weights_only: bool,
+    ):
         stage = self.stage(index)
         p = self.progress
         if not resuming:
-            p.stage, p.step, p.samples, p.mini_batch_size, p.stage_seconds, p.first_seconds = index, 0, 0, 0, 0.0, 0.0
-            p.validation_loss = p.best_loss = None      # another stage may be evaluated on other text
+            p.stage, p.step, p.samples, p.mini_batch_size, p.stage_seconds, p.first_seconds = (
+                index,
+                0,
+                0,
+                0,
+                0.0,
+                0.0,
+            )
+            p.validation_loss = p.best_loss = None  # another stage may be evaluated on other text
         if resuming or weights_only:
             self.exp = self.stage_exp(index)
             self.runner = self.runner_of(self.exp, stage.model, tokenizer)
             model = self.runner.build(self.device)
             saved = read_state(self.checkpoints / 'last')['tokenizer']
             if 'tokenizer' in self.runner.declared and 'tokenizer' not in self.runner.given:
-                model.tokenizer = load_tokenizer(saved['name'], self.checkpoints / 'last')  # imported weights may have brought it
+                model.tokenizer = load_tokenizer(
+                    saved['name'], self.checkpoints / 'last'
+                )  # imported weights may have brought it
             if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
-                raise CheckpointError(f"The run in '{self.dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir.")
+                raise CheckpointError(
+                    f"The run in '{self.dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir."
+                )
             self._check_same_model(model)
             try:
                 load_weights(model, self.checkpoints / 'last')
@@ -346,14 +414,28 @@ class Run:
             model = self.build(index, stage, previous, tokenizer)
         check_runnable(model)
         if lost := self.overridden(index):
-            self.view.line(f'Stage "{stage.name}": the plan sets ' + ', '.join(f'{k} {v} ({own} in {self.exp})' for k, (own, v) in lost.items())
-                           + '.')
-        data = open_data(stage, self.plan, as_tokenizer(model.tokenizer), max_len=model.max_len, seed=self.seed, progress=self.view.line)
+            self.view.line(
+                f'Stage "{stage.name}": the plan sets '
+                + ', '.join(f'{k} {v} ({own} in {self.exp})' for k, (own, v) in lost.items())
+                + '.'
+            )
+        data = open_data(
+            stage,
+            self.plan,
+            as_tokenizer(model.tokenizer),
+            max_len=model.max_len,
+            seed=self.seed,
+            progress=self.view.line,
+        )
         carried = optimizer.state_dict() if optimizer is not None and model is previous else None
         same_kind = index > 0 and self.stage(index - 1).optimizer == stage.optimizer
         optimizer = make_optimizer(model, stage)
         scaler_state = {}
-        if (resuming or weights_only) and not self.settings.ignore_optimizer and (self.checkpoints / 'last' / OPTIMIZER).is_file():
+        if (
+            (resuming or weights_only)
+            and not self.settings.ignore_optimizer
+            and (self.checkpoints / 'last' / OPTIMIZER).is_file()
+        ):
             states = load_optimizer(self.checkpoints / 'last')
             scaler_state = states['scaler']
             restore_moments(optimizer, states['optimizer'])
@@ -362,7 +444,9 @@ class Run:
         if resuming:
             of = f' of {data.steps:,}' if data.steps else f', {p.stage_seconds:.0f} of {data.seconds:g} s'
             self.view.line(f'Resuming stage "{stage.name}" at step {p.step:,}{of}.')
-        record_stage(self.dir, stage.name, stage_facts(stage, data, model, exp=find_entry(self.exp).name), index=index)
+        record_stage(
+            self.dir, stage.name, stage_facts(stage, data, model, exp=find_entry(self.exp).name), index=index
+        )
         self.view.stage(stage, data, model, self)
         trainer = Trainer(self, model, optimizer, stage, data)
         if scaler_state:
@@ -388,9 +472,15 @@ class Run:
         """Refuses to go on as another model that happens to have weights of the same shapes."""
         saved = read_state(self.checkpoints / 'last')['hyperparameters']
         own = json.loads(json.dumps(model.hyperparameters, default=str))
-        changed = [f'{k} was {saved.get(k)!r} and is {own.get(k)!r}' for k in {**saved, **own} if saved.get(k) != own.get(k)]
+        changed = [
+            f'{k} was {saved.get(k)!r} and is {own.get(k)!r}'
+            for k in {**saved, **own}
+            if saved.get(k) != own.get(k)
+        ]
         if changed:
-            raise CheckpointError(f"The run in '{self.dir}' is of another architecture: {'; '.join(changed)}. Use another --run-dir for this model.")
+            raise CheckpointError(
+                f"The run in '{self.dir}' is of another architecture: {'; '.join(changed)}. Use another --run-dir for this model."
+            )
 
     def save_held_out(self, stage: str) -> None:
         """The held-out losses by document at a stage's end, for paired comparisons between runs."""
@@ -404,7 +494,10 @@ class Run:
 
         files = {
             'settings.json': asdict(self.settings)
-            | {'seed': self.seed, 'stages': [self.stage(i).model_dump() for i in range(len(self.plan.stages))]},
+            | {
+                'seed': self.seed,
+                'stages': [self.stage(i).model_dump() for i in range(len(self.plan.stages))],
+            },
             'plan.json': self.plan.raw,
             'environment.json': environment(),
         }
@@ -422,10 +515,13 @@ class Run:
             return
         now = json.loads(json.dumps(settings['stages'], default=str))
         if self.progress.total_step:
-            for old, new in list(zip(before, now))[self.progress.stage:]:
+            for old, new in list(zip(before, now))[self.progress.stage :]:
                 changed = [f'{k} from {old.get(k)} to {v}' for k, v in new.items() if old.get(k) != v]
                 if changed:
-                    self.event('settings', f'Stage "{new["name"]}" goes on with other settings: {", ".join(changed)}.')
+                    self.event(
+                        'settings',
+                        f'Stage "{new["name"]}" goes on with other settings: {", ".join(changed)}.',
+                    )
 
     def _on_signal(self, number, _frame) -> None:
         again, self.stop_signal = self.stop_signal is not None, int(number)
@@ -453,7 +549,9 @@ def _alike(a: LMBase, b: LMBase) -> bool:
 
 
 def _no_start(exp: str, source) -> ExperimentError:
-    return ExperimentError(f"Experiment '{exp}' can't start from {source}: its model has no import_pretrained, and the architectures differ.")
+    return ExperimentError(
+        f"Experiment '{exp}' can't start from {source}: its model has no import_pretrained, and the architectures differ."
+    )
 
 
 def _freeze_all_but_marked(model: LMBase) -> None:

@@ -3,6 +3,7 @@
 Everything a step depends on is a pure function of (seed, stage, step): data, learning rate, random numbers. So the state that
 a run needs to go on exactly is the weights, the optimizer's state and `Progress`.
 """
+
 import contextlib
 import logging
 import time
@@ -32,26 +33,29 @@ if TYPE_CHECKING:
     from .stages import Run
 
 log = logging.getLogger(__name__)
-LOG_EVERY = {'cpu': 1}      # steps between logging points; elsewhere 10, because reading a number waits for the device
-MAX_SKIPPED = 20            # steps in a row without a finite gradient, after which a run stops
+LOG_EVERY = {
+    'cpu': 1
+}  # steps between logging points; elsewhere 10, because reading a number waits for the device
+MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops
 
 
 @dataclass
 class Progress:
     """How far a run is. `stage`, `step` and `samples` are the cursor; the others are totals of the run."""
+
     stage: int = 0
     step: int = 0
     samples: int = 0
     total_step: int = 0
     total_samples: int = 0
-    tokens: int = 0             # real tokens trained on
-    flops: float = 0.0          # model FLOPs spent on them
-    seconds: float = 0.0        # of training, without evaluation and saving
+    tokens: int = 0  # real tokens trained on
+    flops: float = 0.0  # model FLOPs spent on them
+    seconds: float = 0.0  # of training, without evaluation and saving
     stage_seconds: float = 0.0  # of them in this stage
     first_seconds: float = 0.0  # of them in its first step, which takes longer: it compiles, and fills caches
     skipped: int = 0
     skipped_in_a_row: int = 0
-    mini_batch_size: int = 0    # 0: not decided yet; what 'auto' settled on
+    mini_batch_size: int = 0  # 0: not decided yet; what 'auto' settled on
     loss: float | None = None
     validation_loss: float | None = None
     best_loss: float | None = None
@@ -77,13 +81,15 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         if self.device.type == 'cpu' and self.dtype is None:
             speed_up_linears(model)
-        self.eager: Callable = getattr(model, 'features') if fuses_head(model) else model    # noqa: B009
+        self.eager: Callable = getattr(model, 'features') if fuses_head(model) else model  # noqa: B009
         self.forward = self.eager
         self.flops_per_token = run.flops_per_token(data.row_length)
         seconds = data.seconds
         if data.samples is not None:
-            seconds = expected_seconds(self.device, self.flops_per_token * data.samples * data.mixture.tokens_per_row)
-        else:   # how many steps that may be, until their time is known: at half the speed of a matrix product
+            seconds = expected_seconds(
+                self.device, self.flops_per_token * data.samples * data.mixture.tokens_per_row
+            )
+        else:  # how many steps that may be, until their time is known: at half the speed of a matrix product
             per_step = self.flops_per_token * stage.batch_size * data.mixture.tokens_per_row
             self.guess = max(2, round(seconds * 0.5 * measured_flops(self.device, self.dtype) / per_step))
         wanted = run.settings.compile_model
@@ -91,13 +97,19 @@ class Trainer:
             self.forward = torch.compile(self.forward, dynamic=False if stage.packing == 'pack' else None)
         if not self.progress.mini_batch_size:
             auto = stage.mini_batch_size == 'auto'
-            self.progress.mini_batch_size = self._largest_mini_batch() if auto else min(int(stage.mini_batch_size), stage.batch_size)
+            self.progress.mini_batch_size = (
+                self._largest_mini_batch() if auto else min(int(stage.mini_batch_size), stage.batch_size)
+            )
         self.log_every = LOG_EVERY.get(self.device.type, 10)
         self.window = Window(self.device)
 
     def _largest_mini_batch(self) -> int:
         """Where 'auto' begins: the whole batch on a GPU, halved when memory runs out; on a CPU about 4,096 tokens."""
-        return self.stage.batch_size if self.device.type != 'cpu' else max(1, min(self.stage.batch_size, 4096 // self.data.row_length))
+        return (
+            self.stage.batch_size
+            if self.device.type != 'cpu'
+            else max(1, min(self.stage.batch_size, 4096 // self.data.row_length))
+        )
 
     @property
     def step_seconds(self) -> float:
@@ -111,13 +123,21 @@ class Trainer:
         p, data = self.progress, self.data
         if data.steps is not None:
             return data.steps
-        return p.step + max(1, round((data.seconds - p.stage_seconds) / self.step_seconds)) if self.step_seconds else self.guess
+        return (
+            p.step + max(1, round((data.seconds - p.stage_seconds) / self.step_seconds))
+            if self.step_seconds
+            else self.guess
+        )
 
     @property
     def ended(self) -> bool:
         """Whether the stage is as long as it should be; one of so many seconds to within half a step."""
         p, data = self.progress, self.data
-        return p.step >= data.steps if data.steps is not None else p.step > 0 and p.stage_seconds + self.step_seconds / 2 >= data.seconds
+        return (
+            p.step >= data.steps
+            if data.steps is not None
+            else p.step > 0 and p.stage_seconds + self.step_seconds / 2 >= data.seconds
+        )
 
     def _due(self, interval: int | None, count: int, clock: float) -> bool:
         """Whether the last `count` samples crossed a multiple of the interval; without one, the time since `clock` of the stage's."""
@@ -150,10 +170,16 @@ class Trainer:
                 p.samples, p.total_samples = p.samples + count, p.total_samples + count
                 p.tokens += batch.tokens
                 p.flops += self.flops_per_token * batch.tokens
-                last = steps - p.step <= (self.log_every if data.seconds else 0)    # the clock is right where the device was waited for
-                log_now = last or p.step % self.log_every == 0 or any(i and self._due(i, count, clock) for i in intervals)
+                last = steps - p.step <= (
+                    self.log_every if data.seconds else 0
+                )  # the clock is right where the device was waited for
+                log_now = (
+                    last
+                    or p.step % self.log_every == 0
+                    or any(i and self._due(i, count, clock) for i in intervals)
+                )
                 if log_now and self.device.type == 'cuda':
-                    torch.cuda.synchronize(self.device)     # the only place where the loop waits for the device
+                    torch.cuda.synchronize(self.device)  # the only place where the loop waits for the device
                 elapsed = time.perf_counter() - began
                 self.window.seconds += elapsed
                 p.seconds, p.stage_seconds = p.seconds + elapsed, p.stage_seconds + elapsed
@@ -179,8 +205,10 @@ class Trainer:
                 return self._train_step(batch, ctx, lr)
             except (torch.OutOfMemoryError, MemoryError) as error:
                 if self.stage.mini_batch_size != 'auto' or self.progress.mini_batch_size == 1:
-                    raise UserError(f'Out of memory at mini-batch size {self.progress.mini_batch_size} x {self.data.row_length} tokens. '
-                                    f'Use --mini-batch-size auto, a smaller one, a shorter --row-length, or --amp.') from error
+                    raise UserError(
+                        f'Out of memory at mini-batch size {self.progress.mini_batch_size} x {self.data.row_length} tokens. '
+                        f'Use --mini-batch-size auto, a smaller one, a shorter --row-length, or --amp.'
+                    ) from error
             self.progress.mini_batch_size = max(1, self.progress.mini_batch_size // 2)
             log.info('Out of memory: mini-batch size is now %d', self.progress.mini_batch_size)
             self.optimizer.zero_grad(set_to_none=True)
@@ -201,13 +229,17 @@ class Trainer:
                 mask = torch.arange(x.shape[1], device=self.device) < lengths[:, None]
                 share = part.tokens / batch.tokens
                 with autocast(self.device, self.dtype):
-                    micro = micro_loss(self.model, self.forward, x, y, mask, scored=batch.scored, tokens_share=share)
+                    micro = micro_loss(
+                        self.model, self.forward, x, y, mask, scored=batch.scored, tokens_share=share
+                    )
                 self.scaler.scale(micro.objective).backward()
                 self.window.add(micro, share)
         self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
         norm = clip_gradients(self.parameters, self.stage.clip)
         stepped = self._optimize(norm)
-        self.model.after_step(StepContext(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens + batch.tokens, stepped))
+        self.model.after_step(
+            StepContext(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens + batch.tokens, stepped)
+        )
         return norm
 
     def _optimize(self, norm: Tensor):
@@ -217,7 +249,9 @@ class Trainer:
             self.scaler.update()
             return bool(torch.isfinite(norm))
         if getattr(self.optimizer, '_step_supports_amp_scaling', False):
-            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)    # the fused kernel skips by itself, without our waiting
+            self.optimizer.found_inf = (~torch.isfinite(norm)).to(
+                torch.float32
+            )  # the fused kernel skips by itself, without our waiting
             self.optimizer.step()
             return torch.isfinite(norm)
         if torch.isfinite(norm):
@@ -229,12 +263,23 @@ class Trainer:
         p, window = self.progress, self.window
         record = window.read()
         p.skipped += record['skipped']
-        p.skipped_in_a_row = p.skipped_in_a_row + record['skipped'] if record['skipped'] == record['steps'] else 0
+        p.skipped_in_a_row = (
+            p.skipped_in_a_row + record['skipped'] if record['skipped'] == record['steps'] else 0
+        )
         p.loss = record['loss']
         speed = record['tokens'] / window.seconds if window.seconds else None
         peak = self.run.peak_flops
-        record |= {'stage': self.stage.name, 'step': p.total_step, 'samples': p.total_samples, 'tokens': p.tokens, 'flops': p.flops,
-                   'seconds': round(p.seconds, 3), 'lr': lr, 'tokens_per_second': speed, 'memory': memory_in_use(self.device)}
+        record |= {
+            'stage': self.stage.name,
+            'step': p.total_step,
+            'samples': p.total_samples,
+            'tokens': p.tokens,
+            'flops': p.flops,
+            'seconds': round(p.seconds, 3),
+            'lr': lr,
+            'tokens_per_second': speed,
+            'memory': memory_in_use(self.device),
+        }
         if peak and speed:
             record['mfu'] = self.flops_per_token * speed / peak
         record['data_wait'] = window.waited / window.seconds if window.seconds else 0.0
@@ -242,10 +287,15 @@ class Trainer:
         self.run.view.train(record, p, self.data)
         self.window = Window(self.device)
         if record['skipped']:
-            self.run.event('skipped', f'step {p.total_step}: {record["skipped"]} step(s) skipped, the gradient was not finite')
+            self.run.event(
+                'skipped',
+                f'step {p.total_step}: {record["skipped"]} step(s) skipped, the gradient was not finite',
+            )
             if self.stage.on_nan == 'stop' or p.skipped_in_a_row >= MAX_SKIPPED:
-                raise StopTraining(f'the gradient was not finite at step {p.total_step} of stage "{self.stage.name}"; the weights are those '
-                                   f'before it. A lower --lr or a longer --warmup may help')
+                raise StopTraining(
+                    f'the gradient was not finite at step {p.total_step} of stage "{self.stage.name}"; the weights are those '
+                    f'before it. A lower --lr or a longer --warmup may help'
+                )
 
     def _watch_experts(self, load: Tensor) -> None:
         """Raises the alarm where one expert takes over; an evaluation is the alarm's window."""
@@ -260,12 +310,21 @@ class Trainer:
             if self.stage.on_collapse == 'stop':
                 raise StopTraining(found.message)
             if self.stage.on_collapse == 'snapshot':
-                self.run.save(self.model, self.optimizer, self.scaler, link=f'collapse-{self.progress.total_step}')
+                self.run.save(
+                    self.model, self.optimizer, self.scaler, link=f'collapse-{self.progress.total_step}'
+                )
 
     def evaluate(self) -> Evaluation:
         """The model over the held-out rows; kept as the run's latest."""
-        self.run.evaluation = evaluate(self.model, self.data.held_out, forward=self.eager, device=self.device, dtype=self.dtype,
-                          rows_per_batch=self.progress.mini_batch_size, pad_token=self.data.padding_scored)
+        self.run.evaluation = evaluate(
+            self.model,
+            self.data.held_out,
+            forward=self.eager,
+            device=self.device,
+            dtype=self.dtype,
+            rows_per_batch=self.progress.mini_batch_size,
+            pad_token=self.data.padding_scored,
+        )
         self.model.train()
         return self.run.evaluation
 
@@ -274,9 +333,19 @@ class Trainer:
         p.validation_loss = loss = result.metrics['loss']
         if p.best_loss is None or loss < p.best_loss:
             p.best_loss, p.best_is_saved = loss, False
-        record = {'stage': self.stage.name, 'step': p.total_step, 'samples': p.total_samples, 'tokens': p.tokens, 'flops': p.flops,
-                  'seconds': round(p.seconds, 3)} | result.metrics | {k: v.tolist() for k, v in result.model_metrics.items()}
-        record['tokens'] = p.tokens         # of the run, as in a training record, not of the held-out text
+        record = (
+            {
+                'stage': self.stage.name,
+                'step': p.total_step,
+                'samples': p.total_samples,
+                'tokens': p.tokens,
+                'flops': p.flops,
+                'seconds': round(p.seconds, 3),
+            }
+            | result.metrics
+            | {k: v.tolist() for k, v in result.model_metrics.items()}
+        )
+        record['tokens'] = p.tokens  # of the run, as in a training record, not of the held-out text
         run.recorder.validation(record)
         example = result.example(self.model.tokenizer)
         run.recorder.sample({'step': p.total_step} | example)
@@ -299,13 +368,19 @@ class Window:
 
     def begin_step(self) -> None:
         """Forgets a step that is begun anew after running out of memory."""
-        self._step = {'loss': torch.zeros((), device=self.device), 'correct': torch.zeros((), dtype=torch.int64, device=self.device)}
+        self._step = {
+            'loss': torch.zeros((), device=self.device),
+            'correct': torch.zeros((), dtype=torch.int64, device=self.device),
+        }
         self._named: dict[str, Tensor] = {}
 
     def add(self, micro, share: float) -> None:
         self._step['loss'] += micro.loss.float()
         self._step['correct'] += micro.correct
-        for name, value in [*((n, v) for n, (v, _) in micro.output.losses.items()), *micro.output.metrics.items()]:
+        for name, value in [
+            *((n, v) for n, (v, _) in micro.output.losses.items()),
+            *micro.output.metrics.items(),
+        ]:
             value = value.detach().float() * share
             self._named[name] = self._named[name] + value if name in self._named else value
 
@@ -326,8 +401,14 @@ class Window:
     def read(self) -> dict:
         """The means as Python numbers. Waits for the device."""
         scored = max(1, self.scored)
-        record = {'steps': self.steps, 'loss': self.loss_sum.item() / scored, 'accuracy': self.correct.item() / scored,
-                  'grad_norm': self.norm.item(), 'skipped': self.skipped.item(), 'scored': self.scored}
+        record = {
+            'steps': self.steps,
+            'loss': self.loss_sum.item() / scored,
+            'accuracy': self.correct.item() / scored,
+            'grad_norm': self.norm.item(),
+            'skipped': self.skipped.item(),
+            'scored': self.scored,
+        }
         tokens = {'tokens': self.tokens}
         return record | tokens | {name: (value / self.steps).tolist() for name, value in self.named.items()}
 

@@ -27,10 +27,16 @@ class Child(Tiny):
 def test_parameters_are_checked_although_the_model_ignores_unknown_ones():
     with pytest.raises(ExperimentError, match="Did you mean 'width'"):
         BasicModelRunner(Tiny, widht=3)
-    assert BasicModelRunner(Child, overrides=dict(width=2), max_len=4).parameters == {'extra': 1, 'max_len': 4, 'width': 2}
+    assert BasicModelRunner(Child, overrides=dict(width=2), max_len=4).parameters == {
+        'extra': 1,
+        'max_len': 4,
+        'width': 2,
+    }
 
 
-@pytest.mark.parametrize('name, value', [('max_len', 0), ('max_len', 1.5), ('width', 'x'), ('width', [1]), ('version', 3)])
+@pytest.mark.parametrize(
+    'name, value', [('max_len', 0), ('max_len', 1.5), ('width', 'x'), ('width', [1]), ('version', 3)]
+)
 def test_values_that_no_model_can_have_are_refused(name, value):
     with pytest.raises(ExperimentError, match=f'model parameter {name} must be'):
         BasicModelRunner(Tiny, **{name: value})
@@ -45,9 +51,13 @@ def test_weight_decay_spares_biases_norms_embeddings_and_marked_parameters():
     model = Tiny()
     decay, no_decay = model.param_groups(0.1)
     assert decay['weight_decay'] == 0.1 and no_decay['weight_decay'] == 0.0
-    assert [p.shape for p in decay['params']] == [model.inner.weight.shape] and decay['params'][0] is model.inner.weight
+    assert [p.shape for p in decay['params']] == [model.inner.weight.shape] and decay['params'][
+        0
+    ] is model.inner.weight
     spared = {id(p) for p in no_decay['params']}
-    assert spared == {id(p) for p in (model.embed.weight, model.norm.weight, model.norm.bias, model.inner.bias, model.gate)}
+    assert spared == {
+        id(p) for p in (model.embed.weight, model.norm.weight, model.norm.bias, model.inner.bias, model.gate)
+    }
 
 
 def test_a_model_without_a_tokenizer_is_told_so():

@@ -12,14 +12,20 @@ def parser():
     return p
 
 
-@pytest.mark.parametrize('arguments, sentence', [
-    (['x', '--numbr', '3'], "Unknown option '--numbr'. Did you mean '--number'? See lmp_test --help."),
-    (['x', '--num', '3'], "Unknown option '--num'. Did you mean '--number'? See lmp_test --help."),      # no abbreviations
-    (['x', 'y'], "Unknown argument 'y'. See lmp_test --help."),
-    (['x', '--number', '3.5'], "Argument --number: invalid int value: '3.5'. See lmp_test --help."),
-    (['x', '--kind', 'c'], "Argument --kind: invalid choice: 'c'"),
-    ([], 'The following arguments are required: name. See lmp_test --help.'),
-])
+@pytest.mark.parametrize(
+    'arguments, sentence',
+    [
+        (['x', '--numbr', '3'], "Unknown option '--numbr'. Did you mean '--number'? See lmp_test --help."),
+        (
+            ['x', '--num', '3'],
+            "Unknown option '--num'. Did you mean '--number'? See lmp_test --help.",
+        ),  # no abbreviations
+        (['x', 'y'], "Unknown argument 'y'. See lmp_test --help."),
+        (['x', '--number', '3.5'], "Argument --number: invalid int value: '3.5'. See lmp_test --help."),
+        (['x', '--kind', 'c'], "Argument --kind: invalid choice: 'c'"),
+        ([], 'The following arguments are required: name. See lmp_test --help.'),
+    ],
+)
 def test_mistakes_are_one_sentence(arguments, sentence):
     with pytest.raises(UserError) as error:
         parser().parse_args(arguments)
@@ -39,5 +45,5 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == 'lmp_test: No plan.\n'
     assert run_command('lmp_test', lambda: fail(KeyboardInterrupt()), stopped='stopped here.') == 130
     assert capsys.readouterr().err == '\nlmp_test: stopped here.\n'
-    with pytest.raises(ZeroDivisionError):      # a bug stays one
+    with pytest.raises(ZeroDivisionError):  # a bug stays one
         run_command('lmp_test', lambda: 1 / 0)

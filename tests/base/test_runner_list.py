@@ -38,9 +38,13 @@ class Mine(LMBase):
 
 
 def test_lists_the_shipped_experiments_without_torch():
-    code = ("import sys, json; from lmplay.base.runner_list import list_experiments as l; r = [(e.name, e.error) for e in l()];"
-            "print(json.dumps([r, 'torch' in sys.modules]))")
-    rows, torch_imported = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+    code = (
+        'import sys, json; from lmplay.base.runner_list import list_experiments as l; r = [(e.name, e.error) for e in l()];'
+        "print(json.dumps([r, 'torch' in sys.modules]))"
+    )
+    rows, torch_imported = json.loads(
+        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    )
     assert not torch_imported
     names = [name for name, error in rows if error is None]
     assert {'gpt2ish', 'gpt2ish_med', 'gpt2ish_large', 'test_runner', 's_gpt2ish'} <= set(names)
@@ -62,14 +66,21 @@ def test_names_made_by_a_program_are_found_by_importing(tmp_path):
     assert [e.name for e in list_experiments(file) if e.module == str(file)] == ['made_up']
 
 
-@pytest.mark.parametrize('versions, model, message', [
-    ('def (', MODEL, 'SyntaxError'),
-    (GOOD.format(name="'x1'"), 'def (', 'SyntaxError'),
-    (GOOD.format(name="'x2'"), None, "no module '.model'"),
-    (GOOD.format(name="'x3'"), 'class Other: pass', "defines no 'Mine'"),
-    ('import not_installed_at_all\n' + GOOD.format(name="'x4'"), MODEL, "no module named 'not_installed_at_all'"),
-    ('1 / 0\n' + GOOD.format(name="'x' + '5'"), MODEL, 'ZeroDivisionError'),
-])
+@pytest.mark.parametrize(
+    'versions, model, message',
+    [
+        ('def (', MODEL, 'SyntaxError'),
+        (GOOD.format(name="'x1'"), 'def (', 'SyntaxError'),
+        (GOOD.format(name="'x2'"), None, "no module '.model'"),
+        (GOOD.format(name="'x3'"), 'class Other: pass', "defines no 'Mine'"),
+        (
+            'import not_installed_at_all\n' + GOOD.format(name="'x4'"),
+            MODEL,
+            "no module named 'not_installed_at_all'",
+        ),
+        ('1 / 0\n' + GOOD.format(name="'x' + '5'"), MODEL, 'ZeroDivisionError'),
+    ],
+)
 def test_a_broken_experiment_is_one_row_with_its_error(tmp_path, versions, model, message):
     file = write_experiment(tmp_path / 'broken', versions, model)
     rows = list_experiments(file)
@@ -89,6 +100,7 @@ def test_a_name_taken_twice_shows_both_places(tmp_path):
     def first(**kwargs): ...
 
     with pytest.raises(ExperimentError, match='Two experiments'):
+
         @expose_runner('taken')
         def second(**kwargs): ...
 
@@ -97,6 +109,7 @@ def test_registering_the_same_module_again_registers_nothing_twice():
     import importlib
 
     import lmplay.exp.gpt2ish.versions as versions
+
     importlib.reload(versions)
     assert len([e for e in list_experiments() if e.name == 'gpt2ish']) == 1
 
@@ -113,8 +126,10 @@ def test_entry_points_of_other_packages_are_found(tmp_path):
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: their-package\nVersion: 1\n')
     (info / 'entry_points.txt').write_text('[lmplay.experiments]\ntheirs = their_package.versions\n')
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from lmplay.base.runner_list import find_runner, list_experiments;"
-            "print([e.parameters for e in list_experiments() if e.name == 'theirs'], find_runner('theirs').function().build().name)")
+    code = (
+        'import sys; sys.path.insert(0, sys.argv[1]); from lmplay.base.runner_list import find_runner, list_experiments;'
+        "print([e.parameters for e in list_experiments() if e.name == 'theirs'], find_runner('theirs').function().build().name)"
+    )
     out = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)
     assert out.stdout.strip() == "[{'max_len': 16, 'width': 7}] mine", out.stderr
 
@@ -125,7 +140,9 @@ def test_reading_agrees_with_importing():
         assert isinstance(runner, BasicModelRunner)
         read = {k: v for k, v in entry.parameters.items() if k != 'version'}
         assert set(read) == set(runner.declared), entry.name
-        assert all(read[k] == runner.parameters[k] for k in read if isinstance(read[k], (int, float, bool))), entry.name
+        assert all(
+            read[k] == runner.parameters[k] for k in read if isinstance(read[k], (int, float, bool))
+        ), entry.name
 
 
 def test_what_a_file_raises_on_import_and_a_runner_that_returns_nothing_are_told(tmp_path):
@@ -136,10 +153,13 @@ def test_what_a_file_raises_on_import_and_a_runner_that_returns_nothing_are_told
     @expose_runner('returns_nothing')
     def nothing(**kwargs): ...
 
-    with pytest.raises(ExperimentError, match="'returns_nothing' .* must return a BasicModelRunner; given: NoneType"):
+    with pytest.raises(
+        ExperimentError, match="'returns_nothing' .* must return a BasicModelRunner; given: NoneType"
+    ):
         find_runner_by_name('returns_nothing')()
 
 
 def find_runner_by_name(name):
     from lmplay.base import runner_list
+
     return runner_list._registered[name].function

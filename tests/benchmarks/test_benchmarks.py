@@ -1,4 +1,5 @@
 """The benchmarks run, and compare what is comparable: all contenders compute the same. No time is asserted."""
+
 import argparse
 import json
 import os
@@ -17,26 +18,58 @@ from lmplay.data.tokenizers import get_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHAPE = {'layers': 2, 'dim': 64, 'heads': 1}
-FIGURES = {'step': {'tokens_per_second', 'gflops', 'matmul_gflops', 'mfu', 'peak_mb', 'shape', 'dtype', 'threads', 'allocator'},
-           'overhead': {'ms', 'dtype', 'shape', 'pairs'}, 'data': {'part', 'ms'}, 'moe': {'ms', 'of_dense', 'tokens', 'top_k', 'dtype'},
-           'some': {'ms', 'part', 'dtype'}, 'generate': {'tokens_per_second', 'setting', 'shape'},
-           'checkpoint': {'ms', 'part', 'megabytes', 'mb_per_second'}, 'startup': {'seconds', 'part'},
-           'flat': {'ms', 'part', 'at', 'ratio'}}
-NAMES = {'step': {'ours', 'limit', 'original'}, 'overhead': {'ours', 'bare'},
-         'data': {'ours', 'tokenizer', 'nanogpt'}, 'moe': {'ours', 'dense', 'loop'}, 'some': {'ours', 'published', 'dense'},
-         'generate': {'ours', 'hf'}, 'checkpoint': {'ours', 'torch'}, 'startup': {'ours', 'python'}, 'flat': {'ours'}}
+FIGURES = {
+    'step': {
+        'tokens_per_second',
+        'gflops',
+        'matmul_gflops',
+        'mfu',
+        'peak_mb',
+        'shape',
+        'dtype',
+        'threads',
+        'allocator',
+    },
+    'overhead': {'ms', 'dtype', 'shape', 'pairs'},
+    'data': {'part', 'ms'},
+    'moe': {'ms', 'of_dense', 'tokens', 'top_k', 'dtype'},
+    'some': {'ms', 'part', 'dtype'},
+    'generate': {'tokens_per_second', 'setting', 'shape'},
+    'checkpoint': {'ms', 'part', 'megabytes', 'mb_per_second'},
+    'startup': {'seconds', 'part'},
+    'flat': {'ms', 'part', 'at', 'ratio'},
+}
+NAMES = {
+    'step': {'ours', 'limit', 'original'},
+    'overhead': {'ours', 'bare'},
+    'data': {'ours', 'tokenizer', 'nanogpt'},
+    'moe': {'ours', 'dense', 'loop'},
+    'some': {'ours', 'published', 'dense'},
+    'generate': {'ours', 'hf'},
+    'checkpoint': {'ours', 'torch'},
+    'startup': {'ours', 'python'},
+    'flat': {'ours'},
+}
 
 
 def run(*arguments, cache: Path):
     environment = os.environ | {'LMP_DATASETS': str(cache)}
-    return subprocess.run([sys.executable, '-m', 'benchmarks', *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=280)
+    return subprocess.run(
+        [sys.executable, '-m', 'benchmarks', *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
 
 
 @pytest.fixture(scope='module')
 def rows(cache, tmp_path_factory) -> list[dict]:
     file = tmp_path_factory.mktemp('benchmarks') / 'rows.json'
-    done = run('--quick', '--dtype', 'bf16', '--threads', 1, '--only', *NAMES['step'], '--json', file, cache=cache)
+    done = run(
+        '--quick', '--dtype', 'bf16', '--threads', 1, '--only', *NAMES['step'], '--json', file, cache=cache
+    )
     assert done.returncode == 0, done.stderr
     for subset in FIGURES:
         assert subset in done.stdout
@@ -49,8 +82,12 @@ def test_every_subset_gives_rows(rows, subset):
     assert {row['name'] for row in mine} == NAMES[subset]
     for row in mine:
         assert FIGURES[subset] <= row.keys(), row
-        assert row['device'] == 'cpu' and row['environment']['cpu'] and row['environment']['torch'] == torch.__version__.split('+')[0] or \
-            row['environment']['torch'] == torch.__version__
+        assert (
+            row['device'] == 'cpu'
+            and row['environment']['cpu']
+            and row['environment']['torch'] == torch.__version__.split('+')[0]
+            or row['environment']['torch'] == torch.__version__
+        )
         for figure in row:
             if f'{figure}_min' in row:
                 assert 0 < row[f'{figure}_min'] <= row[figure] <= row[f'{figure}_max'], row
@@ -63,10 +100,14 @@ def test_a_contender_that_fails_is_told_and_the_rest_goes_on():
     found = measure.by_turns([('nobody', {}), ('moe', options)], args, together=False)
     assert [process.name for process in found] == ['moe'] and found[0].parts == ['ours', 'dense', 'loop']
     assert [len(samples) for samples in found[0].samples.values()] == [2, 2, 2]
-    assert len(args.failures) == 2 and 'nobody' in args.failures[0] and 'ended with code 1' in args.failures[0]
+    assert (
+        len(args.failures) == 2 and 'nobody' in args.failures[0] and 'ended with code 1' in args.failures[0]
+    )
 
 
-@pytest.mark.parametrize('arguments, message', [(['stp'], "unknown subset 'stp'"), (['step', '--only', 'me'], "no contender 'me'")])
+@pytest.mark.parametrize(
+    'arguments, message', [(['stp'], "unknown subset 'stp'"), (['step', '--only', 'me'], "no contender 'me'")]
+)
 def test_mistakes(cache, arguments, message):
     done = run(*arguments, cache=cache)
     assert done.returncode != 0 and message in done.stderr
@@ -74,8 +115,19 @@ def test_mistakes(cache, arguments, message):
 
 def gpt2ish():
     torch.manual_seed(0)
-    return find_runner('gpt2ish').function(num_blocks=2, embed_dim=64, num_heads=1, max_len=32, attn_dropout=0.0, ff_dropout=0.0,
-                                           embed_dropout=0.0).build()
+    return (
+        find_runner('gpt2ish')
+        .function(
+            num_blocks=2,
+            embed_dim=64,
+            num_heads=1,
+            max_len=32,
+            attn_dropout=0.0,
+            ff_dropout=0.0,
+            embed_dropout=0.0,
+        )
+        .build()
+    )
 
 
 def renamed(model, names: dict[str, str]) -> dict:
@@ -87,7 +139,14 @@ def renamed(model, names: dict[str, str]) -> dict:
     return state
 
 
-LIMIT = {'tok_embed': 'tok', 'pos_embed': 'pos', 'attn.qkv': 'qkv', 'attn.proj': 'proj', 'ff.0': 'fc', 'ff.2': 'out'}
+LIMIT = {
+    'tok_embed': 'tok',
+    'pos_embed': 'pos',
+    'attn.qkv': 'qkv',
+    'attn.proj': 'proj',
+    'ff.0': 'fc',
+    'ff.2': 'out',
+}
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('fp32', 1e-5), ('bf16', 3e-2)])
@@ -103,9 +162,15 @@ def test_the_limit_is_the_same_model(dtype, tolerance):
     loss.backward()
     before = model.head.weight.detach().clone()
     assert step(x, y).item() == pytest.approx(loss.item(), rel=tolerance)
-    for mine, theirs in ((model.head.weight, ours.fc.weight), (model.head.bias, ours.fc.bias), (model.tok.weight, ours.tok_embed.weight),
-                         (model.blocks[0].qkv.weight, ours.blocks[0].attn.qkv.weight)):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=tolerance, atol=tolerance * theirs.grad.abs().max().item())
+    for mine, theirs in (
+        (model.head.weight, ours.fc.weight),
+        (model.head.bias, ours.fc.bias),
+        (model.tok.weight, ours.tok_embed.weight),
+        (model.blocks[0].qkv.weight, ours.blocks[0].attn.qkv.weight),
+    ):
+        torch.testing.assert_close(
+            mine.grad, theirs.grad, rtol=tolerance, atol=tolerance * theirs.grad.abs().max().item()
+        )
     assert not torch.equal(before, model.head.weight)
 
 
@@ -115,14 +180,19 @@ def test_the_original_is_the_same_model():
     state = renamed(ours, {'attn.proj': 'proj'})
     for i in range(2):
         for part in ('weight', 'bias'):
-            for name, piece in zip(('query', 'key', 'value'), state.pop(f'blocks.{i}.attn.qkv.{part}').chunk(3)):
+            for name, piece in zip(
+                ('query', 'key', 'value'), state.pop(f'blocks.{i}.attn.qkv.{part}').chunk(3)
+            ):
                 state[f'blocks.{i}.{name}.{part}'] = piece
         state[f'blocks.{i}.mask'] = model.blocks[i].mask
     model.load_state_dict(state)
     texts = ['One text is short.', 'The other one is a little longer, and so the first is padded.']
     results, loss, tokens = model.train_prompts([{'prompt': '', 'truth': text} for text in texts])
     encoded = [[50256, *get_tokenizer('gpt2').encode(text), 50256] for text in texts]
-    expected = [torch.nn.functional.cross_entropy(ours(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:])) for ids in encoded]
+    expected = [
+        torch.nn.functional.cross_entropy(ours(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]))
+        for ids in encoded
+    ]
     assert loss.item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
     assert tokens == sum(map(len, encoded)) - 2
     assert len(results) == 2 and all(isinstance(text, str) for text in results)
@@ -130,10 +200,21 @@ def test_the_original_is_the_same_model():
 
 def test_nanogpt_is_the_same_model():
     ours = gpt2ish()
-    torch.nn.init.zeros_(ours.fc.bias)      # there it has none
+    torch.nn.init.zeros_(ours.fc.bias)  # there it has none
     model = references.Nano(**SHAPE, context=32)
-    state = renamed(ours, {'tok_embed': 'wte', 'attn.qkv': 'c_attn', 'attn.proj': 'c_proj', 'ff.': 'mlp.', 'blocks': 'h', 'ln1': 'ln_1',
-                           'ln2': 'ln_2', 'fc.': 'lm_head.'})
+    state = renamed(
+        ours,
+        {
+            'tok_embed': 'wte',
+            'attn.qkv': 'c_attn',
+            'attn.proj': 'c_proj',
+            'ff.': 'mlp.',
+            'blocks': 'h',
+            'ln1': 'ln_1',
+            'ln2': 'ln_2',
+            'fc.': 'lm_head.',
+        },
+    )
     del state['lm_head.bias']
     state = {('ln_f' + k[2:] if k.startswith('ln.') else k): v for k, v in state.items()}
     state['wpe.weight'] = state.pop('pos_embed')[0]

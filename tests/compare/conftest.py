@@ -1,4 +1,5 @@
 """Finished runs to compare: tiny, but trained by the trainer itself."""
+
 import json
 import random
 from pathlib import Path
@@ -9,8 +10,11 @@ from lmplay.compare.results import Run, read_run
 from lmplay.new.copying import copy_experiment
 from lmplay.train.__main__ import main
 
-NAMES, VERBS, THINGS = ['Ada', 'Tom', 'Lily', 'Max', 'Zoë'], ['saw', 'found', 'took', 'lost'], ['a red ball', 'the old tree',
-                                                                                                'his hat', '12 nuts']
+NAMES, VERBS, THINGS = (
+    ['Ada', 'Tom', 'Lily', 'Max', 'Zoë'],
+    ['saw', 'found', 'took', 'lost'],
+    ['a red ball', 'the old tree', 'his hat', '12 nuts'],
+)
 
 
 @pytest.fixture(scope='session', name='write_plan')
@@ -21,16 +25,42 @@ def _write_plan():
 def write_plan(folder: Path, **stage) -> Path:
     rng = random.Random(0)
     file = folder / 'stories.jsonl'
-    rows = [{'text': ' '.join(f'{rng.choice(NAMES)} {rng.choice(VERBS)} {rng.choice(THINGS)}.' for _ in range(rng.randint(1,
-                                                                                                                          12))),
-             'kind': rng.choice(['long', 'short'])} for _ in range(400)]
+    rows = [
+        {
+            'text': ' '.join(
+                f'{rng.choice(NAMES)} {rng.choice(VERBS)} {rng.choice(THINGS)}.'
+                for _ in range(rng.randint(1, 12))
+            ),
+            'kind': rng.choice(['long', 'short']),
+        }
+        for _ in range(400)
+    ]
     file.write_text('\n'.join(json.dumps(r) for r in rows))
-    plan = {'tokenizer': 'bytes', 'validation_fraction': 0.1,
-            'datasets': {'stories': {'loader': 'json', 'path': str(file), 'domain_column': 'kind'}},
-            'model': {'num_blocks': 1, 'embed_dim': 32, 'num_heads': 2, 'max_len': 32, 'attn_dropout': 0.0, 'ff_dropout': 0.0,
-                      'embed_dropout': 0.0},
-            'stages': {'only': {'dataset': 'stories', 'tokens': 60_000, 'batch_size': 16, 'mini_batch_size': 16, 'lr': 0.006,
-                                'validation_bytes': 8000} | stage}}
+    plan = {
+        'tokenizer': 'bytes',
+        'validation_fraction': 0.1,
+        'datasets': {'stories': {'loader': 'json', 'path': str(file), 'domain_column': 'kind'}},
+        'model': {
+            'num_blocks': 1,
+            'embed_dim': 32,
+            'num_heads': 2,
+            'max_len': 32,
+            'attn_dropout': 0.0,
+            'ff_dropout': 0.0,
+            'embed_dropout': 0.0,
+        },
+        'stages': {
+            'only': {
+                'dataset': 'stories',
+                'tokens': 60_000,
+                'batch_size': 16,
+                'mini_batch_size': 16,
+                'lr': 0.006,
+                'validation_bytes': 8000,
+            }
+            | stage
+        },
+    }
     path = folder / 'stories_plan.json'
     path.write_text(json.dumps(plan))
     return path
@@ -44,7 +74,9 @@ def experiments(tmp_path_factory) -> dict[str, str]:
         copy_experiment(name, origin='gpt2ish', folder=folder)
     model = folder / 'nopos' / 'model.py'
     text = model.read_text()
-    without = text.replace('self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]]', 'self.tok_embed(x)')
+    without = text.replace(
+        'self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]]', 'self.tok_embed(x)'
+    )
     assert without != text
     model.write_text(without)
     return {name: str(folder / name / 'versions.py') for name in ('same', 'nopos')}
@@ -63,11 +95,28 @@ def trained(tmp_path_factory, cache, experiments):
             folder = root / f'{label}-{seed}'
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv('LMP_DATASETS', str(cache))
-                assert main(['--exp', experiments.get(exp, exp), '--training-plan', str(plan), '--run-dir', str(folder),
-                             '--seed', str(seed),
-                             '--device', 'cpu', '--quiet', *flags]) == 0
+                assert (
+                    main(
+                        [
+                            '--exp',
+                            experiments.get(exp, exp),
+                            '--training-plan',
+                            str(plan),
+                            '--run-dir',
+                            str(folder),
+                            '--seed',
+                            str(seed),
+                            '--device',
+                            'cpu',
+                            '--quiet',
+                            *flags,
+                        ]
+                    )
+                    == 0
+                )
             known[key] = read_run(folder)
         return known[key]
+
     return train
 
 

@@ -1,4 +1,5 @@
 """lmp_compare as a user runs it: real processes, killed at a random moment, the same report in the end."""
+
 import copy
 import csv
 import json
@@ -27,13 +28,21 @@ OWN = ('seconds', 'tokens_per_second', 'memory')
 
 @pytest.fixture(scope='module')
 def plan(tmp_path_factory, write_plan):
-    return write_plan(tmp_path_factory.mktemp('plan'), tokens=16_000, batch_size=8, mini_batch_size=8, validation_bytes=3000)
+    return write_plan(
+        tmp_path_factory.mktemp('plan'), tokens=16_000, batch_size=8, mini_batch_size=8, validation_bytes=3000
+    )
 
 
 def start(arguments, cwd, cache):
     environment = os.environ | {'LMP_DATASETS': str(cache), 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen([sys.executable, '-m', 'lmplay.compare', *map(str, arguments)], cwd=cwd, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, '-m', 'lmplay.compare', *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(arguments, cwd, cache) -> tuple[str, str]:
@@ -47,7 +56,11 @@ def without_clock(value):
     if isinstance(value, dict):
         return {k: without_clock(v) for k, v in value.items() if k not in OWN}
     if isinstance(value, list):
-        return [without_clock(v) for v in value if not (isinstance(v, dict) and v.get('setting') == 'lmplay commit')]
+        return [
+            without_clock(v)
+            for v in value
+            if not (isinstance(v, dict) and v.get('setting') == 'lmplay commit')
+        ]
     return value
 
 
@@ -55,14 +68,32 @@ def results(folder):
     def table(name):
         with open(folder / name, newline='') as file:
             return [{k: v for k, v in row.items() if k not in OWN} for row in csv.DictReader(file)]
-    return without_clock(json.loads((folder / 'results.json').read_text())), table('runs.csv'), table('curves.csv'), table('domains.csv')
+
+    return (
+        without_clock(json.loads((folder / 'results.json').read_text())),
+        table('runs.csv'),
+        table('curves.csv'),
+        table('domains.csv'),
+    )
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, cache, plan):
     """A comparison that nothing disturbed: gpt2ish with itself at twice the width, two seeds."""
     folder = tmp_path_factory.mktemp('whole')
-    arguments = ('gpt2ish', 'gpt2ish,embed_dim=32', '--plan', plan, '--seeds', 2, *SMALL, '--out', 'c', '--jobs', 2)
+    arguments = (
+        'gpt2ish',
+        'gpt2ish,embed_dim=32',
+        '--plan',
+        plan,
+        '--seeds',
+        2,
+        *SMALL,
+        '--out',
+        'c',
+        '--jobs',
+        2,
+    )
     out, error = finish(arguments, folder, cache)
     return folder, arguments, out, error
 
@@ -71,23 +102,41 @@ def test_a_comparison_from_first_to_last(whole):
     folder, _, out, error = whole
     assert re.search(r'^[▲▼≈] gpt2ish,embed_dim=32', out, re.M) and 'c/report.html' in out
     assert 'The noise of gpt2ish from seed to seed' in error and 'gpt2ish seed 1: finished' in error
-    for name in ('report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv', 'noise.json', 'comparison.json',
-                 'figures/difference.png'):
+    for name in (
+        'report.html',
+        'results.json',
+        'runs.csv',
+        'curves.csv',
+        'domains.csv',
+        'noise.json',
+        'comparison.json',
+        'figures/difference.png',
+    ):
         assert (folder / 'c' / name).stat().st_size > 0, name
     findings = json.loads((folder / 'c/results.json').read_text())
     baseline, wide = findings['experiments']
-    assert baseline['figures']['tokens'] == wide['figures']['tokens'] and set(wide['comparison']['differences']) == {'0', '1'}
-    assert findings['noise']['sd'] > 0 and json.loads((folder / 'c/noise.json').read_text()) == findings['noise']
+    assert baseline['figures']['tokens'] == wide['figures']['tokens'] and set(
+        wide['comparison']['differences']
+    ) == {'0', '1'}
+    assert (
+        findings['noise']['sd'] > 0 and json.loads((folder / 'c/noise.json').read_text()) == findings['noise']
+    )
     runs = sorted((folder / 'c/runs').glob('*/seed-*'))
     assert len([r for r in runs if r.is_dir()]) == 4
     orders = {(r / 'stages.json').read_text().split('"data": "')[1][:24] for r in runs if r.is_dir()}
-    assert len(orders) == 1         # the same data in the same order
+    assert len(orders) == 1  # the same data in the same order
 
 
 def test_given_again_it_trains_nothing_and_writes_the_same_bytes(whole, cache):
     folder, arguments, *_ = whole
-    files = ['report.html', 'results.json', 'runs.csv', 'curves.csv', 'domains.csv',
-             *(f'figures/{f.name}' for f in (folder / 'c/figures').iterdir())]
+    files = [
+        'report.html',
+        'results.json',
+        'runs.csv',
+        'curves.csv',
+        'domains.csv',
+        *(f'figures/{f.name}' for f in (folder / 'c/figures').iterdir()),
+    ]
     before = {f: (folder / 'c' / f).read_bytes() for f in files}
     _, error = finish(arguments, folder, cache)
     assert 'training on' not in error
@@ -107,17 +156,22 @@ def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cac
         early = process.poll() is None
         process.send_signal(number)
         process.communicate()
-        assert not early or process.returncode in (code, 0)     # 0: it came to its end just then
+        assert not early or process.returncode in (code, 0)  # 0: it came to its end just then
     finish(arguments, tmp_path, cache)
     assert results(tmp_path / 'c') == results(folder / 'c')
 
 
 def test_runs_are_reused_by_a_comparison_beside_it(whole, cache):
     """Another experiment against the same baseline: the baseline is not trained again, the new one alone is."""
-    folder, *_ , = whole
+    (
+        folder,
+        *_,
+    ) = whole
     arguments = ('gpt2ish', 'gpt2ish,num_heads=1', '--plan', whole[1][3], '--seeds', 1, *SMALL, '--out', 'd')
     out, error = finish(arguments, folder, cache)
-    assert 'gpt2ish seed 0: ' in error and 'is used again' in error and 'gpt2ish seed 0: training' not in error
+    assert (
+        'gpt2ish seed 0: ' in error and 'is used again' in error and 'gpt2ish seed 0: training' not in error
+    )
     assert 'One seed gives no verdict' in out and out.startswith('?')
 
 
@@ -128,7 +182,11 @@ def test_a_damaged_run_of_its_own_is_named_and_trained_again_once_deleted(whole,
     (own / 'settings.json').write_text('{}')
     process = start(arguments, tmp_path, cache)
     _, error = process.communicate()
-    assert process.returncode == 2 and f"'{own.relative_to(tmp_path)}' is damaged" in error and 'Delete that folder' in error
+    assert (
+        process.returncode == 2
+        and f"'{own.relative_to(tmp_path)}' is damaged" in error
+        and 'Delete that folder' in error
+    )
     shutil.rmtree(own)
     finish(arguments, tmp_path, cache)
     assert results(tmp_path / 'c') == results(folder / 'c')
@@ -150,7 +208,9 @@ def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_pat
     findings = json.loads((tmp_path / 'f/results.json').read_text())
     for entry in findings['experiments']:
         row = 32 * entry['figures']['flops_per_token']
-        assert entry['figures']['flops'] == pytest.approx(5e8, abs=1.5 * row)       # a run stops at the end of a row
+        assert entry['figures']['flops'] == pytest.approx(
+            5e8, abs=1.5 * row
+        )  # a run stops at the end of a row
         log = findings['tuning'][entry['label']]
         assert [p['factor'] for p in log['points']] == [0.1, 1.0]
         best = min(log['points'], key=lambda p: p['loss'])
@@ -165,35 +225,73 @@ def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_pat
         run = next((tmp_path / 's/runs').glob(f'{entry["label"]}-*/seed-0'))
         seconds = [0.0, *(r['seconds'] for r in read_metrics(run) if r['kind'] == 'train')]
         assert entry['figures']['seconds'] == seconds[-1]
-        assert seconds[-2] < 1 and abs(seconds[-1] - 1) < max(b - a for a, b in zip(seconds, seconds[1:])), seconds     # the nearest step
+        assert seconds[-2] < 1 and abs(seconds[-1] - 1) < max(b - a for a, b in zip(seconds, seconds[1:])), (
+            seconds
+        )  # the nearest step
     assert 'ended by the clock' in (tmp_path / 's/report.html').read_text()
 
 
 def test_a_run_that_stops_early_is_left_out_and_said(tmp_path, cache, plan):
     """The third experiment's numbers leave the finite; the other two are compared all the same."""
-    arguments = ('gpt2ish', 'gpt2ish,num_heads=1', 'gpt2ish,lr=1e30,clip=0,on_nan=stop', '--plan', plan, '--seeds', 1, *SMALL,
-                 '--budget', 'tokens=4k', '--out', 'c')
+    arguments = (
+        'gpt2ish',
+        'gpt2ish,num_heads=1',
+        'gpt2ish,lr=1e30,clip=0,on_nan=stop',
+        '--plan',
+        plan,
+        '--seeds',
+        1,
+        *SMALL,
+        '--budget',
+        'tokens=4k',
+        '--out',
+        'c',
+    )
     out, error = finish(arguments, tmp_path, cache)
     assert 'gpt2ish,num_heads=1' in out and 'stopped early and is left out' in out
     findings = json.loads((tmp_path / 'c/results.json').read_text())
     assert [e['label'] for e in findings['experiments']] == ['gpt2ish', 'gpt2ish,num_heads=1']
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'Give experiments to train'), (['gpt2ish'], 'at least one more'), (['gpt2ish', 'gpt2sh'], "Did you mean 'gpt2ish'"),
-    (['gpt2ish', 'gpt2ish'], 'given twice'), (['gpt2ish', 'gpt2ish,embed_dm=3'], "Did you mean 'embed_dim'"),
-    (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
-    (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"),
-    (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
-    (['gpt2ish', 'some', '--seeds', '0'], 'from 1 to 1000; given: 0'), (['gpt2ish', 'some', '--plan', 'quickstrt'],
-                                                          "Did you mean 'quickstart'"),
-    (['gpt2ish', 'some', '--job', '2'], "Did you mean '--jobs'"), (['gpt2ish', 'some', '--device', 'gpu'], 'Unknown device'),
-    (['gpt2ish', 'some', '--runs', 'x'], 'not experiments and runs together'), (['--runs', '/none'], "No directory '/none'"),
-    (['gpt2ish', 'some', '--baseline', 'some'], 'goes with --runs'), (['--leaderboard', '/none'], "No directory '/none'"),
-    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'],
-     'needs a device for every job'),
-    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu,cpu'], 'jobs 2, devices 1'),
-    (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=1e20'], 'a number above 0')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'Give experiments to train'),
+        (['gpt2ish'], 'at least one more'),
+        (['gpt2ish', 'gpt2sh'], "Did you mean 'gpt2ish'"),
+        (['gpt2ish', 'gpt2ish'], 'given twice'),
+        (['gpt2ish', 'gpt2ish,embed_dm=3'], "Did you mean 'embed_dim'"),
+        (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
+        (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"),
+        (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
+        (['gpt2ish', 'some', '--seeds', '0'], 'from 1 to 1000; given: 0'),
+        (['gpt2ish', 'some', '--plan', 'quickstrt'], "Did you mean 'quickstart'"),
+        (['gpt2ish', 'some', '--job', '2'], "Did you mean '--jobs'"),
+        (['gpt2ish', 'some', '--device', 'gpu'], 'Unknown device'),
+        (['gpt2ish', 'some', '--runs', 'x'], 'not experiments and runs together'),
+        (['--runs', '/none'], "No directory '/none'"),
+        (['gpt2ish', 'some', '--baseline', 'some'], 'goes with --runs'),
+        (['--leaderboard', '/none'], "No directory '/none'"),
+        (
+            ['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'],
+            'needs a device for every job',
+        ),
+        (
+            [
+                'gpt2ish',
+                'gpt2ish,embed_dim=64',
+                '--budget',
+                'seconds=3',
+                '--jobs',
+                '2',
+                '--device',
+                'cpu,cpu',
+            ],
+            'jobs 2, devices 1',
+        ),
+        (['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=1e20'], 'a number above 0'),
+    ],
+)
 def test_mistakes_are_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
@@ -212,12 +310,21 @@ def test_different_tokenizers_are_refused_before_anything_is_trained(capsys, tmp
     assert not (tmp_path / 'compare').exists()
 
 
-@pytest.mark.parametrize('lengths, arguments, message', [
-    ([{'seconds': 5}, {'seconds': 5}], ['--jobs', '2'], 'needs a device for every job'),
-    ([{'seconds': 5}, {'tokens': 500}], [], 'some stages have a length in seconds and some have not'),
-    ([{'seconds': 5}, {'tokens': 500}], ['--budget', 'tokens=500'], 'some stages have a length in seconds and some have not'),
-])
-def test_plans_in_seconds_that_can_not_be_compared_by_are_refused(capsys, tmp_path, monkeypatch, plan, lengths, arguments, message):
+@pytest.mark.parametrize(
+    'lengths, arguments, message',
+    [
+        ([{'seconds': 5}, {'seconds': 5}], ['--jobs', '2'], 'needs a device for every job'),
+        ([{'seconds': 5}, {'tokens': 500}], [], 'some stages have a length in seconds and some have not'),
+        (
+            [{'seconds': 5}, {'tokens': 500}],
+            ['--budget', 'tokens=500'],
+            'some stages have a length in seconds and some have not',
+        ),
+    ],
+)
+def test_plans_in_seconds_that_can_not_be_compared_by_are_refused(
+    capsys, tmp_path, monkeypatch, plan, lengths, arguments, message
+):
     content = json.loads(plan.read_text())
     (stage,) = content['stages'].values()
     stage.pop('tokens')
@@ -230,24 +337,39 @@ def test_plans_in_seconds_that_can_not_be_compared_by_are_refused(capsys, tmp_pa
 
 def test_a_budget_shares_a_plan_in_seconds_by_its_seconds():
     plan = {'stages': {'s': {'seconds': 10}, 't': {'seconds': 30}}}
-    prepared = Prepared(Spec('a', 'gpt2ish'), plan, 'seconds', [10, 30], flops_per_token=[2.0, 6.0], fingerprints={}, device_kind='cpu', amp=False)
+    prepared = Prepared(
+        Spec('a', 'gpt2ish'),
+        plan,
+        'seconds',
+        [10, 30],
+        flops_per_token=[2.0, 6.0],
+        fingerprints={},
+        device_kind='cpu',
+        amp=False,
+    )
     apply_budget(tokens := copy.deepcopy(prepared), Budget('tokens', 4000))
     assert tokens.plan['stages'] == {'s': {'tokens': 1000}, 't': {'tokens': 3000}} and tokens.unit == 'tokens'
     apply_budget(flops := copy.deepcopy(prepared), Budget('flops', 4000))
-    assert flops.plan['stages'] == {'s': {'tokens': 200}, 't': {'tokens': 600}}      # 200 * 2 + 600 * 6
+    assert flops.plan['stages'] == {'s': {'tokens': 200}, 't': {'tokens': 600}}  # 200 * 2 + 600 * 6
     apply_budget(seconds := copy.deepcopy(prepared), Budget('seconds', 8))
-    assert seconds.plan['stages'] == {'s': {'seconds': 2.0}, 't': {'seconds': 6.0}} and seconds.lengths == [2.0, 6.0]
+    assert seconds.plan['stages'] == {'s': {'seconds': 2.0}, 't': {'seconds': 6.0}} and seconds.lengths == [
+        2.0,
+        6.0,
+    ]
 
 
 def test_help_is_quick_and_imports_no_torch():
-    code = ('import sys; from lmplay.compare.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
-            'assert "torch" not in sys.modules and "numpy" not in sys.modules')
+    code = (
+        'import sys; from lmplay.compare.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+        'assert "torch" not in sys.modules and "numpy" not in sys.modules'
+    )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert out.returncode == 0 and '--leaderboard' in out.stdout, out.stderr
 
 
 def test_an_edited_experiment_is_trained_anew(tmp_path, experiments):
     from lmplay.compare.prepare import code_digest
+
     folder = shutil.copytree(experiments['same'].removesuffix('/versions.py'), tmp_path / 'mine')
     before = code_digest(str(folder / 'versions.py'))
     assert code_digest(str(folder / 'versions.py')) == before
@@ -265,23 +387,43 @@ def test_leaderboard(trained, baseline, tmp_path, capsys):
     assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['gpt2ish', 'gpt2ish_med', '--plan', 'quickstart'], 'gpt2ish_med and gpt2ish are the same model, trained the same way, under plan quickstart'),
-    (['gpt2ish', 'some', '--budget', 'tokens=1e400'], "takes a number above 0, such as 20M or 1e15; given: '1e400'"),
-    (['gpt2ish', 'some', '--budget', ''], "Unknown budget ''"),
-    (['gpt2ish,tokens=500', 'some'], "'tokens=500': how long all train is for --budget or the plan to say"),
-    (['gpt2ish', 'some', '--set', 'foo'], "--set takes KEY=VALUE; given: 'foo'"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            ['gpt2ish', 'gpt2ish_med', '--plan', 'quickstart'],
+            'gpt2ish_med and gpt2ish are the same model, trained the same way, under plan quickstart',
+        ),
+        (
+            ['gpt2ish', 'some', '--budget', 'tokens=1e400'],
+            "takes a number above 0, such as 20M or 1e15; given: '1e400'",
+        ),
+        (['gpt2ish', 'some', '--budget', ''], "Unknown budget ''"),
+        (
+            ['gpt2ish,tokens=500', 'some'],
+            "'tokens=500': how long all train is for --budget or the plan to say",
+        ),
+        (['gpt2ish', 'some', '--set', 'foo'], "--set takes KEY=VALUE; given: 'foo'"),
+    ],
+)
 def test_unfair_or_impossible_comparisons_are_refused(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, '--device', 'cpu']) == 2
     assert message in capsys.readouterr().err and not (tmp_path / 'compare').exists()
 
 
-@pytest.mark.parametrize('name, content', [
-    ('summary.json', b'{}'), ('summary.json', b'[]'), ('settings.json', b'{}'), ('stages.json', b'{"s": {}}'), ('metrics.jsonl', b''),
-    ('held_out-*.npz', b''), ('held_out-*.npz', b'PK\x03\x04 cut short'),
-])
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('summary.json', b'{}'),
+        ('summary.json', b'[]'),
+        ('settings.json', b'{}'),
+        ('stages.json', b'{"s": {}}'),
+        ('metrics.jsonl', b''),
+        ('held_out-*.npz', b''),
+        ('held_out-*.npz', b'PK\x03\x04 cut short'),
+    ],
+)
 def test_damaged_runs_are_named(trained, tmp_path, name, content):
     folder = tmp_path / 'run'
     shutil.copytree(trained('baseline', 'gpt2ish', 0).folder, folder)
@@ -297,6 +439,6 @@ def test_records_cut_short_are_no_cheaper_run(trained, tmp_path):
     lines = (folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
     last = max(i for i, line in enumerate(lines) if '"validation"' in line)
     earlier = max(i for i, line in enumerate(lines[:last]) if '"validation"' in line)
-    (folder / 'metrics.jsonl').write_text(''.join(lines[:earlier + 1]))
+    (folder / 'metrics.jsonl').write_text(''.join(lines[: earlier + 1]))
     with pytest.raises(UserError, match='metrics.jsonl ends at .* tokens, summary.json says'):
         read_run(folder)

@@ -1,4 +1,5 @@
 """What the comparison says of experiments whose truth is known: equal ones, a wider one, one without positions."""
+
 import math
 from dataclasses import replace
 
@@ -25,21 +26,31 @@ def test_identical_but_for_its_name_is_within_noise(trained, baseline):
 
 
 def test_doubled_width_is_better_and_no_positions_are_worse(trained, baseline):
-    findings = judge({'gpt2ish': baseline, 'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64'),
-                      'nopos': seeds(trained, 'nopos', 'nopos')})
+    findings = judge(
+        {
+            'gpt2ish': baseline,
+            'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64'),
+            'nopos': seeds(trained, 'nopos', 'nopos'),
+        }
+    )
     wide, nopos = findings['experiments'][1:]
     assert wide['comparison']['verdict'] == 'better' and wide['comparison']['high'] < 0, wide['sentence']
     assert nopos['comparison']['verdict'] == 'worse' and nopos['comparison']['low'] > 0, nopos['sentence']
-    assert wide['unequal']['total_parameters'] == pytest.approx(2.8, abs=0.1) and 'times the FLOPs per token' in wide['sentence']
+    assert (
+        wide['unequal']['total_parameters'] == pytest.approx(2.8, abs=0.1)
+        and 'times the FLOPs per token' in wide['sentence']
+    )
     assert any('not matched' in w for w in findings['warnings'])
-    assert findings['alpha'] == 0.025       # two comparisons share the 5 %
+    assert findings['alpha'] == 0.025  # two comparisons share the 5 %
     for row in findings['domains']:
         assert row['experiments']['nopos']['difference'] > 0
     assert any(r['setting'] == 'model.embed_dim' for r in findings['settings'])
 
 
 def test_one_seed_gives_no_verdict_and_says_so(trained, baseline):
-    findings = judge({'gpt2ish': baseline[:1], 'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64')[:1]})
+    findings = judge(
+        {'gpt2ish': baseline[:1], 'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64')[:1]}
+    )
     entry = findings['experiments'][1]
     assert entry['comparison']['verdict'] == 'no verdict' and entry['comparison']['documents'][1] < 0
     assert 'One seed gives no verdict' in entry['sentence'] and findings['noise']['sd'] is None
@@ -60,6 +71,7 @@ def simulated(baseline, rng, n, *, shift=0.0):
             loss = recorded.mean(0) + tokens * (level + rng.normal(0, residual))
             made.append(replace(baseline[0], seed=seed, documents=baseline[0].documents | {'loss': loss}))
         return made
+
     return runs(0.0), runs(shift)
 
 
@@ -71,7 +83,7 @@ def test_equal_experiments_are_within_noise_in_19_of_20_simulated_comparisons(ba
     for _ in range(trials):
         ours, theirs = simulated(baseline, rng, n)
         if paired_t([b.loss('loss') - a.loss('loss') for a, b in zip(ours, theirs)]).p > 0.05:
-            verdicts.append('within noise')         # whatever the documents say; see test_statistics
+            verdicts.append('within noise')  # whatever the documents say; see test_statistics
         else:
             verdicts.append(compare_pair(ours, theirs, 'loss', 0.05)['verdict'])
     within = verdicts.count('within noise') / trials
@@ -83,7 +95,9 @@ def test_equal_experiments_are_within_noise_in_19_of_20_simulated_comparisons(ba
 def test_a_difference_of_the_detectable_size_is_found_about_as_often_as_promised(baseline):
     rng = np.random.default_rng(0)
     shift = noise(baseline, 'loss')['detectable']
-    verdicts = [compare_pair(*simulated(baseline, rng, 3, shift=shift), 'loss', 0.05)['verdict'] for _ in range(100)]
+    verdicts = [
+        compare_pair(*simulated(baseline, rng, 3, shift=shift), 'loss', 0.05)['verdict'] for _ in range(100)
+    ]
     assert verdicts.count('better') == 0 and 0.6 < verdicts.count('worse') / 100 <= 0.95
 
 
@@ -91,8 +105,9 @@ def test_the_noise_is_the_sample_deviation_and_warns_early(trained, baseline):
     losses = [r.loss('loss') for r in baseline]
     measured = noise(baseline, 'loss')
     assert measured['sd'] == pytest.approx(np.std(losses, ddof=1))
-    assert measured['detectable'] == pytest.approx((t_quantile(0.975, 2) + t_quantile(0.8,
-                                                                                      2)) * measured['sd'] * math.sqrt(2 / 3))
+    assert measured['detectable'] == pytest.approx(
+        (t_quantile(0.975, 2) + t_quantile(0.8, 2)) * measured['sd'] * math.sqrt(2 / 3)
+    )
     wide, same = trained('wide', 'gpt2ish', 0, '--embed-dim', '64'), trained('same', 'same', 0)
     assert 'is what 3 seeds can resolve' in early_warning([wide], baseline, 'loss')
     assert 'Warning' in early_warning([same], baseline, 'loss')
@@ -102,6 +117,7 @@ def test_the_noise_is_the_sample_deviation_and_warns_early(trained, baseline):
 def test_losses_that_are_not_finite(baseline):
     def broken(run):
         return replace(run, documents=run.documents | {'loss': run.documents['loss'] * np.nan})
+
     other = [broken(baseline[0]), *baseline[1:]]
     entry = judge({'a': baseline, 'b': other})['experiments'][1]
     assert entry['comparison']['verdict'] == 'diverged' and 'diverged on seed 0' in entry['sentence']
@@ -111,7 +127,9 @@ def test_losses_that_are_not_finite(baseline):
 
 def test_seeds_of_one_side_only_are_left_out_and_said(trained, baseline):
     findings = judge({'gpt2ish': baseline, 'same': seeds(trained, 'same', 'same')[:2]})
-    assert findings['experiments'][1]['comparison']['seeds'] == [0, 1] and any('left out' in w for w in findings['warnings'])
+    assert findings['experiments'][1]['comparison']['seeds'] == [0, 1] and any(
+        'left out' in w for w in findings['warnings']
+    )
 
 
 def test_a_few_long_documents_are_warned_of(baseline):
@@ -123,7 +141,11 @@ def test_a_few_long_documents_are_warned_of(baseline):
 
 def test_what_can_not_be_compared_is_refused(trained, baseline):
     prints = fingerprints_of({'a': baseline})['a']
-    for name, what in (('data', 'training data'), ('tokenizer', 'tokenizer'), ('evaluation', 'held-out tokens')):
+    for name, what in (
+        ('data', 'training data'),
+        ('tokenizer', 'tokenizer'),
+        ('evaluation', 'held-out tokens'),
+    ):
         with pytest.raises(UserError, match=what):
             check_comparable({'a': prints, 'b': prints | {name: 'other'}}, 'loss')
         check_comparable({'a': prints, 'b': prints | {name: 'other'}}, 'bits_per_byte')
@@ -142,13 +164,17 @@ def test_runs_are_grouped_by_their_settings(trained, baseline):
     groups = group([*wide, *baseline[::-1], trained('same', 'same', 0)])
     assert list(groups) == ['gpt2ish,embed_dim=64', 'gpt2ish,embed_dim=32', 'same']
     assert [r.seed for r in groups['gpt2ish,embed_dim=32']] == [0, 1, 2]
-    assert not differing_settings({'a': groups['gpt2ish,embed_dim=32'][:1], 'b': groups['gpt2ish,embed_dim=32'][1:]})
+    assert not differing_settings(
+        {'a': groups['gpt2ish,embed_dim=32'][:1], 'b': groups['gpt2ish,embed_dim=32'][1:]}
+    )
 
 
 def test_finished_runs_are_compared_and_mistakes_told(trained, baseline, tmp_path):
     places = [str(r.folder) for r in baseline]
     wide = [str(r.folder) for r in seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64')]
-    report = compare_runs([*places, *wide], metric='bits_per_byte', baseline='gpt2ish,embed_dim=32', out=tmp_path / 'out')
+    report = compare_runs(
+        [*places, *wide], metric='bits_per_byte', baseline='gpt2ish,embed_dim=32', out=tmp_path / 'out'
+    )
     assert 'better' in report.read_text() and 'bits per byte' in report.read_text()
     with pytest.raises(UserError, match='Unknown baseline'):
         compare_runs([*places, *wide], metric='loss', baseline='gpt2', out=tmp_path)

@@ -1,4 +1,5 @@
 """The page: whole in itself, with a structure that keyboards and screen readers follow; looked at by a real browser where there is one."""
+
 import base64
 import html
 import json
@@ -18,9 +19,16 @@ from lmplay.compare.report import axis_of, number, routing_table, signed, visibl
 from lmplay.compare.results import read_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update',
-         '--disable-sync', '--hide-scrollbars']
+FLAGS = [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--hide-scrollbars',
+]
 VOID = {'meta', 'link', 'br', 'wbr', 'img', 'input', 'hr', 'path', 'use', 'stop'}
 
 
@@ -31,11 +39,27 @@ def report(trained, baseline, tmp_path_factory):
     wide = [trained('wide', 'gpt2ish', seed, '--embed-dim', '64') for seed in range(3)]
     same = [trained('same', 'same', seed) for seed in range(3)]
     moe = [trained('moe', 'gpt2_moe_test', seed, '--moe-layers', 'all') for seed in range(2)]
-    runs = {'gpt2ish': baseline, 'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide, 'same': same, 'moe': moe}
+    runs = {
+        'gpt2ish': baseline,
+        'gpt2ish,embed_dim=64,with=a_rather_long,list=of_settings': wide,
+        'same': same,
+        'moe': moe,
+    }
     findings = judge(runs, notes=['A note <script>alert(1)</script>.'])
-    findings |= {'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]), 'plan': 'stories', 'budget': 'flops=1e9', 'tuning':
-                 {label: {'points': [{'factor': f, 'lr': [0.01 * f], 'loss': 1.0 if f < 4 else None} for f in (0.5, 1, 4)],
-                          'chosen': [0.01]} for label in runs}}
+    findings |= {
+        'title': 'gpt2ish against ' + ', '.join(list(runs)[1:]),
+        'plan': 'stories',
+        'budget': 'flops=1e9',
+        'tuning': {
+            label: {
+                'points': [
+                    {'factor': f, 'lr': [0.01 * f], 'loss': 1.0 if f < 4 else None} for f in (0.5, 1, 4)
+                ],
+                'chosen': [0.01],
+            }
+            for label in runs
+        },
+    }
     findings['samples'][0]['texts']['same'] = '</pre><img src=x onerror=alert(1)>'
     return write_report(findings, runs, out)
 
@@ -86,7 +110,11 @@ def test_structure_for_keyboards_and_screen_readers(report):
     assert len(page.of('title')) == 1 + len(pictures) and all(page.of('desc'))
     levels = [int(t[1]) for t, _ in page.elements if re.fullmatch('h[1-6]', t)]
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:]))
-    assert all(a.get('tabindex') == '0' and a.get('aria-label') for t, a in page.elements if a.get('role') == 'region')
+    assert all(
+        a.get('tabindex') == '0' and a.get('aria-label')
+        for t, a in page.elements
+        if a.get('role') == 'region'
+    )
 
 
 def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
@@ -98,14 +126,18 @@ def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
     assert not Outline(text).of('script')
     assert all(a['src'].startswith('data:image/svg+xml') for a in Outline(text).of('img'))
     assert '&lt;script&gt;' in text and 'onerror=alert(1)&gt;' in text
-    assert text.index('id="verdict"') < text.index('id="course"')       # verdict first
+    assert text.index('id="verdict"') < text.index('id="course"')  # verdict first
 
 
 def test_a_routed_experiment_is_x_rayed(report):
     page = Outline(report.read_text())
     seen = [a['alt'] for a in page.of('img')]
     domains = next(alt for alt in seen if 'block 0, domain by expert' in alt)
-    assert 'long mostly expert' in domains and 'short mostly expert' in domains and any('Expert load of' in alt for alt in seen)
+    assert (
+        'long mostly expert' in domains
+        and 'short mostly expert' in domains
+        and any('Expert load of' in alt for alt in seen)
+    )
     assert (report.parent / 'xray/moe/favourites.csv').is_file()
     assert json.loads((report.parent / 'results.json').read_text())['routing'].keys() == {'moe'}
 
@@ -145,13 +177,26 @@ addEventListener('load', () => {
 def test_in_a_browser_wide_and_narrow_light_and_dark(report, tmp_path, width, dark):
     """Nothing sticks out sideways, every text has a contrast of 4.5 or more (WCAG AA), the theme is followed."""
     inner = html.escape(report.read_text().replace('</body>', CHECK + '</body>'))
-    page = tmp_path / 'page.html'       # a frame, for no window of a browser is as narrow as a phone
-    page.write_text('<!doctype html><meta name="color-scheme" content="light dark">'
-                    f'<iframe style="border:0" width={width} height=900 srcdoc="{inner}"></iframe>')
+    page = tmp_path / 'page.html'  # a frame, for no window of a browser is as narrow as a phone
+    page.write_text(
+        '<!doctype html><meta name="color-scheme" content="light dark">'
+        f'<iframe style="border:0" width={width} height=900 srcdoc="{inner}"></iframe>'
+    )
     theme = ['--blink-settings=preferredColorScheme=0'] if dark else []
-    out = subprocess.run([CHROMIUM, *FLAGS, *theme, f'--user-data-dir={tmp_path / "profile"}', '--window-size=1400,1000',
-                          '--dump-dom', page.as_uri()],
-                         capture_output=True, text=True, timeout=100).stdout
+    out = subprocess.run(
+        [
+            CHROMIUM,
+            *FLAGS,
+            *theme,
+            f'--user-data-dir={tmp_path / "profile"}',
+            '--window-size=1400,1000',
+            '--dump-dom',
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    ).stdout
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', out, re.S)[1]))
     assert found['width'] == width and found['scroll'] <= width, found
     assert found['least'] >= 4.5, found
@@ -160,8 +205,15 @@ def test_in_a_browser_wide_and_narrow_light_and_dark(report, tmp_path, width, da
 
 
 def test_numbers_for_people():
-    assert [number(v) for v in (None, 3, 99_999, 123_456, 1.5e9, 0.123456, float('nan'))] == ['–', '3', '99,999', '123 k',
-                                                                                              '1.5 G', '0.1235', '–']
+    assert [number(v) for v in (None, 3, 99_999, 123_456, 1.5e9, 0.123456, float('nan'))] == [
+        '–',
+        '3',
+        '99,999',
+        '123 k',
+        '1.5 G',
+        '0.1235',
+        '–',
+    ]
 
 
 def test_without_a_checkpoint_the_report_says_why_there_is_no_x_ray(trained, baseline, tmp_path):
@@ -182,17 +234,23 @@ def test_routing_in_numbers():
 
 def test_routing_names_layers_as_the_x_ray_does(report):
     text = report.read_text()
-    table = text[text.index('id="routing"'):text.index('<details')]
-    assert re.findall(r'<th scope="row">(block \d+)</th>', table) == ['block 0'] and 'block 0: share of assignments' in unpacked(text)
+    table = text[text.index('id="routing"') : text.index('<details')]
+    assert re.findall(r'<th scope="row">(block \d+)</th>', table) == [
+        'block 0'
+    ] and 'block 0: share of assignments' in unpacked(text)
 
 
 def unpacked(text):
-    return ''.join(base64.b64decode(s).decode() for s in re.findall(r'data:image/svg\+xml;base64,([^"]+)', text))
+    return ''.join(
+        base64.b64decode(s).decode() for s in re.findall(r'data:image/svg\+xml;base64,([^"]+)', text)
+    )
 
 
 def test_seeds_evaluated_at_different_moments_are_drawn_at_common_ones():
     def run(*points):
-        return SimpleNamespace(validations=[{'tokens': t, 'seconds': t / 10, 'loss': loss} for t, loss in points])
+        return SimpleNamespace(
+            validations=[{'tokens': t, 'seconds': t / 10, 'loss': loss} for t, loss in points]
+        )
 
     same = [run((10, 5.0), (20, 4.0)), run((10, 6.0), (20, 3.0))]
     xs, ys = curves(same, 'seconds', 'loss')
@@ -209,7 +267,14 @@ def test_the_difference_is_drawn_over_what_the_runs_have_in_common(baseline):
 
 
 def test_small_differences_keep_their_digits():
-    assert [signed(v) for v in (None, 0.0, 0.25, -0.25, 1.23e-5, -4.9e-5)] == ['–', '+0.0000', '+0.2500', '−0.2500', '+1.2e−05', '−4.9e−05']
+    assert [signed(v) for v in (None, 0.0, 0.25, -0.25, 1.23e-5, -4.9e-5)] == [
+        '–',
+        '+0.0000',
+        '+0.2500',
+        '−0.2500',
+        '+1.2e−05',
+        '−4.9e−05',
+    ]
 
 
 @given(st.text())
@@ -222,4 +287,10 @@ def test_control_characters_become_visible(text):
 def test_pictures_of_one_page_share_no_names():
     svg = '<?xml version="1.0"?><svg viewBox="0 0 1 1"><g id="a"><use xlink:href="#a"/><path clip-path="url(#a)"/></g></svg>'
     first, second = (themed(svg, title='T', description='<D>', number=i) for i in (0, 1))
-    assert 'id="f0-a"' in first and 'href="#f0-a"' in first and 'url(#f0-a)' in first and 'f0-' not in second and '&lt;D&gt;' in first
+    assert (
+        'id="f0-a"' in first
+        and 'href="#f0-a"' in first
+        and 'url(#f0-a)' in first
+        and 'f0-' not in second
+        and '&lt;D&gt;' in first
+    )

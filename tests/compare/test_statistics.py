@@ -1,4 +1,5 @@
 """The statistics against published tables and against simulation."""
+
 import math
 
 import numpy as np
@@ -6,13 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmplay.compare.statistics import bootstrap, detectable, incomplete_beta, paired_t, seeds_needed, t_cdf, t_quantile, verdict
+from lmplay.compare.statistics import (
+    bootstrap,
+    detectable,
+    incomplete_beta,
+    paired_t,
+    seeds_needed,
+    t_cdf,
+    t_quantile,
+    verdict,
+)
 
 # Quantiles of Student's t as printed in the usual tables.
-TABLE = {1: (3.078, 6.314, 12.706, 31.821, 63.657), 2: (1.886, 2.920, 4.303, 6.965, 9.925),
-         3: (1.638, 2.353, 3.182, 4.541, 5.841),
-         4: (1.533, 2.132, 2.776, 3.747, 4.604), 9: (1.383, 1.833, 2.262, 2.821, 3.250), 30: (1.310, 1.697, 2.042, 2.457, 2.750),
-         120: (1.289, 1.658, 1.980, 2.358, 2.617)}
+TABLE = {
+    1: (3.078, 6.314, 12.706, 31.821, 63.657),
+    2: (1.886, 2.920, 4.303, 6.965, 9.925),
+    3: (1.638, 2.353, 3.182, 4.541, 5.841),
+    4: (1.533, 2.132, 2.776, 3.747, 4.604),
+    9: (1.383, 1.833, 2.262, 2.821, 3.250),
+    30: (1.310, 1.697, 2.042, 2.457, 2.750),
+    120: (1.289, 1.658, 1.980, 2.358, 2.617),
+}
 
 
 @pytest.mark.parametrize('df', TABLE)
@@ -31,7 +46,11 @@ def test_t_against_integration_of_its_density(t, df):
         expected = 0.5 + t / (2 * math.sqrt(2 + t * t))
     else:
         x = np.linspace(0, abs(t), 4001)
-        density = np.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi) * (1 + x * x / df) ** (-(df + 1) / 2)
+        density = (
+            np.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2))
+            / math.sqrt(df * math.pi)
+            * (1 + x * x / df) ** (-(df + 1) / 2)
+        )
         weights = np.r_[1, np.tile([4, 2], 1999), 4, 1]
         expected = 0.5 + math.copysign(abs(t) / 4000 / 3 * float(weights @ density), t)
     assert t_cdf(t, df) == pytest.approx(expected, abs=1e-8)
@@ -49,7 +68,9 @@ def test_paired_t_by_hand():
     result = paired_t([1, 2, 3, 4])
     assert result.mean == 2.5 and result.sd == pytest.approx(1.2909944)
     assert result.p == pytest.approx(0.030466, abs=1e-6)
-    assert (result.low, result.high) == pytest.approx((2.5 - 3.182446 * 0.6454972, 2.5 + 3.182446 * 0.6454972), abs=1e-5)
+    assert (result.low, result.high) == pytest.approx(
+        (2.5 - 3.182446 * 0.6454972, 2.5 + 3.182446 * 0.6454972), abs=1e-5
+    )
 
 
 def test_equal_losses_and_single_seeds():
@@ -77,7 +98,9 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
         low, high = bootstrap(baseline, other, (tokens, tokens), seed=i, resamples=500)
         covered += low <= 0.05 <= high
     assert 0.90 <= covered / 200 <= 0.99
-    assert bootstrap(baseline, other, (tokens, tokens), seed=3) == bootstrap(baseline, other, (tokens, tokens), seed=3)
+    assert bootstrap(baseline, other, (tokens, tokens), seed=3) == bootstrap(
+        baseline, other, (tokens, tokens), seed=3
+    )
     assert bootstrap(baseline[:1], other[:1], (tokens[:1], tokens[:1])) is None
 
 
@@ -91,6 +114,7 @@ def test_the_seeds_needed_are_needed_and_enough(effect):
         d = rng.normal(effect, 1.0, (4000, n))
         t = d.mean(1) / (d.std(1, ddof=1) / math.sqrt(n))
         return (abs(t) > t_quantile(0.975, n - 1)).mean()
+
     assert 0.77 <= power(n) <= 0.93
     assert n < 4 or power(n - 1) < 0.82
     assert detectable(1.0, n) <= effect

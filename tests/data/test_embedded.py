@@ -15,7 +15,19 @@ import pytest
 from lmplay.base.errors import DataError
 from lmplay.data import embedded
 from lmplay.data.math_problems import problems
-from lmplay.data.math_problems.words import FOODS, GOODS, KINDS, NAMES, PLACES, THINGS, VEHICLES, Words, clock, num, usd
+from lmplay.data.math_problems.words import (
+    FOODS,
+    GOODS,
+    KINDS,
+    NAMES,
+    PLACES,
+    THINGS,
+    VEHICLES,
+    Words,
+    clock,
+    num,
+    usd,
+)
 from lmplay.data.sources import open_source
 
 
@@ -39,7 +51,7 @@ def test_the_three_domains_have_substance(rows):
 
 
 def test_every_prefix_holds_every_domain(rows):
-    whole, part = Counter(r.domain for r in rows), Counter(r.domain for r in rows[:len(rows) // 10])
+    whole, part = Counter(r.domain for r in rows), Counter(r.domain for r in rows[: len(rows) // 10])
     for domain in embedded.DOMAINS:
         assert part[domain] == pytest.approx(whole[domain] / 10, rel=0.2)
 
@@ -47,10 +59,18 @@ def test_every_prefix_holds_every_domain(rows):
 def test_code_is_the_library_without_its_tests(rows):
     code = {row.group: row.text for row in rows if row.domain == 'code'}
     root = Path(sysconfig.get_path('stdlib'))
-    for module, file in (('argparse', 'argparse.py'), ('json', 'json/__init__.py'), ('asyncio.events', 'asyncio/events.py')):
+    for module, file in (
+        ('argparse', 'argparse.py'),
+        ('json', 'json/__init__.py'),
+        ('asyncio.events', 'asyncio/events.py'),
+    ):
         assert code[module] == (root / file).read_text(encoding='utf-8')
         ast.parse(code[module])
-    assert not any(part in {'test', 'tests', 'site-packages', 'idle_test'} for module in code for part in module.split('.'))
+    assert not any(
+        part in {'test', 'tests', 'site-packages', 'idle_test'}
+        for module in code
+        for part in module.split('.')
+    )
 
 
 def test_code_and_prose_of_a_module_share_a_group(rows):
@@ -68,10 +88,20 @@ def test_code_and_prose_of_a_module_share_a_group(rows):
 
 def test_same_rows_again_and_in_another_process(rows):
     assert list(open_source('embedded').rows())[::50] == rows[::50]
-    script = ('import hashlib; from lmplay.data.sources import open_source; s = open_source("embedded", {"limit": 300}); '
-              'print(s.fingerprint(), hashlib.sha256("".join(r.text + r.prompt for r in s.rows()).encode()).hexdigest())')
-    runs = {subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True,
-                           env={'PYTHONHASHSEED': str(seed), 'PYTHONPATH': str(Path(__file__).parents[2])}).stdout for seed in (1, 2)}
+    script = (
+        'import hashlib; from lmplay.data.sources import open_source; s = open_source("embedded", {"limit": 300}); '
+        'print(s.fingerprint(), hashlib.sha256("".join(r.text + r.prompt for r in s.rows()).encode()).hexdigest())'
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, '-c', script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={'PYTHONHASHSEED': str(seed), 'PYTHONPATH': str(Path(__file__).parents[2])},
+        ).stdout
+        for seed in (1, 2)
+    }
     assert len(runs) == 1
 
 
@@ -80,7 +110,14 @@ def test_fingerprint_is_quick_and_follows_the_options():
     start = time.perf_counter()
     plain = open_source('embedded').fingerprint()
     assert time.perf_counter() - start < 1
-    options = [{'seed': 1}, {'problems': 100}, {'domains': ['code']}, {'limit': 5}, {'max_bytes': 5}, {'domain': 'all'}]
+    options = [
+        {'seed': 1},
+        {'problems': 100},
+        {'domains': ['code']},
+        {'limit': 5},
+        {'max_bytes': 5},
+        {'domain': 'all'},
+    ]
     prints = [open_source('embedded', {'loader': 'embedded', **o}).fingerprint() for o in options]
     assert len({plain, *prints}) == len(options) + 1
     assert open_source('other name', {'loader': 'embedded'}).fingerprint() == plain
@@ -106,9 +143,12 @@ def test_a_python_without_sources_is_named(tmp_path, monkeypatch):
 def test_domains_limit_and_seed():
     def first(n, **spec):
         return list(itertools.islice(open_source('e', {'loader': 'embedded', **spec}).rows(), n))
+
     assert {r.domain for r in first(200, domains=['prose'])} == {'prose'}
     assert len(list(open_source('e', {'loader': 'embedded', 'limit': 7}).rows())) == 7
-    assert first(9, domains=['math']) == first(9, domains=['math'], seed=0) != first(9, domains=['math'], seed=1)
+    assert (
+        first(9, domains=['math']) == first(9, domains=['math'], seed=0) != first(9, domains=['math'], seed=1)
+    )
     assert len(first(10**6, domains=['math'], problems=50)) == 50
     assert all(r.prompt.endswith('\n') and r.text for r in first(50, domains=['math']))
 
@@ -124,8 +164,12 @@ def statements(text: str):
     for line in re.split(r'\n|(?<=[.:,;])\s|\band\b|\bso\b', text.replace('$', '')):
         for run in RUN.finditer(line):
             # a letter that touches the run is an unknown of an equation, such as 3x + 4 = 10 or y = 5
-            before = line[:run.start()].rstrip()
-            if re.search(r'(?:^|[\d( ])[xyzntw]$', before) or line[run.end():run.end() + 1].isalpha() and not run[0].endswith(' '):
+            before = line[: run.start()].rstrip()
+            if (
+                re.search(r'(?:^|[\d( ])[xyzntw]$', before)
+                or line[run.end() : run.end() + 1].isalpha()
+                and not run[0].endswith(' ')
+            ):
                 continue
             parts = [p.strip().rstrip('.').strip() for p in run[0].split('=')]
             if len(parts) > 1 and all(NUMBER.search(p) for p in parts):
@@ -134,19 +178,29 @@ def statements(text: str):
 
 def value(expression: str) -> Fraction:
     """Evaluates with exact fractions, by Python's own grammar."""
+
     def walk(node):
         if isinstance(node, ast.BinOp):
             left, right = walk(node.left), walk(node.right)
-            return {ast.Add: lambda: left + right, ast.Sub: lambda: left - right, ast.Mult: lambda: left * right,
-                    ast.Div: lambda: left / right, ast.Pow: lambda: left ** right}[type(node.op)]()
+            return {
+                ast.Add: lambda: left + right,
+                ast.Sub: lambda: left - right,
+                ast.Mult: lambda: left * right,
+                ast.Div: lambda: left / right,
+                ast.Pow: lambda: left**right,
+            }[type(node.op)]()
         if isinstance(node, ast.UnaryOp):
             return -walk(node.operand)
         return Fraction(str(node.value))
+
     return walk(ast.parse(expression.replace('^', '**'), mode='eval').body)
 
 
 def test_the_oracle_sees_a_wrong_statement():
-    assert list(statements('There are 3 + 4 = 8 in all.\nSo 2x + 3 = 11, and 8 / 2 = 4.')) == [['3 + 4', '8'], ['8 / 2', '4']]
+    assert list(statements('There are 3 + 4 = 8 in all.\nSo 2x + 3 = 11, and 8 / 2 = 4.')) == [
+        ['3 + 4', '8'],
+        ['8 / 2', '4'],
+    ]
     assert value('3 + 4') != value('8') and value('(1/2) * 3^2') == Fraction(9, 2)
 
 
@@ -175,14 +229,26 @@ def test_each_kind(kind):
                 assert len({value(p) for p in parts}) == 1, (text, problem)
         given = NUMBER.findall(problem + ' '.join(steps))
         # the digits of a number in base two stand in no step; they are checked below
-        assert kind.__name__ == 'base_two' or all(n in given for n in NUMBER.findall(str(answer))), (problem, steps, answer)
+        assert kind.__name__ == 'base_two' or all(n in given for n in NUMBER.findall(str(answer))), (
+            problem,
+            steps,
+            answer,
+        )
     assert len(seen) > 100
 
 
 def test_not_learnable_by_rote(sample):
     texts = [problem for problem, _ in sample]
     assert 1 - len(set(texts)) / len(texts) < 0.01
-    words = {*NAMES, *THINGS, *GOODS, *FOODS, *VEHICLES, *(w.capitalize() for w in THINGS), *(p.split()[-1] for p in PLACES)}
+    words = {
+        *NAMES,
+        *THINGS,
+        *GOODS,
+        *FOODS,
+        *VEHICLES,
+        *(w.capitalize() for w in THINGS),
+        *(p.split()[-1] for p in PLACES),
+    }
     blank = re.compile(r'\d+(?:[.,:/]\d+)*|\b(?:' + '|'.join(sorted(words, key=len, reverse=True)) + r')s?\b')
     assert len({blank.sub('_', text) for text in texts}) >= 300
     assert len(KINDS) >= 60 and len({k.__name__ for k in KINDS}) == len(KINDS)
@@ -207,7 +273,9 @@ def test_answers_against_independent_solvers():
     for (a, v, sign, b, c), answer in _one('linear', r'(\d+)([xynzt]) ([+-]) (\d+) = (-?\d+)'):
         x = int(answer.removeprefix(f'{v} = '))
         assert int(a) * x + (int(b) if sign == '+' else -int(b)) == int(c)
-    for (a, b, c, d), answer in _one('linear_both_sides', r'(\d+)[xyw] \+ (\d+) (?:=|and) (\d+)[xyw] \+ (\d+)'):
+    for (a, b, c, d), answer in _one(
+        'linear_both_sides', r'(\d+)[xyw] \+ (\d+) (?:=|and) (\d+)[xyw] \+ (\d+)'
+    ):
         x = int(answer.split(' = ')[1])
         assert int(a) * x + int(b) == int(c) * x + int(d)
     for (n,), answer in _one('prime_factors', r'How many divisors does (\d+) have'):
@@ -226,10 +294,26 @@ def test_answers_against_independent_solvers():
 
 
 def test_number_formats():
-    assert [num(v) for v in (3, Fraction(1, 2), Fraction(-5, 4), Fraction(1, 3), Fraction(6, 2))] == ['3', '0.5', '-1.25', '1/3', '3']
+    assert [num(v) for v in (3, Fraction(1, 2), Fraction(-5, 4), Fraction(1, 3), Fraction(6, 2))] == [
+        '3',
+        '0.5',
+        '-1.25',
+        '1/3',
+        '3',
+    ]
     assert [usd(c) for c in (500, 1250, 5)] == ['$5', '$12.50', '$0.05']
-    assert [clock(m) for m in (0, 65, 720, 1439, 1440)] == ['12:00 am', '1:05 am', '12:00 pm', '11:59 pm', '12:00 am']
+    assert [clock(m) for m in (0, 65, 720, 1439, 1440)] == [
+        '12:00 am',
+        '1:05 am',
+        '12:00 pm',
+        '11:59 pm',
+        '12:00 am',
+    ]
 
 
 def test_problems_follow_the_seed():
-    assert list(itertools.islice(problems(1), 20)) == list(itertools.islice(problems(1), 20)) != list(itertools.islice(problems(2), 20))
+    assert (
+        list(itertools.islice(problems(1), 20))
+        == list(itertools.islice(problems(1), 20))
+        != list(itertools.islice(problems(2), 20))
+    )

@@ -45,7 +45,7 @@ def test_packed_rows_lose_nothing_and_every_token_is_a_target_once(documents, le
     rows = PackedRows(store, np.arange(len(documents)), length=length, tokenizer=BYTES)
     x, y, lengths, which = read(rows, 1, 'stage', 0, epoch)
     order, _, shuffled = rows.order(1, 'stage', 0, epoch)
-    back = np.argsort(shuffled)     # the rows as they were cut from the stream
+    back = np.argsort(shuffled)  # the rows as they were cut from the stream
     x, y, lengths, which = x[back], y[back], np.array(lengths)[back], which[back]
     stream = [i for d in order for i in store.lists[d]]
     assert y[y != IGNORE].tolist() == stream
@@ -72,22 +72,28 @@ def test_padded_rows_continue_long_documents_and_lose_nothing(documents, length)
         if len(tokens) < 2:
             assert not mine
             continue
-        assert [t for r in mine for t in x[r, :lengths[r]]] == tokens
+        assert [t for r in mine for t in x[r, : lengths[r]]] == tokens
         assert [t for r in mine for t in y[r][y[r] != IGNORE]] == tokens[1:]
     for r in range(rows.count):
-        assert (x[r, lengths[r]:] == BYTES.pad_token).all()
+        assert (x[r, lengths[r] :] == BYTES.pad_token).all()
 
 
 def test_long_documents_continue_at_a_sentence_end():
     text = 'One two. Three four five. Six seven eight nine ten eleven. End'
     rows = PaddedRows(Memory([list(text.encode())]), np.arange(1), length=32, tokenizer=BYTES)
     x, _, lengths, _ = read(rows)
-    assert [BYTES.decode(r[:n].tolist()) for r, n in zip(x, lengths)] == ['One two. Three four five.', ' Six seven eight nine ten eleven', '. End']
+    assert [BYTES.decode(r[:n].tolist()) for r, n in zip(x, lengths)] == [
+        'One two. Three four five.',
+        ' Six seven eight nine ten eleven',
+        '. End',
+    ]
 
 
 def test_cut_rows_and_scored_padding():
     store = Memory([[1, 2, 3], list(range(20))])
-    rows = PaddedRows(store, np.arange(2), length=8, tokenizer=BYTES, long_documents='cut', score_padding=True)
+    rows = PaddedRows(
+        store, np.arange(2), length=8, tokenizer=BYTES, long_documents='cut', score_padding=True
+    )
     x, y, lengths, _ = read(rows)
     pad = BYTES.pad_token
     assert x.tolist() == [[1, 2, 3, EOT, pad, pad, pad, pad], list(range(8))]
@@ -106,7 +112,12 @@ def test_prompts_are_not_scored_unless_asked_for(cls):
 
 
 def mixture(*counts, weights=None, seed=0, stage='s', exhaust='first_exhausted'):
-    sources = [PaddedRows(Memory([[j, i % 256, i // 256] for i in range(n)]), np.arange(n), length=4, tokenizer=BYTES) for j, n in enumerate(counts)]
+    sources = [
+        PaddedRows(
+            Memory([[j, i % 256, i // 256] for i in range(n)]), np.arange(n), length=4, tokenizer=BYTES
+        )
+        for j, n in enumerate(counts)
+    ]
     return Mixture(sources, weights or [1.0] * len(counts), seed=seed, stage=stage, exhaust=exhaust)
 
 
@@ -132,7 +143,7 @@ def test_weights_are_kept_exactly_and_each_source_runs_through_its_rows():
     m = mixture(400, 400, weights=[0.7, 0.3])
     x = m.batch(0, 2000).x
     first = x[:, 0]
-    assert [(first[i:i + 1000] == 0).sum().item() for i in (0, 1000)] == [700, 700]
+    assert [(first[i : i + 1000] == 0).sum().item() for i in (0, 1000)] == [700, 700]
     of_first = [tuple(r) for r in x[first == 0].tolist()]
     assert len(set(of_first[:400])) == 400 and sorted(of_first[400:800]) == sorted(of_first[:400])
 
@@ -156,13 +167,18 @@ def test_columns_that_no_row_needs_are_left_out():
 @pytest.mark.parametrize('cls', [PackedRows, PaddedRows])
 def test_held_out_rows_hold_whole_documents_of_every_domain(cls):
     store = Memory([[i] * (5 + i) for i in range(40)], domains=[int(i > 30) for i in range(40)])
-    held = HeldOut([(store, np.arange(20, 40))], make_rows=lambda s, d: cls(s, d, length=16, tokenizer=BYTES), length=16, max_bytes=400)
+    held = HeldOut(
+        [(store, np.arange(20, 40))],
+        make_rows=lambda s, d: cls(s, d, length=16, tokenizer=BYTES),
+        length=16,
+        max_bytes=400,
+    )
     batches = list(held.batches(3))
     per_document = torch.zeros(len(held.documents), dtype=torch.int64)
     for b in batches:
         scored = b.y != IGNORE
         per_document.index_add_(0, b.documents[scored], torch.ones(int(scored.sum()), dtype=torch.int64))
-    first = 0 if cls is PackedRows else 1       # a padded row has nothing before its first token
+    first = 0 if cls is PackedRows else 1  # a padded row has nothing before its first token
     assert per_document.tolist() == [d['tokens'] - first for d in held.documents]
     assert {d['domain'] for d in held.documents} == {'d0', 'd1'}
     sizes = [sum(d['bytes'] for d in held.documents if d['domain'] == name) for name in ('d0', 'd1')]
@@ -176,7 +192,7 @@ def test_the_bytes_of_a_cut_document_are_those_that_are_scored(long_documents, s
     def rows(s, d):
         return PaddedRows(s, d, length=8, tokenizer=BYTES, long_documents=long_documents)
 
-    held = HeldOut([(store, np.arange(2))], make_rows=rows, length=8, max_bytes=10 ** 6)
+    held = HeldOut([(store, np.arange(2))], make_rows=rows, length=8, max_bytes=10**6)
     assert sorted(d['bytes'] for d in held.documents) == [3, round(20 * share)]
 
 

@@ -76,8 +76,12 @@ def test_every_format_gives_back_what_was_written(folder, pairs):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(ANY_TEXT.filter(lambda t: '<|endoftext|>' not in t and '\ufeff' not in t), min_size=1, max_size=8),
-       st.booleans())
+@given(
+    st.lists(
+        ANY_TEXT.filter(lambda t: '<|endoftext|>' not in t and '\ufeff' not in t), min_size=1, max_size=8
+    ),
+    st.booleans(),
+)
 def test_text_file_and_delimiter(folder, documents, compressed):
     name = 'a.txt.gz' if compressed else 'a.txt'
     whole = '<|endoftext|>'.join(documents)
@@ -109,22 +113,42 @@ def test_globs_and_lists_in_order_each_file_once(folder):
 
 
 def test_prompt_of_several_columns_and_domains(folder):
-    write_jsonl('a.jsonl', [{'system': 'Be kind.', 'q': 'Why?', 'a': 'Because.', 'lang': 'en'},
-                            {'system': '', 'q': 'Was?', 'a': 'So.', 'lang': None}])
+    write_jsonl(
+        'a.jsonl',
+        [
+            {'system': 'Be kind.', 'q': 'Why?', 'a': 'Because.', 'lang': 'en'},
+            {'system': '', 'q': 'Was?', 'a': 'So.', 'lang': None},
+        ],
+    )
     spec = {'path': 'a.jsonl', 'text': 'a', 'prompt': ['system', 'q'], 'domain_column': 'lang'}
     assert rows(spec) == [Row('Because.', 'Be kind.\n\nWhy?\n', 'en'), Row('So.', 'Was?\n', '')]
     assert {r.domain for r in rows({'path': 'a.jsonl', 'text': 'a', 'domain': 'chat'})} == {'chat'}
 
 
 def test_conversations(folder):
-    turns = [('system', 'S'), ('user', 'U1'), ('assistant', 'A1'), ('user', 'U2'), ('assistant', 'A2'), ('user', 'left over')]
-    write_jsonl('a.jsonl', [{'messages': [{'role': r, 'content': c} for r, c in turns]},
-                            {'messages': [{'role': 'user', 'content': 'nobody answers'}]}])
+    turns = [
+        ('system', 'S'),
+        ('user', 'U1'),
+        ('assistant', 'A1'),
+        ('user', 'U2'),
+        ('assistant', 'A2'),
+        ('user', 'left over'),
+    ]
+    write_jsonl(
+        'a.jsonl',
+        [
+            {'messages': [{'role': r, 'content': c} for r, c in turns]},
+            {'messages': [{'role': 'user', 'content': 'nobody answers'}]},
+        ],
+    )
     assert rows({'path': 'a.jsonl', 'messages': 'messages'}) == [
-        Row('A2', 'System:\nS\n\nUser:\nU1\n\nAssistant:\nA1\n\nUser:\nU2\n\nAssistant:\n')]
+        Row('A2', 'System:\nS\n\nUser:\nU1\n\nAssistant:\nA1\n\nUser:\nU2\n\nAssistant:\n')
+    ]
     write_jsonl('b.jsonl', [{'messages': 'no list'}])
     assert "line 1: column 'messages' is not a list" in error({'path': 'b.jsonl', 'messages': 'messages'})
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{'m': [{'role': r, 'content': c} for r, c in turns]}]), 'a.parquet')
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{'m': [{'role': r, 'content': c} for r, c in turns]}]), 'a.parquet'
+    )
     assert rows({'path': 'a.parquet', 'messages': 'm'})[0].text == 'A2'
 
 
@@ -137,12 +161,18 @@ def test_lines_joined_to_documents(folder):
 
 # -- limits and splits -----------------------------------------------------------------------------------------------------
 
+
 def test_own_validation_and_limits(folder):
     write_jsonl('train.jsonl', [{'text': f't{i}'} for i in range(9)])
     write_jsonl('valid.jsonl', [{'text': f'v{i}'} for i in range(9)])
     spec = {'path': 'train.jsonl', 'validation': 'valid.jsonl', 'limit': 2, 'validation_limit': 3}
-    assert [(r.text, r.split) for r in rows(spec)] == [('t0', 'train'), ('t1', 'train'),
-                                                       ('v0', 'validation'), ('v1', 'validation'), ('v2', 'validation')]
+    assert [(r.text, r.split) for r in rows(spec)] == [
+        ('t0', 'train'),
+        ('t1', 'train'),
+        ('v0', 'validation'),
+        ('v1', 'validation'),
+        ('v2', 'validation'),
+    ]
     assert len(rows({'path': 'train.jsonl', 'validation': 'valid.jsonl', 'max_bytes': 5})) == 3 + 9
     write_jsonl('valid.jsonl', [{'text': ' '}])
     assert 'has no validation text' in error(spec)
@@ -168,20 +198,33 @@ def test_empty_documents_are_left_out_and_counted(folder, caplog):
 
 # -- fingerprints ----------------------------------------------------------------------------------------------------------
 
+
 def test_fingerprint_follows_content_and_spec_not_place(folder):
     write_jsonl('a.jsonl', [{'text': 'one', 'body': 'two'}])
+
     def mark(name='mine', **spec):
         return open_source(name, {'path': 'a.jsonl', **spec}).fingerprint()
+
     first = mark()
     assert first == mark() == mark(name='other')
-    marks = [first, mark(text='body'), mark(limit=3), mark(max_bytes=3), mark(domain='d'), mark(validation='a.jsonl'), mark(prompt='body')]
+    marks = [
+        first,
+        mark(text='body'),
+        mark(limit=3),
+        mark(max_bytes=3),
+        mark(domain='d'),
+        mark(validation='a.jsonl'),
+        mark(prompt='body'),
+    ]
     assert len(set(marks)) == len(marks)
     Path('moved').mkdir()
     Path('a.jsonl').rename('moved/b.jsonl')
     assert mark(path='moved/b.jsonl') == first
     before = os.stat('moved/b.jsonl')
     write_jsonl('moved/b.jsonl', [{'text': 'One', 'body': 'two'}])
-    os.utime('moved/b.jsonl', ns=(before.st_atime_ns, before.st_mtime_ns))      # same size, same time, other content
+    os.utime(
+        'moved/b.jsonl', ns=(before.st_atime_ns, before.st_mtime_ns)
+    )  # same size, same time, other content
     assert mark(path='moved/b.jsonl') != first
 
 
@@ -199,18 +242,33 @@ def test_fingerprint_of_hub_data_asks_no_network():
     assert len(set(marks.values())) == len(NAMED)
     other = open_source('w', {'loader': 'wikipedia', 'language': 'es'}).fingerprint()
     assert other != marks['wikipedia'] == open_source('wikipedia', {'language': 'en'}).fingerprint()
-    assert open_source('t', {'hub': 'a/b', 'revision': 'x'}).fingerprint() != open_source('t', {'hub': 'a/b'}).fingerprint()
+    assert (
+        open_source('t', {'hub': 'a/b', 'revision': 'x'}).fingerprint()
+        != open_source('t', {'hub': 'a/b'}).fingerprint()
+    )
 
 
 # -- names and specs -------------------------------------------------------------------------------------------------------
+
 
 def test_every_named_dataset_is_a_valid_spec_with_a_description():
     for name in NAMED:
         check_spec(name, None)
         check_spec('derived', {'loader': name, 'limit': 5})
     assert [name for name, _ in describe_named()] == list(NAMED) and all(text for _, text in describe_named())
-    assert {'wikipedia', 'wikitext', 'tinystories', 'openorca', 'orca_math', 'smoltalk', 'cosmopedia_v2', 'code', 'math', 'prose',
-            'embedded'} == set(NAMED)
+    assert {
+        'wikipedia',
+        'wikitext',
+        'tinystories',
+        'openorca',
+        'orca_math',
+        'smoltalk',
+        'cosmopedia_v2',
+        'code',
+        'math',
+        'prose',
+        'embedded',
+    } == set(NAMED)
 
 
 def test_derived_specs():
@@ -221,53 +279,82 @@ def test_derived_specs():
     assert open_source('data/x.parquet').spec == {'loader': 'parquet', 'path': 'data/x.parquet'}
 
 
-@pytest.mark.parametrize('given, want', [
-    ({'ds_loader': 'wiki', 'args': ['es']}, {'loader': 'wikipedia', 'language': 'es'}),
-    ({'ds_loader': 'openorca'}, {'loader': 'openorca'}),
-    ({'ds_loader': 'hf', 'args': ['orcamathword200', 'microsoft/orca-math-word-problems-200k'],
-      'kwargs': {'truth_column': 'answer', 'prompt_column': 'question'}},
-     {'hub': 'microsoft/orca-math-word-problems-200k', 'text': 'answer', 'prompt': 'question'}),
-    ({'ds_loader': 'hf', 'args': ['smoltalk_all', 'HuggingFaceTB/smoltalk', 'all'], 'kwargs': {'truth_column': 'messages'}},
-     {'hub': 'HuggingFaceTB/smoltalk', 'config': 'all', 'messages': 'messages'}),
-    ({'ds_loader': 'hf', 'args': ['cosmopedia_v2', 'HuggingFaceTB/smollm-corpus', 'cosmopedia-v2'], 'kwargs': {'text_column': 'text'}},
-     {'hub': 'HuggingFaceTB/smollm-corpus', 'config': 'cosmopedia-v2', 'text': 'text'}),
-])
+@pytest.mark.parametrize(
+    'given, want',
+    [
+        ({'ds_loader': 'wiki', 'args': ['es']}, {'loader': 'wikipedia', 'language': 'es'}),
+        ({'ds_loader': 'openorca'}, {'loader': 'openorca'}),
+        (
+            {
+                'ds_loader': 'hf',
+                'args': ['orcamathword200', 'microsoft/orca-math-word-problems-200k'],
+                'kwargs': {'truth_column': 'answer', 'prompt_column': 'question'},
+            },
+            {'hub': 'microsoft/orca-math-word-problems-200k', 'text': 'answer', 'prompt': 'question'},
+        ),
+        (
+            {
+                'ds_loader': 'hf',
+                'args': ['smoltalk_all', 'HuggingFaceTB/smoltalk', 'all'],
+                'kwargs': {'truth_column': 'messages'},
+            },
+            {'hub': 'HuggingFaceTB/smoltalk', 'config': 'all', 'messages': 'messages'},
+        ),
+        (
+            {
+                'ds_loader': 'hf',
+                'args': ['cosmopedia_v2', 'HuggingFaceTB/smollm-corpus', 'cosmopedia-v2'],
+                'kwargs': {'text_column': 'text'},
+            },
+            {'hub': 'HuggingFaceTB/smollm-corpus', 'config': 'cosmopedia-v2', 'text': 'text'},
+        ),
+    ],
+)
 def test_the_original_form_of_a_dataset(given, want):
     assert open_source('d', given).spec == open_source('d', want).spec
 
 
-@pytest.mark.parametrize('spec, words', [
-    ({'loder': 'json', 'path': 'a'}, ['needs a "loader"']),
-    ({'loader': 'jsn', 'path': 'a'}, ["Unknown loader 'jsn'", "Did you mean 'json'"]),
-    ({'path': 'a.jsonl', 'txt': 'b'}, ["Unknown key 'txt'", "Did you mean 'text'", 'loader json']),
-    ({'path': 'a.txt', 'text': 'b'}, ["Unknown key 'text'", 'loader text']),
-    ({'path': 'a.jsonl', 'limit': '5'}, ['"limit" must be a whole number', '"5"']),
-    ({'path': 'a.jsonl', 'limit': True}, ['"limit" must be a whole number']),
-    ({'path': 'a.jsonl', 'limit': 0}, ['"limit" must be at least 1']),
-    ({'path': 'a.jsonl', 'max_bytes': -1}, ['"max_bytes" must be at least 1']),
-    ({'path': 'a.jsonl', 'prompt': []}, ['"prompt" must be a string or a list of strings']),
-    ({'path': 'a.jsonl', 'prompt': [1]}, ['"prompt" must be']),
-    ({'path': 5}, ['needs a "loader"', '"path"']),
-    ({'loader': 'json', 'path': 5}, ['"path" must be a string or a list']),
-    ({'path': 'a.jsonl', 'text': ''}, ['"text" is empty']),
-    ({'loader': 'csv'}, ['loader csv needs "path"']),
-    ({'loader': 'hub'}, ['loader hub needs "hub"']),
-    ({'path': 'a.unknown'}, ['needs a "loader"']),
-    ({'path': 'a.jsonl', 'messages': 'm', 'prompt': 'p'}, ['"messages" holds prompt and text']),
-    ({'path': 'a.jsonl', 'prompt': 'p', 'document_start': 'x'}, ['"document_start" joins rows']),
-    ({'path': 'a.jsonl', 'document_start': '('}, ['not a regular expression']),
-    ({'path': 'a.jsonl', 'validation_limit': 3}, ['"validation_limit" needs "validation"']),
-    ({'hub': 'a/b', 'language': 'en'}, ['"language" and "snapshot" go together']),
-    ({'loader': 'embedded', 'domains': ['code', 'maths']}, ["Unknown domain 'maths'", "Did you mean 'math'"]),
-    ({'loader': 'embedded', 'seed': -1}, ['"seed" must be at least 0']),
-    ({'loader': 'embedded', 'path': 'x'}, ["Unknown key 'path'", 'loader embedded']),
-    ({'ds_loader': 'h', 'args': []}, ["Unknown ds_loader 'h'", 'openorca']),
-    ({'ds_loader': 'hf', 'args': ['x']}, ['a name, a hub id']),
-    ({'ds_loader': 'hf', 'args': ['x', 'a/b'], 'kwargs': {'prompt': 'q'}}, ["Unknown key 'prompt'", 'prompt_column']),
-    ({'ds_loader': 'hf', 'args': 'x'}, ['"args" must be a list']),
-    ({'ds_loader': 'wiki', 'lang': 'en'}, ["Unknown key 'lang'"]),
-    ([], ['expected an object']),
-])
+@pytest.mark.parametrize(
+    'spec, words',
+    [
+        ({'loder': 'json', 'path': 'a'}, ['needs a "loader"']),
+        ({'loader': 'jsn', 'path': 'a'}, ["Unknown loader 'jsn'", "Did you mean 'json'"]),
+        ({'path': 'a.jsonl', 'txt': 'b'}, ["Unknown key 'txt'", "Did you mean 'text'", 'loader json']),
+        ({'path': 'a.txt', 'text': 'b'}, ["Unknown key 'text'", 'loader text']),
+        ({'path': 'a.jsonl', 'limit': '5'}, ['"limit" must be a whole number', '"5"']),
+        ({'path': 'a.jsonl', 'limit': True}, ['"limit" must be a whole number']),
+        ({'path': 'a.jsonl', 'limit': 0}, ['"limit" must be at least 1']),
+        ({'path': 'a.jsonl', 'max_bytes': -1}, ['"max_bytes" must be at least 1']),
+        ({'path': 'a.jsonl', 'prompt': []}, ['"prompt" must be a string or a list of strings']),
+        ({'path': 'a.jsonl', 'prompt': [1]}, ['"prompt" must be']),
+        ({'path': 5}, ['needs a "loader"', '"path"']),
+        ({'loader': 'json', 'path': 5}, ['"path" must be a string or a list']),
+        ({'path': 'a.jsonl', 'text': ''}, ['"text" is empty']),
+        ({'loader': 'csv'}, ['loader csv needs "path"']),
+        ({'loader': 'hub'}, ['loader hub needs "hub"']),
+        ({'path': 'a.unknown'}, ['needs a "loader"']),
+        ({'path': 'a.jsonl', 'messages': 'm', 'prompt': 'p'}, ['"messages" holds prompt and text']),
+        ({'path': 'a.jsonl', 'prompt': 'p', 'document_start': 'x'}, ['"document_start" joins rows']),
+        ({'path': 'a.jsonl', 'document_start': '('}, ['not a regular expression']),
+        ({'path': 'a.jsonl', 'validation_limit': 3}, ['"validation_limit" needs "validation"']),
+        ({'hub': 'a/b', 'language': 'en'}, ['"language" and "snapshot" go together']),
+        (
+            {'loader': 'embedded', 'domains': ['code', 'maths']},
+            ["Unknown domain 'maths'", "Did you mean 'math'"],
+        ),
+        ({'loader': 'embedded', 'seed': -1}, ['"seed" must be at least 0']),
+        ({'loader': 'embedded', 'path': 'x'}, ["Unknown key 'path'", 'loader embedded']),
+        ({'ds_loader': 'h', 'args': []}, ["Unknown ds_loader 'h'", 'openorca']),
+        ({'ds_loader': 'hf', 'args': ['x']}, ['a name, a hub id']),
+        (
+            {'ds_loader': 'hf', 'args': ['x', 'a/b'], 'kwargs': {'prompt': 'q'}},
+            ["Unknown key 'prompt'", 'prompt_column'],
+        ),
+        ({'ds_loader': 'hf', 'args': 'x'}, ['"args" must be a list']),
+        ({'ds_loader': 'wiki', 'lang': 'en'}, ["Unknown key 'lang'"]),
+        ([], ['expected an object']),
+    ],
+)
 def test_specs_that_are_refused(spec, words):
     with pytest.raises(DataError) as raised:
         check_spec('mine', spec)
@@ -277,13 +364,24 @@ def test_specs_that_are_refused(spec, words):
         assert word in message, message
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=5)
-KEYS = sorted({k for keys in sources.KEYS.values() for k in keys} | set(sources.COMMON_KEYS) | {'ds_loader', 'args', 'kwargs'})
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
+    max_leaves=5,
+)
+KEYS = sorted(
+    {k for keys in sources.KEYS.values() for k in keys}
+    | set(sources.COMMON_KEYS)
+    | {'ds_loader', 'args', 'kwargs'}
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from(KEYS), JSON | st.sampled_from([*sources.KEYS, *NAMED, 'a.jsonl']), max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(KEYS), JSON | st.sampled_from([*sources.KEYS, *NAMED, 'a.jsonl']), max_size=4
+    )
+)
 def test_any_json_as_a_spec_is_taken_or_refused_in_words(spec):
     try:
         check_spec('mine', spec)
@@ -291,9 +389,15 @@ def test_any_json_as_a_spec_is_taken_or_refused_in_words(spec):
         pass
 
 
-@pytest.mark.parametrize('name, words', [('wikipedai', ["Unknown dataset 'wikipedai'", "Did you mean 'wikipedia'"]),
-                                         ('a/b/c', ["Unknown dataset 'a/b/c'"]), ('', ["Unknown dataset ''"]),
-                                         ('nothing/here.jsonl', ["no file 'nothing/here.jsonl'"])])
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('wikipedai', ["Unknown dataset 'wikipedai'", "Did you mean 'wikipedia'"]),
+        ('a/b/c', ["Unknown dataset 'a/b/c'"]),
+        ('', ["Unknown dataset ''"]),
+        ('nothing/here.jsonl', ["no file 'nothing/here.jsonl'"]),
+    ],
+)
 def test_unknown_names(name, words):
     message = error(None, name)
     for word in words:
@@ -301,6 +405,7 @@ def test_unknown_names(name, words):
 
 
 # -- bad files -------------------------------------------------------------------------------------------------------------
+
 
 def test_missing_files_patterns_and_folders(folder):
     write_jsonl('train.jsonl', [{'text': 'x'}])
@@ -320,35 +425,61 @@ def test_unreadable_file(folder):
     assert "Can't read 'a.jsonl': Permission denied." in error({'path': 'a.jsonl'})
 
 
-@pytest.mark.parametrize('name, content, words', [
-    ('a.jsonl', b'{"text": "x"}\n{"text": oops}\n', ["'a.jsonl', line 2: not valid JSON", 'column 10']),
-    ('a.json', b'[{"text": "x"},\n {"text": }]', ["'a.json', line 2: not valid JSON"]),
-    ('a.json', b'{\n "text": ["x"]\n}', ["'a.json', line 1: not valid JSON", 'one object per line, or one array']),
-    ('a.json', b'{"text": ["x", "y"]}', ["line 1: column 'text' holds", 'not text']),
-    ('a.jsonl', b'{"text": "x"}\n"just a string"\n', ["'a.jsonl', line 2: expected an object", 'found a string']),
-    ('a.json', b'[{"text": "x"}, [1]]', ['item 2: expected an object', 'found a list']),
-    ('a.jsonl', b'{"text": 5}\n', ["column 'text' holds 5, which is not text"]),
-    ('a.jsonl', b'{"text": "x"}\n{"txt": "x"}\n', ["line 2: no column 'text'", "Did you mean 'txt'", 'Columns there: txt']),
-    ('a.jsonl', b'{"text": "x"}\n{"text": "\xe4"}\n', ["'a.jsonl', line 2, byte 24: not valid UTF-8 (0xe4)", 'iconv']),
-    ('a.jsonl', b'{"text": "\\ud83d"}\n', ['half of a surrogate pair (\\ud83d)']),
-    ('a.jsonl', b'[' * 100_000, ["'a.jsonl', line 1: not valid JSON"]),
-    ('a.jsonl', b'{"text": ' + b'[' * 100_000, ["'a.jsonl', line 1: not valid JSON (nested too deeply)"]),
-    ('a.jsonl', b'{"text": ' + b'1' * 5000 + b'}', ["'a.jsonl', line 1: not valid JSON (Exceeds the limit"]),
-    ('a.csv', b'text,n\n"a\xff",1\n', ["'a.csv', line 2, byte 9: not valid UTF-8"]),
-    ('a.csv', b'body,n\na,1\n', ["line 2: no column 'text'", 'Columns there: body, n']),
-    ('a.csv', b'text,n\na,1,2,3\n', ["'a.csv', line 2: 4 fields, where the first line names 2 columns"]),
-    ('a.csv', b'text,n\n"a,1\n', ["'a.csv', line", 'not valid CSV']),
-    ('a.txt', b'ab\n\nc\xfed', ["'a.txt', byte 5: not valid UTF-8"]),
-    ('a.parquet', b'PAR1 but not really', ["'a.parquet' is not a Parquet file"]),
-    ('a.jsonl.gz', b'not gzipped', ["Can't read 'a.jsonl.gz'"]),
-    ('a.jsonl.gz', gzip.compress(b'{"text": "x"}\n' * 50, mtime=0)[:-12], ["Can't read 'a.jsonl.gz'"]),
-    *[(f'a.{suffix}', b'', ["Dataset 'mine' has no text: there are no rows."]) for suffix in ('jsonl', 'json', 'csv')],
-    ('a.csv', b'text,n\n', ['there are no rows']),
-    ('a.json', b'[]', ['there are no rows']),
-    ('a.txt', b'', ['all of its 1 documents are empty']),
-    ('a.txt', b' \n \n', ['all of its 1 documents are empty']),
-    ('a.jsonl', b'{"text": ""}\n{"text": " "}\n', ['all of its 2 documents are empty']),
-])
+@pytest.mark.parametrize(
+    'name, content, words',
+    [
+        ('a.jsonl', b'{"text": "x"}\n{"text": oops}\n', ["'a.jsonl', line 2: not valid JSON", 'column 10']),
+        ('a.json', b'[{"text": "x"},\n {"text": }]', ["'a.json', line 2: not valid JSON"]),
+        (
+            'a.json',
+            b'{\n "text": ["x"]\n}',
+            ["'a.json', line 1: not valid JSON", 'one object per line, or one array'],
+        ),
+        ('a.json', b'{"text": ["x", "y"]}', ["line 1: column 'text' holds", 'not text']),
+        (
+            'a.jsonl',
+            b'{"text": "x"}\n"just a string"\n',
+            ["'a.jsonl', line 2: expected an object", 'found a string'],
+        ),
+        ('a.json', b'[{"text": "x"}, [1]]', ['item 2: expected an object', 'found a list']),
+        ('a.jsonl', b'{"text": 5}\n', ["column 'text' holds 5, which is not text"]),
+        (
+            'a.jsonl',
+            b'{"text": "x"}\n{"txt": "x"}\n',
+            ["line 2: no column 'text'", "Did you mean 'txt'", 'Columns there: txt'],
+        ),
+        (
+            'a.jsonl',
+            b'{"text": "x"}\n{"text": "\xe4"}\n',
+            ["'a.jsonl', line 2, byte 24: not valid UTF-8 (0xe4)", 'iconv'],
+        ),
+        ('a.jsonl', b'{"text": "\\ud83d"}\n', ['half of a surrogate pair (\\ud83d)']),
+        ('a.jsonl', b'[' * 100_000, ["'a.jsonl', line 1: not valid JSON"]),
+        ('a.jsonl', b'{"text": ' + b'[' * 100_000, ["'a.jsonl', line 1: not valid JSON (nested too deeply)"]),
+        (
+            'a.jsonl',
+            b'{"text": ' + b'1' * 5000 + b'}',
+            ["'a.jsonl', line 1: not valid JSON (Exceeds the limit"],
+        ),
+        ('a.csv', b'text,n\n"a\xff",1\n', ["'a.csv', line 2, byte 9: not valid UTF-8"]),
+        ('a.csv', b'body,n\na,1\n', ["line 2: no column 'text'", 'Columns there: body, n']),
+        ('a.csv', b'text,n\na,1,2,3\n', ["'a.csv', line 2: 4 fields, where the first line names 2 columns"]),
+        ('a.csv', b'text,n\n"a,1\n', ["'a.csv', line", 'not valid CSV']),
+        ('a.txt', b'ab\n\nc\xfed', ["'a.txt', byte 5: not valid UTF-8"]),
+        ('a.parquet', b'PAR1 but not really', ["'a.parquet' is not a Parquet file"]),
+        ('a.jsonl.gz', b'not gzipped', ["Can't read 'a.jsonl.gz'"]),
+        ('a.jsonl.gz', gzip.compress(b'{"text": "x"}\n' * 50, mtime=0)[:-12], ["Can't read 'a.jsonl.gz'"]),
+        *[
+            (f'a.{suffix}', b'', ["Dataset 'mine' has no text: there are no rows."])
+            for suffix in ('jsonl', 'json', 'csv')
+        ],
+        ('a.csv', b'text,n\n', ['there are no rows']),
+        ('a.json', b'[]', ['there are no rows']),
+        ('a.txt', b'', ['all of its 1 documents are empty']),
+        ('a.txt', b' \n \n', ['all of its 1 documents are empty']),
+        ('a.jsonl', b'{"text": ""}\n{"text": " "}\n', ['all of its 2 documents are empty']),
+    ],
+)
 def test_bad_content_is_named_with_file_and_line(folder, name, content, words):
     Path(name).write_bytes(content)
     message = error({'path': name})
@@ -363,7 +494,9 @@ def test_utf8_error_inside_a_delimited_text_names_the_byte_of_the_file(folder):
 
 def test_parquet_columns(folder):
     pyarrow.parquet.write_table(pyarrow.table({'body': ['x'], 'n': [1]}), 'a.parquet')
-    assert "no column 'bdy'. Did you mean 'body'? Columns there: body, n." in error({'path': 'a.parquet', 'text': 'bdy'})
+    assert "no column 'bdy'. Did you mean 'body'? Columns there: body, n." in error(
+        {'path': 'a.parquet', 'text': 'bdy'}
+    )
     assert "column 'n' holds 1, which is not text" in error({'path': 'a.parquet', 'text': 'n'})
     pyarrow.parquet.write_table(pyarrow.table({'text': pyarrow.array([], pyarrow.string())}), 'b.parquet')
     assert 'there are no rows' in error({'path': 'b.parquet'})
@@ -372,7 +505,9 @@ def test_parquet_columns(folder):
 def test_nul_bytes_and_control_characters(folder):
     text = 'a\0b\x01\x1f\x7f c'
     write_jsonl('a.jsonl', [{'text': text}])
-    Path('raw.jsonl').write_bytes(b'{"text": "a\0b\x01\x1f\x7f c"}\n')      # not escaped, as careless writers leave them
+    Path('raw.jsonl').write_bytes(
+        b'{"text": "a\0b\x01\x1f\x7f c"}\n'
+    )  # not escaped, as careless writers leave them
     Path('a.csv').write_bytes(f'text\n"{text}"\n'.encode())
     Path('a.txt').write_bytes(text.encode())
     for name in ('a.jsonl', 'raw.jsonl', 'a.csv', 'a.txt'):
@@ -393,7 +528,11 @@ def test_a_very_long_line(folder):
 
 def test_rows_are_streamed(folder):
     """The first rows come without the rest of the file being read, so an error further on isn't reached."""
-    for name, head, tail in (('a.jsonl', b'{"text": "x"}\n', b'oops'), ('a.csv', b'text\nx\n', b'"'), ('a.txt', b'x\n\n', b'\xff')):
+    for name, head, tail in (
+        ('a.jsonl', b'{"text": "x"}\n', b'oops'),
+        ('a.csv', b'text\nx\n', b'"'),
+        ('a.txt', b'x\n\n', b'\xff'),
+    ):
         Path(name).write_bytes(head + tail)
         spec = {'path': name, **({'delimiter': '\n\n'} if name == 'a.txt' else {})}
         assert next(open_source('mine', spec).rows()).text == 'x'
@@ -401,24 +540,32 @@ def test_rows_are_streamed(folder):
 
 # -- the hub, offline ------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def hub_copy(folder):
     """A folder as the hub keeps a dataset, with two splits."""
     data = folder / 'some_text' / 'data'
     data.mkdir(parents=True)
     for split, count in (('train', 700), ('validation', 3)):
-        table = pyarrow.table({'body': [f'{split} {i}' for i in range(count)], 'n': list(range(count)), 'q': ['why'] * count})
+        table = pyarrow.table(
+            {'body': [f'{split} {i}' for i in range(count)], 'n': list(range(count)), 'q': ['why'] * count}
+        )
         pyarrow.parquet.write_table(table, data / f'{split}-00000-of-00001.parquet')
     return folder / 'some_text'
 
 
 def _python(script: str, **env) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith('HF_')}
-    return subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120,
-                          env={**clean, 'PYTHONPATH': str(REPO), **env})
+    return subprocess.run(
+        [sys.executable, '-c', script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**clean, 'PYTHONPATH': str(REPO), **env},
+    )
 
 
-SHOW = '''
+SHOW = """
 import json
 from lmplay.base.errors import DataError
 from lmplay.data.sources import open_source
@@ -428,13 +575,19 @@ for spec in json.loads({specs!r}):
         print(json.dumps([len(rows), [r.text for r in rows[:2]], rows[0].prompt, sorted({{r.split for r in rows}})]))
     except DataError as error:
         print(json.dumps(str(error)))
-'''
+"""
 
 
 def test_hub_data_from_a_folder_and_from_the_cache(hub_copy, folder):
     own = {'text': 'body', 'prompt': 'q', 'validation': 'validation', 'hub': str(hub_copy)}
-    specs = [own, {**own, 'limit': 5}, {**own, 'text': 'bdy'}, {**own, 'split': 'trian'}, {**own, 'text': 'n'},
-             {'hub': str(hub_copy), 'text': 'body', 'split': 'validation'}]
+    specs = [
+        own,
+        {**own, 'limit': 5},
+        {**own, 'text': 'bdy'},
+        {**own, 'split': 'trian'},
+        {**own, 'text': 'n'},
+        {'hub': str(hub_copy), 'text': 'body', 'split': 'validation'},
+    ]
     run = _python(SHOW.format(specs=json.dumps(specs)), HF_HOME=str(folder / 'home'))
     whole, part, column, split, kind, plain = map(json.loads, run.stdout.splitlines())
     assert whole == [703, ['train 0', 'train 1'], 'why\n', ['train', 'validation']]
@@ -455,6 +608,7 @@ def test_hub_data_from_a_folder_and_from_the_cache(hub_copy, folder):
 def test_hub_folder_counts_by_content(hub_copy):
     def mark():
         return open_source('h', {'hub': str(hub_copy), 'text': 'body'}).fingerprint()
+
     first = mark()
     assert mark() == first
     (hub_copy / 'data' / 'train-00000-of-00001.parquet').write_bytes(b'other')
@@ -469,22 +623,35 @@ def test_hub_out_of_reach_is_one_sentence_with_remedies(folder):
     messages = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(messages) == 2
     for message, hub in zip(messages, ('roneneldan/TinyStories', 'codeparrot/codeparrot-clean')):
-        assert hub in message and '--save-datasets' in message and "'embedded'" in message and '\n' not in message
+        assert (
+            hub in message
+            and '--save-datasets' in message
+            and "'embedded'" in message
+            and '\n' not in message
+        )
 
 
 def test_importing_the_sources_is_light():
-    run = _python("import sys, lmplay.data.sources; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])")
+    run = _python(
+        "import sys, lmplay.data.sources; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+    )
     assert run.stdout == '[]\n', run.stderr
 
 
 # -- real data -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('spec, count', [
-    ({'path': 'sotu/*.jsonl'}, 224), ({'path': 'tinystories/train_5428.jsonl'}, 5428), ({'path': 'tinyshakespeare/input.txt'}, 1),
-    ({'path': 'gsm8k/train.jsonl', 'prompt': 'question', 'text': 'answer'}, 7473),
-    ({'path': 'mathqa/dev.json', 'prompt': 'Problem', 'text': 'Rationale'}, 4475),
-    ({'path': 'tinyshakespeare/input.txt', 'delimiter': '\n\n'}, 7222),
-])
+
+@pytest.mark.parametrize(
+    'spec, count',
+    [
+        ({'path': 'sotu/*.jsonl'}, 224),
+        ({'path': 'tinystories/train_5428.jsonl'}, 5428),
+        ({'path': 'tinyshakespeare/input.txt'}, 1),
+        ({'path': 'gsm8k/train.jsonl', 'prompt': 'question', 'text': 'answer'}, 7473),
+        ({'path': 'mathqa/dev.json', 'prompt': 'Problem', 'text': 'Rationale'}, 4475),
+        ({'path': 'tinyshakespeare/input.txt', 'delimiter': '\n\n'}, 7222),
+    ],
+)
 def test_real_files(spec, count, shared_data, monkeypatch):
     monkeypatch.chdir(shared_data)
     source = open_source('real', spec)

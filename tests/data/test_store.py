@@ -31,12 +31,21 @@ class Listed:
 @pytest.fixture
 def rows():
     rng = random.Random(3)
-    return [Row(text=f'text {i} ' * rng.randint(1, 20), prompt=f'ask {i}? ' if i % 3 == 0 else '', domain='ab'[i % 2]) for i in range(60)]
+    return [
+        Row(
+            text=f'text {i} ' * rng.randint(1, 20),
+            prompt=f'ask {i}? ' if i % 3 == 0 else '',
+            domain='ab'[i % 2],
+        )
+        for i in range(60)
+    ]
 
 
 def test_a_store_gives_back_what_the_source_held(rows):
     store = stores.open_store(Listed(rows), BYTES)
-    assert store.meta['documents'] == 60 and store.meta['bytes'] == sum(len(r.text) + len(r.prompt) for r in rows)
+    assert store.meta['documents'] == 60 and store.meta['bytes'] == sum(
+        len(r.text) + len(r.prompt) for r in rows
+    )
     for i, row in enumerate(rows):
         ids = store.tokens[store.starts[i] : store.starts[i + 1]]
         assert BYTES.decode(ids[:-1].tolist()) == row.prompt + row.text and ids[-1] == BYTES.eot_token
@@ -49,7 +58,11 @@ def test_a_store_is_made_once_and_anew_for_other_data_or_another_tokenizer(rows,
     first = stores.open_store(Listed(rows, mark='once'), BYTES)
     monkeypatch.setattr(stores, '_tokenize', lambda *_: pytest.fail('made again'))
     assert stores.open_store(Listed(rows, mark='once'), BYTES).folder == first.folder
-    assert stores.store_key(Listed(rows[1:]), BYTES) != stores.store_key(Listed(rows), BYTES) != stores.store_key(Listed(rows), get_tokenizer('gpt2'))
+    assert (
+        stores.store_key(Listed(rows[1:]), BYTES)
+        != stores.store_key(Listed(rows), BYTES)
+        != stores.store_key(Listed(rows), get_tokenizer('gpt2'))
+    )
 
 
 def test_a_store_that_was_not_finished_is_not_there(rows):
@@ -97,7 +110,12 @@ def test_a_single_document_is_cut_in_two():
     store = stores.open_store(Listed([Row(text=text)]), BYTES)
     training, validation = store.split(0.02)
     assert len(training) == len(validation) == 1
-    assert BYTES.decode(np.concatenate([store.tokens[: store.starts[1] - 1], store.tokens[store.starts[1] : -1]]).tolist()) == text
+    assert (
+        BYTES.decode(
+            np.concatenate([store.tokens[: store.starts[1] - 1], store.tokens[store.starts[1] : -1]]).tolist()
+        )
+        == text
+    )
 
 
 def test_an_empty_dataset_is_refused():
@@ -126,7 +144,12 @@ def test_vocabularies_above_16_bits_take_32():
 def test_a_bpe_is_trained_on_training_documents_only_and_cached():
     rows = [Row(text='aaa bbb ' * 3), Row(text='zzzzzz ' * 9, split='validation')] * 5
     made = [
-        stores.train_bpe([Listed(rows, mark='bpe')], {'type': 'bpe', 'vocab_size': 270, 'documents': 100}, validation_fraction=0.0) for _ in range(2)
+        stores.train_bpe(
+            [Listed(rows, mark='bpe')],
+            {'type': 'bpe', 'vocab_size': 270, 'documents': 100},
+            validation_fraction=0.0,
+        )
+        for _ in range(2)
     ]
     assert made[0].fingerprint == made[1].fingerprint
     assert not [t for t in json.loads(made[0].backend.to_str())['model']['vocab'] if 'zz' in t]

@@ -19,11 +19,22 @@ from lmplay.train.objective import call, fuses_head, micro_loss
 from lmplay.train.optimizer import make_optimizer
 from lmplay.train.plan import Stage
 
-spec = importlib.util.spec_from_file_location('resume_tests', Path(__file__).resolve().parents[1] / 'train' / 'test_resume.py')
+spec = importlib.util.spec_from_file_location(
+    'resume_tests', Path(__file__).resolve().parents[1] / 'train' / 'test_resume.py'
+)
 resume = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(resume)
 
-SMALLEST = {'num_blocks': 4, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'num_experts': 4, 'd_ffn': 16, 'tokenizer': 'bytes', 'warmup_steps': 2}
+SMALLEST = {
+    'num_blocks': 4,
+    'embed_dim': 16,
+    'num_heads': 2,
+    'max_len': 32,
+    'num_experts': 4,
+    'd_ffn': 16,
+    'tokenizer': 'bytes',
+    'warmup_steps': 2,
+}
 EXPERIMENTS = [e.name for e in list_experiments() if e.error is None]
 every_experiment = pytest.mark.parametrize('name', EXPERIMENTS)
 
@@ -62,7 +73,10 @@ def test_shape_figures_and_hyperparameters(name):
     check_runnable(model)
     figures = describe(model, rows=2, length=16, amp=False)
     assert 0 < figures['trainable_parameters'] <= figures['total_parameters']
-    assert 0 < figures['active_parameters'] <= figures['total_parameters'] and figures['forward_flops_per_token'] > 0
+    assert (
+        0 < figures['active_parameters'] <= figures['total_parameters']
+        and figures['forward_flops_per_token'] > 0
+    )
     json.dumps(model.hyperparameters)
     assert model.hyperparameters['max_len'] == model.max_len == 32
     assert as_tokenizer(model.tokenizer).name == 'bytes'
@@ -105,7 +119,9 @@ def test_features_and_head_are_the_forward(name):
     with torch.no_grad():
         out = call(model, model.features, x, torch.ones_like(x, dtype=torch.bool))
         logits = logits_of(model, x)
-        torch.testing.assert_close(model.fc(out.features)[..., : logits.shape[-1]], logits, atol=1e-5, rtol=1e-5)  # a head may be padded
+        torch.testing.assert_close(
+            model.fc(out.features)[..., : logits.shape[-1]], logits, atol=1e-5, rtol=1e-5
+        )  # a head may be padded
 
 
 @every_experiment
@@ -160,12 +176,46 @@ def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
 def test_killed_twice_it_ends_as_if_it_had_not_been(name, tiny_plan, cache, tmp_path):
     """Two stages, more than an epoch, dropout as the experiment has it; SIGKILL at two random moments."""
     plan = tiny_plan(
-        {'first': {'steps': 14, 'init_from': 'scratch'}, 'second': {'steps': 8, 'packing': 'pad', 'row_length': 24}}, model=smallest(name)
+        {
+            'first': {'steps': 14, 'init_from': 'scratch'},
+            'second': {'steps': 8, 'packing': 'pad', 'row_length': 24},
+        },
+        model=smallest(name),
     )
     flags = ['--exp', name, '--validation-interval', '24', '--save-interval', '12', '--on-collapse', 'warn']
-    assert main(['--training-plan', str(plan), '--run-dir', str(tmp_path / 'whole'), '--device', 'cpu', '--quiet', *flags]) == 0
+    assert (
+        main(
+            [
+                '--training-plan',
+                str(plan),
+                '--run-dir',
+                str(tmp_path / 'whole'),
+                '--device',
+                'cpu',
+                '--quiet',
+                *flags,
+            ]
+        )
+        == 0
+    )
     rng = random.Random(name)
     for at in sorted(rng.sample(range(4, 22), 2)):
-        resume.kill_after_records(resume.start(plan, tmp_path / 'killed', cache, *flags), tmp_path / 'killed', at)
-    assert main(['--training-plan', str(plan), '--run-dir', str(tmp_path / 'killed'), '--device', 'cpu', '--quiet', *flags]) == 0
+        resume.kill_after_records(
+            resume.start(plan, tmp_path / 'killed', cache, *flags), tmp_path / 'killed', at
+        )
+    assert (
+        main(
+            [
+                '--training-plan',
+                str(plan),
+                '--run-dir',
+                str(tmp_path / 'killed'),
+                '--device',
+                'cpu',
+                '--quiet',
+                *flags,
+            ]
+        )
+        == 0
+    )
     resume.assert_same_run(tmp_path / 'whole', tmp_path / 'killed')

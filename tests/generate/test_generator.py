@@ -19,7 +19,7 @@ EOT = 256
 def tiny():
     torch.manual_seed(3)
     model = find_runner('test_runner').function(max_len=MAX_LEN, tokenizer='bytes').build()
-    for p in model.parameters():        # fresh weights say next to nothing; these prefer tokens clearly
+    for p in model.parameters():  # fresh weights say next to nothing; these prefer tokens clearly
         p.data *= 4
     return model
 
@@ -31,7 +31,7 @@ def greedy_without_cache(model, prompt, new, penalty=1.0):
     tokens = list(prompt) or [EOT]
     for _ in range(new):
         last = len(tokens) - 1
-        logits = model(torch.tensor([tokens[window_start(last, MAX_LEN):]]))[0, -1]
+        logits = model(torch.tensor([tokens[window_start(last, MAX_LEN) :]]))[0, -1]
         for i in set(tokens):
             logits[i] = logits[i] / penalty if logits[i] > 0 else logits[i] * penalty
         tokens.append(int(logits.argmax()))
@@ -64,17 +64,20 @@ def test_windows_fit_and_slide_seldom(max_len, position):
 def test_a_row_does_not_depend_on_the_rest_of_its_batch(prompts, other, seed):
     sampling = dict(max_new_tokens=20, temperature=1.5, top_p=0.95, seed=seed)
     alone = generate(tiny(), prompts, **sampling)
-    assert generate(tiny(), [*prompts, other, other], **sampling)[:len(prompts)] == alone
+    assert generate(tiny(), [*prompts, other, other], **sampling)[: len(prompts)] == alone
 
 
 def test_seeds():
     def text(seed):
         return generate(tiny(), [[1, 2, 3]] * 3, max_new_tokens=20, temperature=3.0, seed=seed)
+
     assert text(1) == text(1) != text(2)
     assert len({tuple(row) for row in text(1)}) == 3
     state = torch.random.get_rng_state()
     text(1)
-    assert torch.equal(state, torch.random.get_rng_state())     # training goes on as if nothing had been generated
+    assert torch.equal(
+        state, torch.random.get_rng_state()
+    )  # training goes on as if nothing had been generated
 
 
 def test_samples_follow_the_model():
@@ -95,15 +98,23 @@ def test_samples_follow_the_model():
 def test_stop_token_ends_its_row_only():
     free = generate(tiny(), [[1], [2, 3], [4]], max_new_tokens=25, temperature=3.0)
     stop = free[1][7]
-    expected = [row[:row.index(stop)] if stop in row else row for row in free]
-    assert generate(tiny(), [[1], [2, 3], [4]], max_new_tokens=25, temperature=3.0, stop_token=stop) == expected
+    expected = [row[: row.index(stop)] if stop in row else row for row in free]
+    assert (
+        generate(tiny(), [[1], [2, 3], [4]], max_new_tokens=25, temperature=3.0, stop_token=stop) == expected
+    )
     assert len(expected[1]) <= 7
 
 
 def test_tokens_are_told_as_they_come():
     told = [[], []]
-    found = generate(tiny(), [[1], [2, 3, 4]], max_new_tokens=15, temperature=3.0, stop_token=7,
-                     on_token=lambda row, token: told[row].append(token))
+    found = generate(
+        tiny(),
+        [[1], [2, 3, 4]],
+        max_new_tokens=15,
+        temperature=3.0,
+        stop_token=7,
+        on_token=lambda row, token: told[row].append(token),
+    )
     assert told == found
 
 
@@ -123,7 +134,9 @@ def _fail(row, token):
 
 def test_dropout_is_off():
     model = tiny().train()
-    assert generate(model, [[1, 2]], max_new_tokens=9, temperature=0) == [greedy_without_cache(model, [1, 2], 9)]
+    assert generate(model, [[1, 2]], max_new_tokens=9, temperature=0) == [
+        greedy_without_cache(model, [1, 2], 9)
+    ]
 
 
 def test_nothing_asked_for():
@@ -131,11 +144,15 @@ def test_nothing_asked_for():
     assert generate(tiny(), [[1], []], max_new_tokens=0) == [[], []]
 
 
-@pytest.mark.parametrize('prompts, settings, sentence', [
-    ([[257]], {}, 'Token 257 is not in the vocabulary of the model, which ends at 256'),
-    ([[-1]], {}, 'Token -1 is not'),
-    ([[1]], {'max_new_tokens': -1}, 'max_new_tokens must be 0 or above'),
-    ([[1]], {'top_k': 0}, 'top_k must be at least 1')])
+@pytest.mark.parametrize(
+    'prompts, settings, sentence',
+    [
+        ([[257]], {}, 'Token 257 is not in the vocabulary of the model, which ends at 256'),
+        ([[-1]], {}, 'Token -1 is not'),
+        ([[1]], {'max_new_tokens': -1}, 'max_new_tokens must be 0 or above'),
+        ([[1]], {'top_k': 0}, 'top_k must be at least 1'),
+    ],
+)
 def test_mistakes(prompts, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         generate(tiny(), prompts, **{'max_new_tokens': 3} | settings)
@@ -197,6 +214,7 @@ def test_long_streams_take_linear_time():
         def decode(self, ids):
             self.decoded += len(ids)
             return bytes(ids).decode('utf-8', errors='replace')
+
     tokenizer = Counting()
     ids = list(Path(__file__).read_bytes()[:4000])
     assert ''.join(stream(tokenizer, ids)) == bytes(ids).decode('utf-8', errors='replace')

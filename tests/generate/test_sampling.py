@@ -38,11 +38,17 @@ def distribution(sampling, logits):
 
 
 # Whole numbers, all different: no ties, and no sum of probabilities within rounding of a top_p with two digits.
-distinct = st.lists(st.integers(-8, 8), min_size=1, max_size=12, unique=True).map(lambda x: [float(v) for v in x])
+distinct = st.lists(st.integers(-8, 8), min_size=1, max_size=12, unique=True).map(
+    lambda x: [float(v) for v in x]
+)
 
 
-@given(distinct, st.sampled_from([0.5, 0.8, 1.0, 3.0]), st.none() | st.integers(1, 15),
-       st.none() | st.sampled_from([0.05, 0.33, 0.77, 0.93]))
+@given(
+    distinct,
+    st.sampled_from([0.5, 0.8, 1.0, 3.0]),
+    st.none() | st.integers(1, 15),
+    st.none() | st.sampled_from([0.05, 0.33, 0.77, 0.93]),
+)
 def test_candidates_are_those_of_the_definitions(logits, temperature, top_k, top_p):
     found = distribution(Sampling(temperature, top_k, top_p), logits)
     np.testing.assert_allclose(found, naive(logits, temperature, top_k, top_p), atol=1e-6)
@@ -51,7 +57,9 @@ def test_candidates_are_those_of_the_definitions(logits, temperature, top_k, top
 @pytest.mark.parametrize('spread', [0.001, 1.0, 5.0])
 @pytest.mark.parametrize('top_p', [0.1, 0.9, 0.999, 1.0])
 def test_the_nucleus_of_a_large_vocabulary(spread, top_p):
-    logits = (torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * spread).float()
+    logits = (
+        torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * spread
+    ).float()
     found = distribution(Sampling(1.0, top_p=top_p), logits.tolist())
     kept = found > 0
     probs = logits.double().softmax(-1).numpy()
@@ -97,7 +105,9 @@ def test_temperature_zero_and_top_k_one_take_the_best(logits):
 @given(distinct, st.data())
 def test_repetition_penalty_makes_seen_tokens_rarer(logits, data):
     seen = data.draw(st.lists(st.booleans(), min_size=len(logits), max_size=len(logits)))
-    penalised = Sampling(repetition_penalty=1.5).penalise(torch.tensor([logits]), torch.tensor([seen]))[0].tolist()
+    penalised = (
+        Sampling(repetition_penalty=1.5).penalise(torch.tensor([logits]), torch.tensor([seen]))[0].tolist()
+    )
     for before, after, was in zip(logits, penalised, seen, strict=True):
         assert after == pytest.approx((before / 1.5 if before > 0 else before * 1.5) if was else before)
         assert after <= before
@@ -105,7 +115,7 @@ def test_repetition_penalty_makes_seen_tokens_rarer(logits, data):
 
 def test_the_extremes_of_the_random_number():
     logits = torch.tensor([[-math.inf, 1.0, 2.0, -math.inf]])
-    for uniform, token in ((0.0, 1), (1 - 2 ** -53, 2)):
+    for uniform, token in ((0.0, 1), (1 - 2**-53, 2)):
         assert Sampling(1.0).pick(logits, torch.tensor([uniform], dtype=torch.float64)).item() == token
 
 
@@ -116,10 +126,17 @@ def test_broken_logits_are_said(bad):
             sampling.pick(torch.tensor([[1.0, 2.0], [bad, 0.0]]), torch.zeros(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize('setting, sentence', [
-    (dict(temperature=-0.1), 'temperature must be 0'), (dict(temperature=math.nan), 'temperature must be 0'),
-    (dict(top_k=0), 'top_k must be at least 1'), (dict(top_p=0.0), 'top_p must be above 0'),
-    (dict(top_p=1.1), 'top_p must be above 0'), (dict(repetition_penalty=0), 'repetition_penalty must be above 0')])
+@pytest.mark.parametrize(
+    'setting, sentence',
+    [
+        (dict(temperature=-0.1), 'temperature must be 0'),
+        (dict(temperature=math.nan), 'temperature must be 0'),
+        (dict(top_k=0), 'top_k must be at least 1'),
+        (dict(top_p=0.0), 'top_p must be above 0'),
+        (dict(top_p=1.1), 'top_p must be above 0'),
+        (dict(repetition_penalty=0), 'repetition_penalty must be above 0'),
+    ],
+)
 def test_settings_out_of_range(setting, sentence):
     with pytest.raises(UserError, match=sentence):
         Sampling(**setting)

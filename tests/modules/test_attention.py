@@ -1,4 +1,5 @@
 """The written-out form of attention against the formula in float64, position by position."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,10 @@ from lmplay.modules.attention import PLAIN, CausalSelfAttention, attend
 def by_the_formula(q, k, v):
     y = torch.zeros_like(v)
     for t in range(q.shape[2]):
-        weights = torch.softmax(torch.einsum('bhk,bhsk->bhs', q[:, :, t], k[:, :, :t + 1]) / q.shape[-1] ** 0.5, -1)
-        y[:, :, t] = torch.einsum('bhs,bhsk->bhk', weights, v[:, :, :t + 1])
+        weights = torch.softmax(
+            torch.einsum('bhk,bhsk->bhs', q[:, :, t], k[:, :, : t + 1]) / q.shape[-1] ** 0.5, -1
+        )
+        y[:, :, t] = torch.einsum('bhs,bhsk->bhk', weights, v[:, :, : t + 1])
     return y
 
 
@@ -22,14 +25,21 @@ def test_in_bf16_it_is_as_exact_as_the_fused_form(T):
     wanted = by_the_formula(*exact)
     wanted_grads = torch.autograd.grad(wanted, exact, grad)
     errors = {}
-    forms = {'ours': lambda *qkv: attend(*qkv, dropout=0.0), 'fused': lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)}
+    forms = {
+        'ours': lambda *qkv: attend(*qkv, dropout=0.0),
+        'fused': lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True),
+    }
     for name, form in forms.items():
         rough = [t.detach().bfloat16().requires_grad_() for t in exact]
         y = form(*rough)
         found = [y, *torch.autograd.grad(y, rough, grad.bfloat16())]
-        errors[name] = [(a.double() - b).norm() / b.norm().clamp(min=1e-6) for a, b in zip(found, [wanted, *wanted_grads])]
+        errors[name] = [
+            (a.double() - b).norm() / b.norm().clamp(min=1e-6) for a, b in zip(found, [wanted, *wanted_grads])
+        ]
     for ours, fused in zip(errors['ours'], errors['fused']):
-        assert ours < 2 * fused + 2 ** -8       # a unit in the last place: of two positions there is little to average over
+        assert (
+            ours < 2 * fused + 2**-8
+        )  # a unit in the last place: of two positions there is little to average over
 
 
 def test_no_position_sees_what_follows():
@@ -42,7 +52,10 @@ def test_no_position_sees_what_follows():
 
 def test_dropout_drops_and_keeps_the_mean():
     torch.manual_seed(0)
-    zeros, ones = torch.zeros(64, 1, 32, 4, dtype=torch.bfloat16), torch.ones(64, 1, 32, 4, dtype=torch.bfloat16)
+    zeros, ones = (
+        torch.zeros(64, 1, 32, 4, dtype=torch.bfloat16),
+        torch.ones(64, 1, 32, 4, dtype=torch.bfloat16),
+    )
     y = attend(zeros, zeros, ones, dropout=0.25)[:, :, -1, 0].float()
     assert y.std() > 0.02 and y.mean() == pytest.approx(1.0, abs=0.05)
 
@@ -50,7 +63,9 @@ def test_dropout_drops_and_keeps_the_mean():
 def test_long_rows_take_the_fused_form(monkeypatch):
     taken = []
     fused = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *a, **k: taken.append(a[0].shape[-2]) or fused(*a, **k))
+    monkeypatch.setattr(
+        F, 'scaled_dot_product_attention', lambda *a, **k: taken.append(a[0].shape[-2]) or fused(*a, **k)
+    )
     layer = CausalSelfAttention(num_heads=1, embed_dim=8).bfloat16()
     for T in (PLAIN, PLAIN + 1):
         layer(torch.randn(1, T, 8, dtype=torch.bfloat16))

@@ -1,4 +1,5 @@
 """Expert dispatch against an oracle that walks tokens one by one."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,13 @@ from hypothesis import strategies as st
 from lmplay.modules import experts
 from lmplay.modules.experts import experts_mlp, sort_by_expert
 
-PATHS = [experts._SegmentedExperts, pytest.param(experts._GroupedExperts, marks=pytest.mark.skipif(
-    experts.grouped_mm is None, reason='this torch has no grouped product'))]
+PATHS = [
+    experts._SegmentedExperts,
+    pytest.param(
+        experts._GroupedExperts,
+        marks=pytest.mark.skipif(experts.grouped_mm is None, reason='this torch has no grouped product'),
+    ),
+]
 
 
 def oracle(x_ND, ids_NK, weights_NK, w1, b1, w2, b2, gelu):
@@ -30,7 +36,12 @@ def case(*, N=7, D=8, F=16, E=4, K=2, dtype=torch.float32, ids=None, bias=True, 
         return (torch.randn(*shape, generator=g, dtype=torch.float64) * scale).to(dtype).requires_grad_()
 
     x = randn(N, D)
-    parameters = [randn(E, D, F, scale=0.3), randn(E, F) if bias else None, randn(E, F, D, scale=0.3), randn(E, D) if bias else None]
+    parameters = [
+        randn(E, D, F, scale=0.3),
+        randn(E, F) if bias else None,
+        randn(E, F, D, scale=0.3),
+        randn(E, D) if bias else None,
+    ]
     if ids is None:
         ids = torch.stack([torch.randperm(E, generator=g)[:K] for _ in range(N)])
     weights = torch.rand(ids.shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
@@ -39,11 +50,15 @@ def case(*, N=7, D=8, F=16, E=4, K=2, dtype=torch.float32, ids=None, bias=True, 
 
 def run(x, ids, weights, parameters, gelu='none'):
     w1, b1, w2, b2 = parameters
-    return experts_mlp(x, expert_ids_NK=ids, weights_NK=weights, w1_EDF=w1, b1_EF=b1, w2_EFD=w2, b2_ED=b2, gelu=gelu)
+    return experts_mlp(
+        x, expert_ids_NK=ids, weights_NK=weights, w1_EDF=w1, b1_EF=b1, w2_EFD=w2, b2_ED=b2, gelu=gelu
+    )
 
 
 def gradients(y, tensors):
-    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(y.dtype)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(
+        y.dtype
+    )
     return torch.autograd.grad(y, [t for t in tensors if t is not None], direction)
 
 
@@ -109,7 +124,11 @@ def test_any_assignment(data):
     E = data.draw(st.integers(1, 9), 'E')
     K = data.draw(st.integers(1, min(E, 4)), 'K')
     N = data.draw(st.integers(1, 20), 'N')
-    ids = torch.tensor(data.draw(st.lists(st.lists(st.integers(0, E - 1), min_size=K, max_size=K), min_size=N, max_size=N), 'ids'))
+    ids = torch.tensor(
+        data.draw(
+            st.lists(st.lists(st.integers(0, E - 1), min_size=K, max_size=K), min_size=N, max_size=N), 'ids'
+        )
+    )
     made = case(N=N, E=E, K=K, ids=ids, seed=data.draw(st.integers(0, 99), 'seed'))
     check(*made)
     if experts.grouped_mm is not None:
@@ -146,7 +165,7 @@ def test_frozen_experts(form, monkeypatch):
         torch.testing.assert_close(got, wanted)
     own = {p.data_ptr() for p in frozen}
     floats = [t for t in kept if t.is_floating_point() and t.data_ptr() not in own]
-    assert sum(t.numel() for t in floats) <= 64 * 4 * (64 + 16) + weights.numel()      # h, y and the gate weights
+    assert sum(t.numel() for t in floats) <= 64 * 4 * (64 + 16) + weights.numel()  # h, y and the gate weights
 
 
 def test_weights_are_not_copied():
@@ -172,8 +191,9 @@ def test_autocast(path):
 def test_no_synchronisation_on_the_grouped_path():
     """On the meta device reading a value is an error, so a pass through it reads none."""
     x, ids, weights, parameters = case(dtype=torch.bfloat16)
-    x, ids, weights, *parameters = (t.detach().to('meta').requires_grad_(t.is_floating_point())
-                                    for t in (x, ids, weights, *parameters))
+    x, ids, weights, *parameters = (
+        t.detach().to('meta').requires_grad_(t.is_floating_point()) for t in (x, ids, weights, *parameters)
+    )
     y = run(x, ids, weights, parameters)
     torch.autograd.grad(y, [x, weights, *parameters], torch.empty_like(y))
 
@@ -187,5 +207,7 @@ def test_compiles_without_a_break(path, dtype):
     compiled = torch.compile(run, fullgraph=True, backend='aot_eager')
     y, expected = compiled(x, ids, weights, parameters), run(x, ids, weights, parameters)
     torch.testing.assert_close(y, expected)
-    for got, wanted in zip(gradients(y, [x, weights, *parameters]), gradients(expected, [x, weights, *parameters])):
+    for got, wanted in zip(
+        gradients(y, [x, weights, *parameters]), gradients(expected, [x, weights, *parameters])
+    ):
         torch.testing.assert_close(got, wanted)

@@ -14,7 +14,10 @@ def detour(request, monkeypatch):
 
 
 @pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize('shape, outputs', [((4, 40, 128), 256), ((1, 1, 16), 8), ((600, 64), 96), ((1, 1, 512), 1024), ((3, 0, 512), 1024)])
+@pytest.mark.parametrize(
+    'shape, outputs',
+    [((4, 40, 128), 256), ((1, 1, 16), 8), ((600, 64), 96), ((1, 1, 512), 1024), ((3, 0, 512), 1024)],
+)
 def test_output_and_gradients_equal_the_plain_linear(detour, bias, shape, outputs):
     torch.manual_seed(0)
     ours, plain = (nn.Linear(shape[-1], outputs, bias=bias) for _ in range(2))
@@ -57,5 +60,8 @@ def test_compiles_without_a_graph_break(detour):
     onednn.speed_up_linears(model)
     x = torch.randn(600, 128)
     torch.testing.assert_close(
-        torch.compile(model, fullgraph=True, backend='aot_eager')(x), F.linear(x, model[0].weight, model[0].bias), atol=1e-5, rtol=1e-5
+        torch.compile(model, fullgraph=True, backend='aot_eager')(x),
+        F.linear(x, model[0].weight, model[0].bias),
+        atol=1e-5,
+        rtol=1e-5,
     )

@@ -1,4 +1,5 @@
 """Routing and its losses against their definitions, token by token."""
+
 import math
 
 import pytest
@@ -10,7 +11,9 @@ from lmplay.modules.routing import expert_load, load_balance_loss, masked_mean, 
 
 
 def logits(N=12, E=5, seed=0, scale=1.0):
-    return (torch.randn(N, E, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).requires_grad_()
+    return (
+        torch.randn(N, E, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    ).requires_grad_()
 
 
 def test_one_choice_weighs_one_and_passes_the_probability_gradient():
@@ -18,8 +21,8 @@ def test_one_choice_weighs_one_and_passes_the_probability_gradient():
     r = route(l_NE, top_k=1)
     assert r.weights_NK.detach().eq(1).all() and r.expert_ids_NK[:, 0].equal(l_NE.argmax(-1))
     direction = torch.randn(12, 1, dtype=torch.float64)
-    got, = torch.autograd.grad((r.weights_NK * direction).sum(), l_NE)
-    wanted, = torch.autograd.grad((l_NE.softmax(-1).amax(-1, keepdim=True) * direction).sum(), l_NE)
+    (got,) = torch.autograd.grad((r.weights_NK * direction).sum(), l_NE)
+    (wanted,) = torch.autograd.grad((l_NE.softmax(-1).amax(-1, keepdim=True) * direction).sum(), l_NE)
     torch.testing.assert_close(got, wanted)
 
 
@@ -40,7 +43,7 @@ def test_noise_moves_the_choice_and_not_the_clean_logits():
     r = route(l_NE, top_k=1, noise_std=torch.tensor(0.5))
     assert r.logits_NE is l_NE
     moved = (r.probs_NE.log() - l_NE.log_softmax(-1)).detach()
-    moved = moved - moved.mean(1, keepdim=True)             # what a softmax leaves of N(0, 0.5^2) noise
+    moved = moved - moved.mean(1, keepdim=True)  # what a softmax leaves of N(0, 0.5^2) noise
     assert moved.std().item() == pytest.approx(0.5 * math.sqrt(4 / 5), rel=0.05)
     assert route(l_NE, top_k=1).probs_NE.equal(l_NE.softmax(-1))
 
@@ -80,7 +83,7 @@ def test_load_balance_is_one_at_balance_and_E_at_collapse():
     one[:, 3] = 100
     r = route(one, top_k=1)
     assert load_balance_loss(r.probs_NE, expert_load(r.expert_ids_NK, E)).item() == pytest.approx(E)
-    assert z_loss(flat).item() == pytest.approx(math.log(8) ** 2, rel=1e-6)      # what a flat router gives
+    assert z_loss(flat).item() == pytest.approx(math.log(8) ** 2, rel=1e-6)  # what a flat router gives
 
 
 def test_load_carries_no_gradient():
@@ -89,7 +92,7 @@ def test_load_carries_no_gradient():
     load_E = expert_load(r.expert_ids_NK, 5).double().requires_grad_()
     got = torch.autograd.grad(load_balance_loss(r.probs_NE, load_E), [l_NE, load_E], allow_unused=True)
     assert got[1] is None
-    wanted, = torch.autograd.grad(5 * (load_E.detach() * l_NE.softmax(-1).mean(0)).sum(), l_NE)
+    (wanted,) = torch.autograd.grad(5 * (load_E.detach() * l_NE.softmax(-1).mean(0)).sum(), l_NE)
     torch.testing.assert_close(got[0], wanted)
 
 
@@ -99,9 +102,11 @@ def test_masked_tokens_count_nowhere():
     whole, part = route(l_NE, top_k=2), route(l_NE[:6], top_k=2)
     load, own = expert_load(whole.expert_ids_NK, 5, mask), expert_load(part.expert_ids_NK, 5)
     torch.testing.assert_close(load, own)
-    torch.testing.assert_close(load_balance_loss(whole.probs_NE, load, mask), load_balance_loss(part.probs_NE, own))
+    torch.testing.assert_close(
+        load_balance_loss(whole.probs_NE, load, mask), load_balance_loss(part.probs_NE, own)
+    )
     torch.testing.assert_close(z_loss(l_NE, mask), z_loss(l_NE[:6]))
-    grad, = torch.autograd.grad(z_loss(l_NE, mask) + load_balance_loss(whole.probs_NE, load, mask), l_NE)
+    (grad,) = torch.autograd.grad(z_loss(l_NE, mask) + load_balance_loss(whole.probs_NE, load, mask), l_NE)
     assert grad[6:].eq(0).all() and grad[:6].ne(0).any()
 
 

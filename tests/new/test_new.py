@@ -1,4 +1,5 @@
 """lmp_new as a user runs it: a copy that trains at once under its own name; bad names are refused, nothing is written over."""
+
 import json
 import subprocess
 import sys
@@ -13,14 +14,21 @@ from lmplay.new.copying import class_name, copy_experiment
 
 
 def test_help_is_quick_and_imports_no_torch():
-    code = ('import sys; from lmplay.new.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
-            'assert "torch" not in sys.modules and "pydantic" not in sys.modules')
+    code = (
+        'import sys; from lmplay.new.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+        'assert "torch" not in sys.modules and "pydantic" not in sys.modules'
+    )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert out.returncode == 0 and '--from' in out.stdout, out.stderr
 
 
-@pytest.mark.parametrize('origin, name, others', [('gpt2ish', 'tale', ['tale_med', 'tale_large', 'tale_test_runner', 's_tale']),
-                                                  ('some', 'fable', ['fable_no_alpha', 'fable_baseline'])])
+@pytest.mark.parametrize(
+    'origin, name, others',
+    [
+        ('gpt2ish', 'tale', ['tale_med', 'tale_large', 'tale_test_runner', 's_tale']),
+        ('some', 'fable', ['fable_no_alpha', 'fable_baseline']),
+    ],
+)
 def test_a_copy_has_its_own_names_and_keeps_the_contract(tmp_path, capsys, origin, name, others):
     assert main([name, '--from', origin, '--to', str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -37,22 +45,44 @@ def test_a_copy_has_its_own_names_and_keeps_the_contract(tmp_path, capsys, origi
 def test_a_copy_trains_as_the_original(tmp_path, command, tiny_plan):
     """The same weights, data and seed: equal losses to the last digit, under another name."""
     copy_experiment('tale', origin='gpt2ish', folder=tmp_path)
-    plan = tiny_plan(model={'num_blocks': 1, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'tokenizer': 'bytes'})
+    plan = tiny_plan(
+        model={'num_blocks': 1, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'tokenizer': 'bytes'}
+    )
     found = []
     for exp in ('gpt2ish', str(tmp_path / 'tale' / 'versions.py')):
-        out = command('train', '--exp', exp, '--training-plan', plan, '--run-dir', exp.replace('/', '_'), '--device', 'cpu',
-                      '--quiet')
+        out = command(
+            'train',
+            '--exp',
+            exp,
+            '--training-plan',
+            plan,
+            '--run-dir',
+            exp.replace('/', '_'),
+            '--device',
+            'cpu',
+            '--quiet',
+        )
         assert out.returncode == 0, out.stderr
         found.append(json.loads((tmp_path / exp.replace('/', '_') / 'summary.json').read_text()))
     assert found[0]['validation_loss'] == found[1]['validation_loss']
     assert found[0]['model'] == 'gpt2ish_1L_32' and found[1]['model'] == 'tale_1L_32'
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['My-Exp'], 'small letters'), (['list'], 'keeps for itself'), (['x' * 300], 'at most 60 letters'), (['block'], 'called Block'),
-    (['2fast'], 'small letters'), (['class'], 'small letters'), (['gpt2ish'], 'is taken'),
-    (['tale', '--from', 'gpt2sh'], "Did you mean 'gpt2ish'"),
-    (['tale', '--form', 'gpt2ish'], "Did you mean '--from'"), (['tale', '--to', '/none/here'], 'No directory')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['My-Exp'], 'small letters'),
+        (['list'], 'keeps for itself'),
+        (['x' * 300], 'at most 60 letters'),
+        (['block'], 'called Block'),
+        (['2fast'], 'small letters'),
+        (['class'], 'small letters'),
+        (['gpt2ish'], 'is taken'),
+        (['tale', '--from', 'gpt2sh'], "Did you mean 'gpt2ish'"),
+        (['tale', '--form', 'gpt2ish'], "Did you mean '--from'"),
+        (['tale', '--to', '/none/here'], 'No directory'),
+    ],
+)
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, message):
     to = [] if '--to' in arguments else ['--to', str(tmp_path)]
     assert main([*arguments, *to]) == 2
@@ -69,14 +99,26 @@ def test_nothing_is_written_over(tmp_path, capsys):
     assert [p.name for p in tmp_path.rglob('*')] == ['tale', 'mine.txt']
 
 
-@pytest.mark.parametrize('before, after, wrong', [
-    ('self.attn(', 'self.attn(', None),
-    ('self.pos_embed[:, start:start + x.shape[1]]', 'self.pos_embed[:, :x.shape[1]]', 'generation with the cache'),
-    ('return self.ln(x)', 'return self.ln(x + x.mean(1, keepdim=True))', 'no position sees the future'),
-    ('self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]]', 'self.tok_embed(x)', 'gets a gradient'),
-    ('return self.fc(self.features(x))', 'return self.features(x)', 'have the shape')])
+@pytest.mark.parametrize(
+    'before, after, wrong',
+    [
+        ('self.attn(', 'self.attn(', None),
+        (
+            'self.pos_embed[:, start:start + x.shape[1]]',
+            'self.pos_embed[:, :x.shape[1]]',
+            'generation with the cache',
+        ),
+        ('return self.ln(x)', 'return self.ln(x + x.mean(1, keepdim=True))', 'no position sees the future'),
+        (
+            'self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]]',
+            'self.tok_embed(x)',
+            'gets a gradient',
+        ),
+        ('return self.fc(self.features(x))', 'return self.features(x)', 'have the shape'),
+    ],
+)
 def test_the_check_finds_what_is_broken(tmp_path, before, after, wrong):
-    name = f'broken_{zlib.crc32(after.encode())}'      # a process knows one experiment of a name
+    name = f'broken_{zlib.crc32(after.encode())}'  # a process knows one experiment of a name
     folder = copy_experiment(name, origin='gpt2ish', folder=tmp_path)
     text = (folder / 'model.py').read_text()
     assert wrong is None or before in text
@@ -88,7 +130,10 @@ def test_the_check_finds_what_is_broken(tmp_path, before, after, wrong):
 def test_the_version_that_was_asked_for_gets_the_name(tmp_path):
     folder = copy_experiment('little', origin='test_runner', folder=tmp_path)
     text = (folder / 'versions.py').read_text()
-    assert "@expose_runner('little', description='From test_runner: " in text and "@expose_runner('little_gpt2ish'," in text
+    assert (
+        "@expose_runner('little', description='From test_runner: " in text
+        and "@expose_runner('little_gpt2ish'," in text
+    )
 
 
 def test_class_names():

@@ -16,14 +16,25 @@ def load(share, *, layer=1, expert=2):
 def test_three_warnings_in_a_row_are_a_collapse():
     alarm = CollapseAlarm()
     assert [alarm.update(load(s)).status for s in (0.59, 0.7, 0.7, 0.5, 0.61, 0.7, 0.736, 0.8, 0.3)] == [
-        'ok', 'warning', 'warning', 'ok', 'warning', 'warning', 'collapse', 'collapse', 'ok']
+        'ok',
+        'warning',
+        'warning',
+        'ok',
+        'warning',
+        'warning',
+        'collapse',
+        'collapse',
+        'ok',
+    ]
 
 
 def test_the_message_names_layer_expert_and_share():
     alarm = CollapseAlarm(patience=2)
     first, second = alarm.update(load(0.736)), alarm.update(load(0.736, layer=2, expert=0))
     assert (first.layer, first.expert, round(first.share, 3)) == (1, 2, 0.736)
-    assert 'expert 2 of routed layer 1 (of 3) takes 73.6% of the assignments (warning 1 of 2)' in first.message
+    assert (
+        'expert 2 of routed layer 1 (of 3) takes 73.6% of the assignments (warning 1 of 2)' in first.message
+    )
     assert second.status == 'collapse' and 'expert 0 of routed layer 2' in second.message
     assert alarm.update(load(0.3)).message == ''
 

@@ -21,11 +21,28 @@ PNG = b'\x89PNG'
 def make_run(folder, points=30, *, factor=1.0, loss=lambda n: 2 + 8 / n, **more):
     recorder = Recorder(folder)
     for n in range(1, points + 1):
-        at = {'stage': 'a' if n <= points / 2 else 'b', 'step': n, 'samples': 5 * n, 'tokens': 100 * n, 'seconds': 0.5 * n}
+        at = {
+            'stage': 'a' if n <= points / 2 else 'b',
+            'step': n,
+            'samples': 5 * n,
+            'tokens': 100 * n,
+            'seconds': 0.5 * n,
+        }
         recorder.train(at | {'loss': factor * loss(n), 'accuracy': 0.3} | more)
         if n % 5 == 0:
-            domains = {d: {'loss': factor * loss(n) + i, 'tokens': 7} for i, d in enumerate(('code', 'prose'))}
-            recorder.validation(at | {'loss': factor * loss(n), 'accuracy': 0.2, 'perplexity': 9.0, 'bits_per_byte': 1.0, 'domains': domains})
+            domains = {
+                d: {'loss': factor * loss(n) + i, 'tokens': 7} for i, d in enumerate(('code', 'prose'))
+            }
+            recorder.validation(
+                at
+                | {
+                    'loss': factor * loss(n),
+                    'accuracy': 0.2,
+                    'perplexity': 9.0,
+                    'bits_per_byte': 1.0,
+                    'domains': domains,
+                }
+            )
     recorder.close()
     return folder
 
@@ -34,7 +51,9 @@ def make_csv(prefix, rows):
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     for kind in ('train', 'validate'):
         Path(f'{prefix}_{kind}_stats.csv').write_text(
-            'iter,accuracy,loss,tokens\n' + ''.join(f'{5 * n},0.1,{n / 7},{50 * n}\n' for n in range(1, rows + 1)))
+            'iter,accuracy,loss,tokens\n'
+            + ''.join(f'{5 * n},0.1,{n / 7},{50 * n}\n' for n in range(1, rows + 1))
+        )
 
 
 def drawn(path):
@@ -47,7 +66,7 @@ def drawn(path):
 def test_smooth_is_a_centred_mean(values, width):
     expected = []
     for i, value in enumerate(values):
-        window = [v for v in values[max(0, i - (width - 1) // 2):i + width // 2 + 1] if not math.isnan(v)]
+        window = [v for v in values[max(0, i - (width - 1) // 2) : i + width // 2 + 1] if not math.isnan(v)]
         expected.append(math.nan if math.isnan(value) else sum(window) / len(window))
     np.testing.assert_allclose(smooth(np.array(values, float), width), expected, atol=1e-9)
 
@@ -65,7 +84,9 @@ def test_difference_of_two_lines_is_a_line(a, b):
 
 
 def test_difference_ignores_gaps():
-    x, y = difference((np.array([0., 1, 2]), np.array([1., np.nan, 3])), (np.array([0., 2]), np.array([0., 0])))
+    x, y = difference(
+        (np.array([0.0, 1, 2]), np.array([1.0, np.nan, 3])), (np.array([0.0, 2]), np.array([0.0, 0]))
+    )
     assert list(x) == [0, 2] and list(y) == [1, 3]
 
 
@@ -74,12 +95,14 @@ def test_a_run_is_read_with_its_stages_and_domains(tmp_path):
     assert run.name == 'one' and run.stages == [('a', 0), ('b', 15)]
     x, y = run.curve('train', 'tokens', 'loss')
     assert list(x) == [100 * n for n in range(1, 31)] and y[0] == 10
-    assert run.curve('prose', 'tokens', 'loss')[0][0] == 500        # the run's tokens, not the domain's
+    assert run.curve('prose', 'tokens', 'loss')[0][0] == 500  # the run's tokens, not the domain's
     assert run.extent('seconds') == 15
 
 
 def test_repeated_points_keep_the_last(tmp_path):
-    (tmp_path / 'm_train_stats.csv').write_text('iter,accuracy,loss,tokens\n5,,1,1\n10,,2,2\n5,,3,3\n15,,4,4\n')
+    (tmp_path / 'm_train_stats.csv').write_text(
+        'iter,accuracy,loss,tokens\n5,,1,1\n10,,2,2\n5,,3,3\n15,,4,4\n'
+    )
     (run,) = find_runs(tmp_path / 'm_train_stats.csv')
     assert [list(v) for v in run.curve('train', 'samples', 'loss')] == [[5, 10, 15], [3, 2, 4]]
 
@@ -128,31 +151,50 @@ def test_difference_panels_show_what_they_say(tmp_path, monkeypatch):
     zero, train, validation = differences.lines
     np.testing.assert_allclose(train.get_ydata(), [2 + 8 / n for n in range(1, 21)])
     np.testing.assert_allclose(validation.get_ydata(), [2 + 8 / n for n in (5, 10, 15, 20)])
-    assert differences.get_title(loc='left') == 'loss: difference to base'     # the longest
+    assert differences.get_title(loc='left') == 'loss: difference to base'  # the longest
     assert curves.get_xlabel() == 'samples' and curves.get_ylabel() == 'loss (nats per token)'
 
 
 def test_validation_lines_end_with_their_stage(tmp_path, monkeypatch):
-    lines = [{'kind': 'train', 'stage': s, 'samples': n, 'loss': 1.0} for s, n in (('a', 1), ('a', 2), ('b', 3), ('b', 4))]
-    lines += [{'kind': 'validation', 'stage': s, 'samples': n, 'loss': 2.0} for s, n in (('a', 1), ('a', 2), ('b', 3), ('b', 4))]
+    lines = [
+        {'kind': 'train', 'stage': s, 'samples': n, 'loss': 1.0}
+        for s, n in (('a', 1), ('a', 2), ('b', 3), ('b', 4))
+    ]
+    lines += [
+        {'kind': 'validation', 'stage': s, 'samples': n, 'loss': 2.0}
+        for s, n in (('a', 1), ('a', 2), ('b', 3), ('b', 4))
+    ]
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     figures = []
     monkeypatch.setattr('lmplay.stats.plot._save', lambda figure, out: figures.append(figure) or out)
     plot(find_runs(tmp_path), tmp_path / 'x.png', metrics=['loss'])
-    drawn_lines = [list(line.get_xdata()) for line in figures[0].axes[0].lines if set(line.get_ydata()) == {2.0}]
+    drawn_lines = [
+        list(line.get_xdata()) for line in figures[0].axes[0].lines if set(line.get_ydata()) == {2.0}
+    ]
     assert drawn_lines == [[1, 2], [3, 4]]
 
 
 def test_runs_that_were_evaluated_on_different_tokens_are_told(tmp_path, capsys):
     for name, digest, text in (('a', 'x', 't'), ('b', 'x', 't'), ('c', 'y', 't'), ('d', 'z', 'u')):
         make_run(tmp_path / name)
-        (tmp_path / name / 'stages.json').write_text(json.dumps({'s': {'fingerprints': {'evaluation': digest, 'text': text}}}))
-    assert main([*(str(tmp_path / name) for name in 'ab'), '--out', str(tmp_path)]) == 0 and not capsys.readouterr().err
+        (tmp_path / name / 'stages.json').write_text(
+            json.dumps({'s': {'fingerprints': {'evaluation': digest, 'text': text}}})
+        )
+    assert (
+        main([*(str(tmp_path / name) for name in 'ab'), '--out', str(tmp_path)]) == 0
+        and not capsys.readouterr().err
+    )
     assert main([*(str(tmp_path / name) for name in 'abc'), '--out', str(tmp_path)]) == 0
-    assert 'a and c were evaluated on different tokens' in (error := capsys.readouterr().err) and '--metric bits_per_byte compares them' in error
+    assert (
+        'a and c were evaluated on different tokens' in (error := capsys.readouterr().err)
+        and '--metric bits_per_byte compares them' in error
+    )
     by_bytes = ['--metric', 'bits_per_byte', '--out', str(tmp_path)]
     assert main([*(str(tmp_path / name) for name in 'ac'), *by_bytes]) == 0 and not capsys.readouterr().err
-    assert main([*(str(tmp_path / name) for name in 'ad'), *by_bytes]) == 0 and 'on different text' in capsys.readouterr().err
+    assert (
+        main([*(str(tmp_path / name) for name in 'ad'), *by_bytes]) == 0
+        and 'on different text' in capsys.readouterr().err
+    )
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -163,9 +205,27 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     make_csv(tmp_path / 'out_gpt' / 'old', 9)
     assert main([]) == 0 and drawn(Path(capsys.readouterr().out.strip())) > 0.01
     assert main(['runs/a']) == 0 and (tmp_path / 'runs/a/curves.png').is_file()
-    assert main(['runs/a', 'runs/b', '--baseline', 'b', '--out', 'pictures', '--x', 'seconds', '--smooth', '3']) == 0
+    assert (
+        main(['runs/a', 'runs/b', '--baseline', 'b', '--out', 'pictures', '--x', 'seconds', '--smooth', '3'])
+        == 0
+    )
     assert (tmp_path / 'pictures/curves.png').is_file()
-    assert main(['runs/a', '--baseline', 'out_gpt', '--metric', 'perplexity', '--metric', 'loss', '--out', 'x.svg']) == 0
+    assert (
+        main(
+            [
+                'runs/a',
+                '--baseline',
+                'out_gpt',
+                '--metric',
+                'perplexity',
+                '--metric',
+                'loss',
+                '--out',
+                'x.svg',
+            ]
+        )
+        == 0
+    )
     assert '<!-- loss: difference to old -->' in (tmp_path / 'x.svg').read_text()
 
 
@@ -173,26 +233,48 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     make_run(tmp_path / 'x' / 'run')
     make_run(tmp_path / 'y' / 'run')
     out = tmp_path / 'o.svg'
-    assert main([str(tmp_path / 'x/run'), str(tmp_path / 'y/run'), str(tmp_path / 'x/run'), '--out', str(out),
-                 '--baseline', str(tmp_path / 'y/run')]) == 0
-    assert [text in out.read_text() for text in ('<!-- run (1) -->', '<!-- run (2) -->', '<!-- run (3) -->',
-                                                 '<!-- loss: difference to run (2) -->')] == [True, True, False, True]
+    assert (
+        main(
+            [
+                str(tmp_path / 'x/run'),
+                str(tmp_path / 'y/run'),
+                str(tmp_path / 'x/run'),
+                '--out',
+                str(out),
+                '--baseline',
+                str(tmp_path / 'y/run'),
+            ]
+        )
+        == 0
+    )
+    assert [
+        text in out.read_text()
+        for text in (
+            '<!-- run (1) -->',
+            '<!-- run (2) -->',
+            '<!-- run (3) -->',
+            '<!-- loss: difference to run (2) -->',
+        )
+    ] == [True, True, False, True]
 
 
-@pytest.mark.parametrize('arguments, sentence', [
-    (['nowhere'], "No run at 'nowhere'"),
-    (['empty'], "'empty' holds no run"),
-    (['runs', '--smoth', '3'], "Unknown option '--smoth'. Did you mean '--smooth'?"),
-    (['runs/a', '--metric', 'los'], "Unknown metric 'los'. Did you mean 'loss'?"),
-    (['runs/a', '--baseline', 'c'], "Unknown baseline 'c'"),
-    (['runs/a', '--baseline', 'runs'], "holds 2: a, b"),
-    (['out_gpt', '--x', 'seconds'], 'old recorded no seconds; choose another --x'),
-    (['runs', '--smooth', '0'], '--smooth takes a whole number'),
-    (['runs', '--out', 'x.abc'], "Can't write the picture 'x.abc'"),
-    (['none'], 'Nothing to plot'),
-    (['bad_train_stats.csv'], "its first line must name the column 'iter'"),
-    (['runs', 'runs/a', '--baseline', 'none'], 'The baseline none has recorded no points yet'),
-])
+@pytest.mark.parametrize(
+    'arguments, sentence',
+    [
+        (['nowhere'], "No run at 'nowhere'"),
+        (['empty'], "'empty' holds no run"),
+        (['runs', '--smoth', '3'], "Unknown option '--smoth'. Did you mean '--smooth'?"),
+        (['runs/a', '--metric', 'los'], "Unknown metric 'los'. Did you mean 'loss'?"),
+        (['runs/a', '--baseline', 'c'], "Unknown baseline 'c'"),
+        (['runs/a', '--baseline', 'runs'], 'holds 2: a, b'),
+        (['out_gpt', '--x', 'seconds'], 'old recorded no seconds; choose another --x'),
+        (['runs', '--smooth', '0'], '--smooth takes a whole number'),
+        (['runs', '--out', 'x.abc'], "Can't write the picture 'x.abc'"),
+        (['none'], 'Nothing to plot'),
+        (['bad_train_stats.csv'], "its first line must name the column 'iter'"),
+        (['runs', 'runs/a', '--baseline', 'none'], 'The baseline none has recorded no points yet'),
+    ],
+)
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / 'runs' / 'a', 3)
@@ -213,7 +295,9 @@ def test_errors_are_user_errors(tmp_path):
 
 
 def test_help_imports_neither_torch_nor_matplotlib():
-    script = ('import sys\nfrom lmplay.stats.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
-              'assert not {"torch", "matplotlib", "numpy"} & set(sys.modules)')
+    script = (
+        'import sys\nfrom lmplay.stats.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+        'assert not {"torch", "matplotlib", "numpy"} & set(sys.modules)'
+    )
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0 and 'lmp_plotstats' in done.stdout, done.stderr

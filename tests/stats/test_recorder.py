@@ -18,8 +18,15 @@ from lmplay.stats.recorder import LOGS, Recorder, read_metrics, to_json
 
 
 def point(samples, **more):
-    return {'stage': 'a', 'step': samples, 'samples': samples, 'tokens': 10 * samples, 'seconds': samples / 2,
-            'loss': 1 / samples, 'accuracy': 0.25} | more
+    return {
+        'stage': 'a',
+        'step': samples,
+        'samples': samples,
+        'tokens': 10 * samples,
+        'seconds': samples / 2,
+        'loss': 1 / samples,
+        'accuracy': 0.25,
+    } | more
 
 
 def logs(folder):
@@ -54,7 +61,9 @@ def test_what_is_written_is_read_back(tmp_path):
     recorder.close()
     train, validation = read_metrics(tmp_path)
     assert train['kind'] == 'train' and train['loss'] == 0.5 and train['load'] == [[1.0, 0.0]]
-    assert validation['kind'] == 'validation' and validation['domains'] == {'code': {'loss': 1.0, 'tokens': 3}}
+    assert validation['kind'] == 'validation' and validation['domains'] == {
+        'code': {'loss': 1.0, 'tokens': 3}
+    }
     assert (tmp_path / 'train_stats.csv').read_text() == 'iter,accuracy,loss,tokens\n5,,0.5,50\n'
     assert (tmp_path / 'validate_stats.csv').read_text() == 'iter,accuracy,loss,tokens\n5,0.25,0.2,50\n'
 
@@ -81,7 +90,7 @@ def test_resumed_logs_equal_uninterrupted_ones(tmp_path_factory, saved, lost, af
 
 
 def test_offsets_survive_a_kill(tmp_path):
-    script = textwrap.dedent('''
+    script = textwrap.dedent("""
         import json, os, signal, sys
         from lmplay.stats.recorder import Recorder
         recorder = Recorder(sys.argv[1])
@@ -91,7 +100,7 @@ def test_offsets_survive_a_kill(tmp_path):
         for n in range(50, 60):
             recorder.train({'samples': n, 'tokens': n, 'loss': 1.0, 'accuracy': 0.5})
         os.kill(os.getpid(), signal.SIGKILL)
-    ''')
+    """)
     done = subprocess.run([sys.executable, '-c', script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     offsets = json.loads(done.stdout)
@@ -126,8 +135,10 @@ def test_a_log_that_was_shortened_keeps_its_whole_lines(tmp_path, caplog):
     assert (tmp_path / 'train_stats.csv').read_text().splitlines()[0] == 'iter,accuracy,loss,tokens'
 
 
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
 
 
 def same(a, b):
@@ -145,6 +156,7 @@ def same(a, b):
 def test_lines_are_strict_json(given):
     def refuse(constant):
         raise AssertionError(constant)
+
     line = to_json(given)
     assert '\n' not in line
     read = json.loads(line, parse_constant=refuse)
@@ -158,7 +170,11 @@ def test_lines_are_strict_json(given):
 
 def test_non_finite_fields_are_named(tmp_path):
     recorder = Recorder(tmp_path)
-    recorder.train(point(1, loss=float('nan'), grad_norm=torch.tensor(float('inf')), load=torch.tensor([1.0, float('nan')])))
+    recorder.train(
+        point(
+            1, loss=float('nan'), grad_norm=torch.tensor(float('inf')), load=torch.tensor([1.0, float('nan')])
+        )
+    )
     recorder.close()
     (read,) = read_metrics(tmp_path)
     assert read['loss'] is None and read['grad_norm'] is None and read['load'] == [1.0, None]
@@ -207,7 +223,9 @@ def test_tensorboard_resumes_without_repeating(tmp_path):
     recorder.close()
     events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars('train/loss')] == [(n, pytest.approx(1 / n)) for n in range(1, 7)]
+    assert [(e.step, e.value) for e in events.Scalars('train/loss')] == [
+        (n, pytest.approx(1 / n)) for n in range(1, 7)
+    ]
     assert [e.value for e in events.Scalars('validation/domains/code/loss')] == [2.0]
     assert [e.value for e in events.Scalars('train/load/max')] == [pytest.approx(0.8)] * 2
     Recorder(tmp_path, report_to=['tensorboard']).close()
@@ -218,7 +236,7 @@ def test_tensorboard_resumes_without_repeating(tmp_path):
 
 def test_wandb_offline_continues_its_run(tmp_path):
     pytest.importorskip('wandb')
-    script = textwrap.dedent('''
+    script = textwrap.dedent("""
         import sys
         from lmplay.stats.recorder import Recorder
         recorder = Recorder(sys.argv[1], report_to=['wandb'], run_name='hello', config={'lr': 1e-3})
@@ -228,9 +246,13 @@ def test_wandb_offline_continues_its_run(tmp_path):
         recorder = Recorder(sys.argv[1], report_to=['wandb'], offsets=offsets)
         recorder.train({'samples': 2, 'tokens': 2, 'loss': 0.5})
         recorder.close()
-    ''')
-    subprocess.run([sys.executable, '-c', script, str(tmp_path)], check=True, capture_output=True,
-                   env=os.environ | {'WANDB_MODE': 'offline', 'PYTHONPATH': str(Path(lmplay.__file__).parent.parent)})
+    """)
+    subprocess.run(
+        [sys.executable, '-c', script, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        env=os.environ | {'WANDB_MODE': 'offline', 'PYTHONPATH': str(Path(lmplay.__file__).parent.parent)},
+    )
     run_id = (tmp_path / 'wandb_id').read_text()
     assert len(list((tmp_path / 'wandb').glob(f'offline-run-*/run-{run_id}.wandb'))) >= 1
 
@@ -238,11 +260,13 @@ def test_wandb_offline_continues_its_run(tmp_path):
 def test_reporters_that_are_unknown_or_missing(tmp_path):
     with pytest.raises(UserError, match="Unknown reporter 'tensorbord'.*Did you mean 'tensorboard'"):
         Recorder(tmp_path, report_to=['tensorbord'])
-    script = ('import sys, importlib.util as u; find = u.find_spec\n'
-              'u.find_spec = lambda n, *a: None if n in ("wandb", "tensorboard") else find(n, *a)\n'
-              'from lmplay.stats.recorder import Recorder\n'
-              f'Recorder({str(tmp_path)!r}, report_to=[sys.argv[1]])')
+    script = (
+        'import sys, importlib.util as u; find = u.find_spec\n'
+        'u.find_spec = lambda n, *a: None if n in ("wandb", "tensorboard") else find(n, *a)\n'
+        'from lmplay.stats.recorder import Recorder\n'
+        f'Recorder({str(tmp_path)!r}, report_to=[sys.argv[1]])'
+    )
     for name in ('tensorboard', 'wandb'):
         done = subprocess.run([sys.executable, '-c', script, name], capture_output=True, text=True)
         assert f'pip install lmplay[{name}]' in done.stderr
-    assert list(tmp_path.iterdir()) == []       # refused before anything of an earlier history was touched
+    assert list(tmp_path.iterdir()) == []  # refused before anything of an earlier history was touched

@@ -24,14 +24,20 @@ def tiny(**other):
 
 
 def state_of(model):
-    return {'exp': 'gpt2ish', 'exp_file': None, 'parameters': {k: v for k, v in SHAPE.items() if k != 'tokenizer'},
-            'tokenizer': {'name': 'bytes', 'fingerprint': BytesTokenizer.fingerprint}}
+    return {
+        'exp': 'gpt2ish',
+        'exp_file': None,
+        'parameters': {k: v for k, v in SHAPE.items() if k != 'tokenizer'},
+        'tokenizer': {'name': 'bytes', 'fingerprint': BytesTokenizer.fingerprint},
+    }
 
 
 @pytest.fixture
 def saved(tmp_path):
     model = tiny()
-    ck.save_checkpoint(tmp_path / 'run/checkpoints/step-1', model, {'optimizer': {'x': torch.ones(2)}}, state_of(model))
+    ck.save_checkpoint(
+        tmp_path / 'run/checkpoints/step-1', model, {'optimizer': {'x': torch.ones(2)}}, state_of(model)
+    )
     ck.point(tmp_path / 'run/checkpoints/last', tmp_path / 'run/checkpoints/step-1')
     return tmp_path / 'run', model
 
@@ -120,12 +126,14 @@ def test_a_pickle_with_code_in_it_does_not_run(saved, tmp_path):
 def test_a_full_disk_leaves_the_checkpoint_before_it(saved):
     """A limit on the size of files stands in for the full disk: the write fails half way."""
     run, model = saved
-    code = ('import resource, sys, signal, torch; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
-            'from pathlib import Path; from lmplay.train import checkpoint as ck; from lmplay.base.errors import CheckpointError\n'
-            'run = Path(sys.argv[1]); model, state = ck.load_model(run)\n'
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n'
-            'try: ck.save_checkpoint(run / "checkpoints/step-2", model, {"optimizer": {}}, state)\n'
-            'except CheckpointError as e: print("REFUSED", e)')
+    code = (
+        'import resource, sys, signal, torch; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+        'from pathlib import Path; from lmplay.train import checkpoint as ck; from lmplay.base.errors import CheckpointError\n'
+        'run = Path(sys.argv[1]); model, state = ck.load_model(run)\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n'
+        'try: ck.save_checkpoint(run / "checkpoints/step-2", model, {"optimizer": {}}, state)\n'
+        'except CheckpointError as e: print("REFUSED", e)'
+    )
     out = subprocess.run([sys.executable, '-c', code, str(run)], capture_output=True, text=True)
     assert 'REFUSED' in out.stdout and 'The checkpoint before it is untouched' in out.stdout, out.stderr
     assert sorted(f.name for f in (run / 'checkpoints').iterdir()) == ['last', 'step-1']
@@ -137,7 +145,9 @@ def test_a_save_is_of_the_moment_and_ends_before_the_next(saved, monkeypatch, ba
     run, model = saved
     moment = threading.Event()
     write = ck.save_file
-    monkeypatch.setattr(ck, 'save_file', lambda *a, **k: (moment.wait(60) if background else None, write(*a, **k)))
+    monkeypatch.setattr(
+        ck, 'save_file', lambda *a, **k: (moment.wait(60) if background else None, write(*a, **k))
+    )
     saver = ck.Checkpoints(run / 'checkpoints', keep=2, background=background)
     moments = {'x': torch.ones(2)}
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -151,11 +161,17 @@ def test_a_save_is_of_the_moment_and_ends_before_the_next(saved, monkeypatch, ba
     saver.save(7, model, {'optimizer': {}}, state_of(model), ['last'])
     saver.wait()
     saver.close()
-    assert [(run / 'checkpoints' / name).resolve().name for name in ('best', 'last')] == ['step-00000007', 'step-00000007-2']
+    assert [(run / 'checkpoints' / name).resolve().name for name in ('best', 'last')] == [
+        'step-00000007',
+        'step-00000007-2',
+    ]
     first = ck.load_model(run / 'checkpoints/best')[0].state_dict()
     assert all(torch.equal(first[k], before[k]) for k in before)
     assert ck.load_optimizer(run / 'checkpoints/best')['optimizer'][0]['x'].tolist() == [1, 1]
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in ck.load_model(run / 'checkpoints/last')[0].state_dict().items())
+    assert all(
+        torch.equal(v, model.state_dict()[k])
+        for k, v in ck.load_model(run / 'checkpoints/last')[0].state_dict().items()
+    )
 
 
 def test_a_save_in_the_background_that_fails_is_told_at_the_next(saved, monkeypatch):
@@ -178,12 +194,19 @@ def test_pruning_keeps_the_newest_and_what_links_name(saved):
     folder = run / 'checkpoints'
     for i in range(2, 7):
         ck.save_checkpoint(folder / f'step-{i}', model, None, state_of(model))
-        os.utime(folder / f'step-{i}', ns=(i * 10 ** 15, i * 10 ** 18))
+        os.utime(folder / f'step-{i}', ns=(i * 10**15, i * 10**18))
     os.utime(folder / 'step-1', ns=(0, 0))
     ck.point(folder / 'best', folder / 'step-3')
     (folder / '.writing-x').mkdir()
     ck.prune(folder, 2)
-    assert sorted(f.name for f in folder.iterdir()) == ['best', 'last', 'step-1', 'step-3', 'step-5', 'step-6']
+    assert sorted(f.name for f in folder.iterdir()) == [
+        'best',
+        'last',
+        'step-1',
+        'step-3',
+        'step-5',
+        'step-6',
+    ]
 
 
 def test_a_checkpoint_of_a_changed_tokenizer_is_refused(saved):

@@ -1,4 +1,5 @@
 """What only a GPU can show: every experiment trains there, fast code computes what the CPU computes, and the loop does not wait."""
+
 import json
 import os
 from collections import Counter
@@ -15,7 +16,9 @@ from lmplay.train.checkpoint import load_model
 from lmplay.train.objective import LinearCrossEntropy
 from lmplay.train.trainer import Trainer
 
-DEVICE = os.environ.get('LMPLAY_TEST_DEVICE', 'cuda')       # 'cpu' tries the tests themselves, but those of waiting
+DEVICE = os.environ.get(
+    'LMPLAY_TEST_DEVICE', 'cuda'
+)  # 'cpu' tries the tests themselves, but those of waiting
 pytestmark = pytest.mark.skipif(DEVICE == 'cuda' and not torch.cuda.is_available(), reason='needs a CUDA GPU')
 on_gpu = pytest.mark.skipif(DEVICE != 'cuda', reason='only a GPU is waited for')
 SMALL = ['--num-blocks', '2', '--embed-dim', '64', '--num-heads', '2', '--max-len', '32']
@@ -26,8 +29,21 @@ VERSIONS = {'gpt2ish': SMALL, 'gpt2_moe_test': [], 'some_test': []}
 def train(tiny_plan, tmp_path):
     def run(name, *flags, run='run', stage=None):
         plan = tiny_plan({'s': {'steps': 40, 'lr': 3e-3} | (stage or {})})
-        code = main(['--exp', name, '--training-plan', str(plan), '--run-dir', str(tmp_path / run), '--device', DEVICE, '--quiet',
-                     *VERSIONS[name], *flags])
+        code = main(
+            [
+                '--exp',
+                name,
+                '--training-plan',
+                str(plan),
+                '--run-dir',
+                str(tmp_path / run),
+                '--device',
+                DEVICE,
+                '--quiet',
+                *VERSIONS[name],
+                *flags,
+            ]
+        )
         assert code == 0
         return tmp_path / run
 
@@ -54,7 +70,7 @@ def test_fp32_learns_as_on_the_cpu(train, name, monkeypatch):
     there = losses(train(name, *drop, run='there', stage={'steps': 20}))
     monkeypatch.setitem(globals(), 'DEVICE', 'cpu')
     here = losses(train(name, *drop, run='here', stage={'steps': 20}))
-    if name == 'gpt2ish':       # the others draw router noise or dropout from each device's own generator
+    if name == 'gpt2ish':  # the others draw router noise or dropout from each device's own generator
         assert there[-1] == pytest.approx(here[-1], abs=0.02)
     assert abs(there[-1] - here[-1]) < 0.5
 
@@ -84,7 +100,7 @@ def test_grouped_experts_against_their_plain_form(K, bias):
     """bf16 on the device against float64, outputs and all gradients; one expert gets no token."""
     torch.manual_seed(0)
     N, D, H, E = 300, 64, 128, 5
-    x, w1, w2 = torch.randn(N, D), torch.randn(E, D, H) / D ** 0.5, torch.randn(E, H, D) / H ** 0.5
+    x, w1, w2 = torch.randn(N, D), torch.randn(E, D, H) / D**0.5, torch.randn(E, H, D) / H**0.5
     b1, b2 = (torch.randn(E, H), torch.randn(E, D)) if bias else (None, None)
     ids, gates = torch.stack([torch.randperm(E - 1)[:K] for _ in range(N)]), torch.rand(N, K)
     dy = torch.randn(N, D)
@@ -93,7 +109,9 @@ def test_grouped_experts_against_their_plain_form(K, bias):
         return [t if t is None else t.to(device, dtype).requires_grad_() for t in (x, gates, w1, b1, w2, b2)]
 
     a, g, *p = parts(torch.bfloat16, DEVICE)
-    ours = experts_mlp(a, expert_ids_NK=ids.to(DEVICE), weights_NK=g, w1_EDF=p[0], b1_EF=p[1], w2_EFD=p[2], b2_ED=p[3])
+    ours = experts_mlp(
+        a, expert_ids_NK=ids.to(DEVICE), weights_NK=g, w1_EDF=p[0], b1_EF=p[1], w2_EFD=p[2], b2_ED=p[3]
+    )
     A, G, *P = parts(torch.float64, 'cpu')
     wanted = torch.zeros(N, D, dtype=torch.float64)
     for k in range(K):
@@ -102,13 +120,20 @@ def test_grouped_experts_against_their_plain_form(K, bias):
         wanted = wanted + G[:, k, None] * y
     close(ours, wanted)
     got = torch.autograd.grad(ours, [t for t in (a, g, *p) if t is not None], dy.to(DEVICE, torch.bfloat16))
-    for mine, exact in zip(got, torch.autograd.grad(wanted, [t for t in (A, G, *P) if t is not None], dy.double())):
+    for mine, exact in zip(
+        got, torch.autograd.grad(wanted, [t for t in (A, G, *P) if t is not None], dy.double())
+    ):
         close(mine, exact)
 
 
 def test_fused_head_and_loss_against_the_plain_form():
     torch.manual_seed(0)
-    x, w, b, t = torch.randn(500, 64), torch.randn(1003, 64) / 8, torch.randn(1003), torch.randint(0, 1003, (500,))
+    x, w, b, t = (
+        torch.randn(500, 64),
+        torch.randn(1003, 64) / 8,
+        torch.randn(1003),
+        torch.randint(0, 1003, (500,)),
+    )
 
     def parts(dtype, device):
         return [v.to(device, dtype).requires_grad_() for v in (x, w, b)]
@@ -135,7 +160,7 @@ def test_no_step_waits_for_the_device(train, name, monkeypatch):
     watched = []
 
     def strict(self, batch, ctx, lr):
-        if ctx.step < 3:        # first uses fill caches and may wait
+        if ctx.step < 3:  # first uses fill caches and may wait
             return step(self, batch, ctx, lr)
         torch.cuda.set_sync_debug_mode('error')
         try:
@@ -153,6 +178,7 @@ def test_no_step_waits_for_the_device(train, name, monkeypatch):
 def test_the_loop_waits_at_logging_points_alone(train, monkeypatch):
     """Seen by the profiler over ten steps between two logging points: no call that waits for a stream or the device."""
     from torch.profiler import ProfilerActivity, profile
+
     step, profiler = Trainer._train_step, profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
 
     def profiled(self, batch, ctx, lr):
@@ -166,7 +192,9 @@ def test_the_loop_waits_at_logging_points_alone(train, monkeypatch):
     train('gpt2ish', '--amp', stage={'validation_interval': 10**6, 'save_interval': 10**6})
     calls = Counter(e.name for e in profiler.events())
     assert calls['cudaLaunchKernel'] > 100
-    assert not [n for n in calls if n in ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize')], calls
+    assert not [
+        n for n in calls if n in ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize')
+    ], calls
 
 
 @on_gpu
@@ -174,7 +202,7 @@ def test_full_size_some_takes_a_step_in_under_12_gb():
     torch.cuda.reset_peak_memory_stats()
     with torch.autocast('cuda', dtype=torch.bfloat16):
         model = find_runner('some').function().build('cuda')
-        x = torch.randint(0, 8192, (12, 512), device='cuda')        # the plan's mini-batch
+        x = torch.randint(0, 8192, (12, 512), device='cuda')  # the plan's mini-batch
         out = model(x)
         loss = F.cross_entropy(getattr(out, 'logits', out).flatten(0, 1).float(), x.flatten())
     loss.backward()

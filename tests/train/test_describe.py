@@ -1,4 +1,5 @@
 """What is told of a model before it trains."""
+
 import pytest
 import torch
 from torch import nn
@@ -31,12 +32,14 @@ def test_a_model_that_is_one():
     z = {'z': (torch.tensor(1.0), 0.1)}
     check_runnable(Model())
     check_runnable(Model(losses=z, own_losses=z))
-    check_runnable(Model(lambda logits: logits * 0).to('meta'))     # nothing to compare there
+    check_runnable(Model(lambda logits: logits * 0).to('meta'))  # nothing to compare there
 
 
 @pytest.mark.parametrize('change', [lambda logits: logits * 0, lambda logits: 30 * torch.tanh(logits / 30)])
 def test_a_change_in_forward_alone_would_be_ignored(change):
-    with pytest.raises(UserError, match=r'Model.forward\(x\) and Model.fc\(Model.features\(x\)\) are not the same'):
+    with pytest.raises(
+        UserError, match=r'Model.forward\(x\) and Model.fc\(Model.features\(x\)\) are not the same'
+    ):
         check_runnable(Model(change))
 
 

@@ -16,7 +16,21 @@ from lmplay.base.errors import UserError
 from lmplay.stats.recorder import read_metrics
 from lmplay.train.__main__ import dump_config, main, parse
 
-TINY = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '16', '--num-heads', '2', '--max-len', '32', '--set', 'tokenizer=bytes', '--quiet']
+TINY = [
+    '--device',
+    'cpu',
+    '--num-blocks',
+    '1',
+    '--embed-dim',
+    '16',
+    '--num-heads',
+    '2',
+    '--max-len',
+    '32',
+    '--set',
+    'tokenizer=bytes',
+    '--quiet',
+]
 
 
 def refused(capsys, *arguments):
@@ -51,10 +65,18 @@ def test_list_for_machines(capsys):
 def test_describe(capsys):
     assert main(['--exp', 'gpt2ish', '--describe', '--json']) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures['total_parameters'] == figures['trainable_parameters'] == figures['active_parameters'] == 120_560_209
+    assert (
+        figures['total_parameters']
+        == figures['trainable_parameters']
+        == figures['active_parameters']
+        == 120_560_209
+    )
     assert figures['forward_flops_per_token'] * 3 / 1e6 == pytest.approx(543.01, abs=0.01)
     assert figures['memory_bytes']['optimizer'] == 2 * 4 * 120_560_209
-    assert main(['--exp', 'gpt2ish', '--describe', '--num-blocks', '2', '--embed-dim=128', '--num-heads', '4']) == 0
+    assert (
+        main(['--exp', 'gpt2ish', '--describe', '--num-blocks', '2', '--embed-dim=128', '--num-heads', '4'])
+        == 0
+    )
     out = capsys.readouterr().out
     assert 'num_blocks' in out and 'parameters, trainable' in out
 
@@ -63,7 +85,10 @@ def test_describe(capsys):
     'arguments, message',
     [
         (['--exp', 'gpt2sh'], "Unknown experiment 'gpt2sh'. Did you mean 'gpt2ish'?"),
-        (['--vaidation-interval', '3'], "Unknown option '--vaidation-interval'. Did you mean '--validation-interval'?"),
+        (
+            ['--vaidation-interval', '3'],
+            "Unknown option '--vaidation-interval'. Did you mean '--validation-interval'?",
+        ),
         (['--num-block', '3'], "Did you mean '--num-blocks'?"),
         (['--num-blocks'], "'--num-blocks' needs a value"),
         (['--set', 'embed_dim'], 'KEY=VALUE'),
@@ -78,7 +103,10 @@ def test_describe(capsys):
         (['--device', 'cpux'], "Did you mean 'cpu'"),
         (['--report-to', 'tensorbord'], "Did you mean 'tensorboard'?"),
         (['--use-config', '/none.yaml'], "Can't read the config"),
-        (['--embed-dim', '50', '--num-heads', '4'], 'multiple of num_heads; given: embed_dim 50, num_heads 4'),
+        (
+            ['--embed-dim', '50', '--num-heads', '4'],
+            'multiple of num_heads; given: embed_dim 50, num_heads 4',
+        ),
         (['--initial-model', '/none'], "No checkpoint at '/none'"),
         (['--row-length', '9999'], 'longer than the model'),
     ],
@@ -92,12 +120,16 @@ def test_bad_input_is_one_sentence(capsys, tmp_path, tiny_plan, arguments, messa
 
 
 def test_rows_longer_than_the_model(capsys, tmp_path, tiny_plan):
-    error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan({'s': {'row_length': 64}}), *TINY)
+    error = refused(
+        capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan({'s': {'row_length': 64}}), *TINY
+    )
     assert "rows of 64 tokens are longer than the model's max_len of 32" in error
 
 
 @pytest.mark.parametrize('start', ['previous', 'stage:first'])
-def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(capsys, tmp_path, tiny_plan, start):
+def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(
+    capsys, tmp_path, tiny_plan, start
+):
     plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': start, 'exp': 'some_test'}})
     error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', plan, *TINY)
     assert "can't start from" in error and not (tmp_path / 'run').exists()
@@ -105,7 +137,9 @@ def test_a_later_stage_that_could_not_start_is_told_before_the_first_trains(caps
 
 def test_a_warm_start_is_told_once_and_of_its_own_stage(command, tiny_plan, tmp_path):
     plan = tiny_plan({'first': {'steps': 1}, 'second': {'steps': 1, 'init_from': 'stage:first'}})
-    out = command('train', '--training-plan', plan, '--run-dir', tmp_path / 'run', *(f for f in TINY if f != '--quiet'))
+    out = command(
+        'train', '--training-plan', plan, '--run-dir', tmp_path / 'run', *(f for f in TINY if f != '--quiet')
+    )
     assert out.returncode == 0, out.stderr
     events = [r for r in read_metrics(tmp_path / 'run') if r.get('event') == 'warm_start']
     assert [(e['stage'], out.stderr.count(e['message'])) for e in events] == [('second', 1)]
@@ -119,7 +153,7 @@ def test_a_start_that_failed_takes_back_no_more_than_it_made(capsys, tmp_path, t
         refused(capsys, '--run-dir', f'{tmp_path}/{run_dir}', *bad)
         assert (tmp_path / 'mine/thesis.txt').read_text() == 'precious'
 
-    def opened(*_, **__):       # late, and meanwhile somebody puts a file there
+    def opened(*_, **__):  # late, and meanwhile somebody puts a file there
         (tmp_path / 'run/notes.txt').write_text('mine')
         raise UserError('no')
 
@@ -141,11 +175,15 @@ def test_a_signal_before_the_first_step_stops_at_once(tmp_path, tiny_plan, monke
 
 
 def test_a_name_that_no_directory_can_have(capsys, tiny_plan, tmp_path):
-    assert 'File name too long' in refused(capsys, '--run-dir', tmp_path / ('a' * 300), '--training-plan', tiny_plan(), *TINY)
+    assert 'File name too long' in refused(
+        capsys, '--run-dir', tmp_path / ('a' * 300), '--training-plan', tiny_plan(), *TINY
+    )
 
 
 def test_no_validation_rows(capsys, tmp_path, tiny_plan):
-    error = refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(validation_fraction=0), *TINY)
+    error = refused(
+        capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(validation_fraction=0), *TINY
+    )
     assert 'has no validation rows' in error
 
 
@@ -154,17 +192,36 @@ def test_documents_of_one_token_train_and_equal_ones_cannot_be_split(capsys, tmp
     file = tmp_path / 'ones.jsonl'
     file.write_text('\n'.join(json.dumps({'text': chr(65 + i)}) for i in range(40)))
     stage = {'dataset': str(file), 'steps': 1, 'packing': packing}
-    assert main(['--training-plan', str(tiny_plan({'s': stage})), '--run-dir', str(tmp_path / 'run'), *TINY]) == 0
+    assert (
+        main(['--training-plan', str(tiny_plan({'s': stage})), '--run-dir', str(tmp_path / 'run'), *TINY])
+        == 0
+    )
     file.write_text('\n'.join(json.dumps({'text': 'x'}) for _ in range(40)))
-    assert 'all equal' in refused(capsys, '--training-plan', tiny_plan({'s': stage}), '--run-dir', tmp_path / 'equal', *TINY)
+    assert 'all equal' in refused(
+        capsys, '--training-plan', tiny_plan({'s': stage}), '--run-dir', tmp_path / 'equal', *TINY
+    )
 
 
 def test_a_run_directory_that_cannot_be_written(capsys, tiny_plan):
-    assert "Can't write the run directory" in refused(capsys, '--run-dir', '/proc/run', '--training-plan', tiny_plan(), *TINY)
+    assert "Can't write the run directory" in refused(
+        capsys, '--run-dir', '/proc/run', '--training-plan', tiny_plan(), *TINY
+    )
 
 
 def test_config_round_trip(tmp_path, capsys):
-    flags = ['--exp', 'test_runner', '--lr', '0.003', '--num-blocks', '3', '--set', 'ff_dropout=0.2', '--mini-batch-size', 'auto', '--amp']
+    flags = [
+        '--exp',
+        'test_runner',
+        '--lr',
+        '0.003',
+        '--num-blocks',
+        '3',
+        '--set',
+        'ff_dropout=0.2',
+        '--mini-batch-size',
+        'auto',
+        '--amp',
+    ]
     text = dump_config(parse(flags))
     assert yaml.safe_load(text) == {
         'exp': 'test_runner',
@@ -177,9 +234,15 @@ def test_config_round_trip(tmp_path, capsys):
     assert dump_config(parse(['--use-config', str(tmp_path / 'c.yaml')])) == text
     assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--lr', '1', '--num-blocks', '9']).lr == 1
     assert parse(['--use-config', str(tmp_path / 'c.yaml'), '--num-blocks', '9']).model['num_blocks'] == 9
-    for wrong, message in (('learning_rate: 3', 'Unknown option'), ('model: [1]', 'model must map'), ('model: {3: 4}', 'model must map'),
-                           ('amp: maybe', 'amp must be true or false'), ('exp: 5', 'exp must be a string'), ('keep: [1]', 'keep must be a number'),
-                           ('report_to: tensorboard', 'report_to must be a list')):
+    for wrong, message in (
+        ('learning_rate: 3', 'Unknown option'),
+        ('model: [1]', 'model must map'),
+        ('model: {3: 4}', 'model must map'),
+        ('amp: maybe', 'amp must be true or false'),
+        ('exp: 5', 'exp must be a string'),
+        ('keep: [1]', 'keep must be a number'),
+        ('report_to: tensorboard', 'report_to must be a list'),
+    ):
         (tmp_path / 'c.yaml').write_text(wrong)
         with pytest.raises(UserError, match=message):
             parse(['--use-config', str(tmp_path / 'c.yaml')])
@@ -193,7 +256,15 @@ def test_numbers_as_people_write_them():
 def test_a_run_from_first_to_last(command, tiny_plan, tmp_path):
     plan = tiny_plan({'one': {'steps': 6}, 'two': {'steps': 3, 'packing': 'pad', 'include_prompts': False}})
     out = command(
-        'train', '--training-plan', plan, '--run-dir', 'run', '--report-to', 'tensorboard', '--check-grads', *[a for a in TINY if a != '--quiet']
+        'train',
+        '--training-plan',
+        plan,
+        '--run-dir',
+        'run',
+        '--report-to',
+        'tensorboard',
+        '--check-grads',
+        *[a for a in TINY if a != '--quiet'],
     )
     assert out.returncode == 0, out.stderr
     run = tmp_path / 'run'
@@ -217,7 +288,11 @@ def test_a_run_from_first_to_last(command, tiny_plan, tmp_path):
     assert list((run / 'tensorboard').iterdir())
     for link in ('last', 'best', 'stage-one', 'stage-two'):
         assert (run / 'checkpoints' / link / 'state.json').is_file()
-    assert 'Every trainable parameter gets a gradient' in out.stderr and 'Finished' in out.stderr and 'curves.png' in out.stderr
+    assert (
+        'Every trainable parameter gets a gradient' in out.stderr
+        and 'Finished' in out.stderr
+        and 'curves.png' in out.stderr
+    )
     assert 'prompt' in out.stderr and 'prediction' in out.stderr
 
 
@@ -225,7 +300,15 @@ def test_dry_run_and_save_datasets_train_nothing(command, tiny_plan, tmp_path):
     plan = tiny_plan({'one': {'steps': 6}})
     out = command('train', '--training-plan', plan, '--run-dir', 'run', '--dry-run', *TINY)
     assert out.returncode == 0 and 'Nothing was trained' in out.stdout and '24 x 32' in out.stdout, out.stderr
-    out = command('train', '--training-plan', plan, '--run-dir', 'run', '--save-datasets', *[a for a in TINY if a != '--quiet'])
+    out = command(
+        'train',
+        '--training-plan',
+        plan,
+        '--run-dir',
+        'run',
+        '--save-datasets',
+        *[a for a in TINY if a != '--quiet'],
+    )
     assert out.returncode == 0 and 'Tokens are in' in out.stderr
     assert not (tmp_path / 'run').exists()
 
@@ -236,12 +319,28 @@ def test_initial_model_and_reset_history(tiny_plan, tmp_path, capsys):
     assert main([*base, '--run-dir', str(tmp_path / 'a')]) == 0
     first = json.loads((tmp_path / 'a/summary.json').read_text())
     # a run that begins with those weights begins near where the first ended
-    assert main([*base, '--run-dir', str(tmp_path / 'b'), '--initial-model', str(tmp_path / 'a'), '--lr', '1e-9', '--ignore-optimizer']) == 0
+    assert (
+        main(
+            [
+                *base,
+                '--run-dir',
+                str(tmp_path / 'b'),
+                '--initial-model',
+                str(tmp_path / 'a'),
+                '--lr',
+                '1e-9',
+                '--ignore-optimizer',
+            ]
+        )
+        == 0
+    )
     second = json.loads((tmp_path / 'b/summary.json').read_text())
     assert second['validation_loss'] == pytest.approx(first['best_validation_loss'], rel=1e-5)
     assert main([*base, '--run-dir', str(tmp_path / 'a'), '--reset-history', '--lr', '1e-9']) == 0
     third = json.loads((tmp_path / 'a/summary.json').read_text())
-    assert third['steps'] == 4 and third['validation_loss'] == pytest.approx(first['validation_loss'], rel=1e-5)
+    assert third['steps'] == 4 and third['validation_loss'] == pytest.approx(
+        first['validation_loss'], rel=1e-5
+    )
     assert len((tmp_path / 'a/train_stats.csv').read_text().splitlines()) == 5
     other = [a for a in base if a not in ('16',)]
     other.insert(other.index('--embed-dim') + 1, '24')
@@ -253,15 +352,19 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_is(tiny_plan, tmp_path, caps
     base = [*TINY, '--run-dir', str(run), '--training-plan']
     assert main([*base, plan, '--save-interval', '1']) == 0
     for optimizer in ('muon', 'sgd', 'rmsprop', 'adagrad'):
-        assert 'of another optimizer' in refused(capsys, *base, plan, '--optimizer', optimizer, '--steps', '9')
+        assert 'of another optimizer' in refused(
+            capsys, *base, plan, '--optimizer', optimizer, '--steps', '9'
+        )
     renamed = tmp_path / 'renamed.json'
     content = json.loads(Path(plan).read_text())
-    renamed.write_text(json.dumps(content | {'stages': {f'{name}2': stage for name, stage in content['stages'].items()}}))
+    renamed.write_text(
+        json.dumps(content | {'stages': {f'{name}2': stage for name, stage in content['stages'].items()}})
+    )
     assert 'is in its stage 1' in refused(capsys, *base, renamed)
     metrics = (run / 'metrics.jsonl').read_bytes()
     last = run / 'checkpoints/last'
     target = last.readlink()
-    last.unlink()       # as where links are not copied
+    last.unlink()  # as where links are not copied
     assert 'has no usable checkpoint' in refused(capsys, *base, plan)
     last.symlink_to('step-99999999')
     assert 'has no usable checkpoint' in refused(capsys, *base, plan)
@@ -283,7 +386,11 @@ def test_a_run_goes_on_only_as_what_it_was(tiny_plan, tmp_path, capsys):
     assert 'num_heads was 2 and is 4' in refused(capsys, *[a if a != '2' else '4' for a in base])
     assert 'begun with seed 0; given: 3' in refused(capsys, *base, '--seed', '3')
     assert main([*base, '--lr', '0.01']) == 0
-    events = [r['message'] for r in map(json.loads, (tmp_path / 'run/metrics.jsonl').read_text().splitlines()) if r['kind'] == 'event']
+    events = [
+        r['message']
+        for r in map(json.loads, (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
+        if r['kind'] == 'event'
+    ]
     assert any('goes on with other settings' in m and 'lr from 0.0006 to 0.01' in m for m in events)
 
 
@@ -305,27 +412,77 @@ def runner(**kwargs):
 """
 
 
-@pytest.mark.parametrize('body, message', [
-    ('return None', '(2, 8, 257); given: NoneType'),
-    ('return self.embed(x), 1', '(2, 8, 257); given: tuple'),
-    ('return self.embed(x)', 'must return (logits, cache); given: Tensor'),
-    ('return self.embed(x)[..., :8] if cache is None else (self.embed(x)[:, -1:], cache)', '(2, 8, 257); given: (2, 8, 8)'),
-    ('return self.embed(x) if cache is None else (self.embed(x), cache)', '(2, 1, 257); given: (2, 8, 257)')])
-def test_a_model_that_breaks_the_contract_is_told_before_it_trains(tiny_plan, tmp_path, capsys, body, message):
+@pytest.mark.parametrize(
+    'body, message',
+    [
+        ('return None', '(2, 8, 257); given: NoneType'),
+        ('return self.embed(x), 1', '(2, 8, 257); given: tuple'),
+        ('return self.embed(x)', 'must return (logits, cache); given: Tensor'),
+        (
+            'return self.embed(x)[..., :8] if cache is None else (self.embed(x)[:, -1:], cache)',
+            '(2, 8, 257); given: (2, 8, 8)',
+        ),
+        (
+            'return self.embed(x) if cache is None else (self.embed(x), cache)',
+            '(2, 1, 257); given: (2, 8, 257)',
+        ),
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_told_before_it_trains(
+    tiny_plan, tmp_path, capsys, body, message
+):
     file = tmp_path / 'versions.py'
     file.write_text(BROKEN.format(body=body, name=f'broken_{tmp_path.name}'))
-    error = refused(capsys, '--exp', file, '--training-plan', tiny_plan(), '--run-dir', tmp_path / 'run', '--device', 'cpu', '--quiet')
+    error = refused(
+        capsys,
+        '--exp',
+        file,
+        '--training-plan',
+        tiny_plan(),
+        '--run-dir',
+        tmp_path / 'run',
+        '--device',
+        'cpu',
+        '--quiet',
+    )
     assert message in error
     assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_that_diverged_gets_its_summary(tiny_plan, tmp_path):
-    assert main(['--training-plan', str(tiny_plan()), *TINY, '--run-dir', str(tmp_path / 'run'), '--lr', '1e30', '--warmup', '0']) in (0, 1)
+    assert main(
+        [
+            '--training-plan',
+            str(tiny_plan()),
+            *TINY,
+            '--run-dir',
+            str(tmp_path / 'run'),
+            '--lr',
+            '1e30',
+            '--warmup',
+            '0',
+        ]
+    ) in (0, 1)
 
 
 def test_a_dataset_on_the_command_line_replaces_the_plans(tiny_plan, tmp_path, corpus):
     other = tmp_path / 'other.txt'
     other.write_text('\n'.join(f'Line {i} of another text.' for i in range(300)))
-    assert main(['--training-plan', str(tiny_plan()), *TINY, '--run-dir', str(tmp_path / 'run'), '--dataset', str(other)]) == 0
-    assert 'her text' in (tmp_path / 'run/samples.jsonl').read_text()      # of "another text", wherever the row was cut
+    assert (
+        main(
+            [
+                '--training-plan',
+                str(tiny_plan()),
+                *TINY,
+                '--run-dir',
+                str(tmp_path / 'run'),
+                '--dataset',
+                str(other),
+            ]
+        )
+        == 0
+    )
+    assert (
+        'her text' in (tmp_path / 'run/samples.jsonl').read_text()
+    )  # of "another text", wherever the row was cut
     assert 'Validation loss' in (tmp_path / 'run/summary.txt').read_text()

@@ -14,7 +14,14 @@ from lmplay.train.trainer import micro_batches
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(2, 30), st.integers(1, 16), st.booleans(), st.integers(0, 10 ** 6))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(2, 30),
+    st.integers(1, 16),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
 def test_fused_head_and_loss_equal_the_plain_form(n, d, v, chunk, bias, seed):
     torch.manual_seed(seed)
     x, w = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((n, d), (v, d)))
@@ -26,7 +33,11 @@ def test_fused_head_and_loss_equal_the_plain_form(n, d, v, chunk, bias, seed):
     grads = torch.autograd.grad(3 * loss, inputs)
     logits = F.linear(x, w, b)
     plain = F.cross_entropy(logits, t, ignore_index=IGNORE, reduction='sum') / 7
-    expected = torch.autograd.grad(3 * plain, inputs) if (t != IGNORE).any() else [torch.zeros_like(i) for i in inputs]
+    expected = (
+        torch.autograd.grad(3 * plain, inputs)
+        if (t != IGNORE).any()
+        else [torch.zeros_like(i) for i in inputs]
+    )
     torch.testing.assert_close(loss, plain)
     for ours, theirs in zip(grads, expected):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
@@ -35,7 +46,11 @@ def test_fused_head_and_loss_equal_the_plain_form(n, d, v, chunk, bias, seed):
 
 def test_fused_head_under_autocast_is_near_the_exact_gradient():
     torch.manual_seed(0)
-    x, w, b = torch.randn(50, 16, requires_grad=True), torch.randn(97, 16, requires_grad=True), torch.zeros(97, requires_grad=True)
+    x, w, b = (
+        torch.randn(50, 16, requires_grad=True),
+        torch.randn(97, 16, requires_grad=True),
+        torch.zeros(97, requires_grad=True),
+    )
     t = torch.randint(0, 97, (50,))
     exact = torch.autograd.grad(F.cross_entropy(F.linear(x, w, b), t), (x, w, b))
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -77,15 +92,41 @@ def gradient(model, batch, rows):
     forward = model.features if hasattr(model, 'features') else model
     for part in micro_batches(batch, rows):
         mask = torch.arange(part.x.shape[1]) < part.lengths[:, None]
-        micro = micro_loss(model, forward, part.x, part.y, mask, scored=batch.scored, tokens_share=part.tokens / batch.tokens, chunk=7)
+        micro = micro_loss(
+            model,
+            forward,
+            part.x,
+            part.y,
+            mask,
+            scored=batch.scored,
+            tokens_share=part.tokens / batch.tokens,
+            chunk=7,
+        )
         micro.objective.backward()
         total += micro.loss.item()
     return total, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize('make', [
-    lambda: find_runner('gpt2ish').function(num_blocks=2, embed_dim=32, num_heads=2, max_len=24, tokenizer='bytes', attn_dropout=0.0, ff_dropout=0.0,
-                                            embed_dropout=0.0).build(), WithAuxiliaryLoss])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: (
+            find_runner('gpt2ish')
+            .function(
+                num_blocks=2,
+                embed_dim=32,
+                num_heads=2,
+                max_len=24,
+                tokenizer='bytes',
+                attn_dropout=0.0,
+                ff_dropout=0.0,
+                embed_dropout=0.0,
+            )
+            .build()
+        ),
+        WithAuxiliaryLoss,
+    ],
+)
 def test_the_mini_batch_size_does_not_change_the_gradient(make):
     torch.manual_seed(0)
     model = make().double()
@@ -103,7 +144,9 @@ def test_the_loss_is_cross_entropy_per_scored_token():
     loss, _ = gradient(model, batch, 2)
     mask = torch.arange(24) < batch.lengths[:, None]
     logits = model(batch.x, mask=mask).logits
-    assert loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORE).item(), rel=1e-12)
+    assert loss == pytest.approx(
+        F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORE).item(), rel=1e-12
+    )
     losses, right, prediction, _ = token_losses(model, model, batch.x, batch.y, mask, chunk=5)
     assert losses.sum().item() / batch.scored == pytest.approx(loss, rel=1e-12)
     assert (losses[batch.y == IGNORE] == 0).all() and not right[batch.y == IGNORE].any()

@@ -11,12 +11,19 @@ ONE = {'dataset': 'embedded', 'epochs': 1}
 
 
 def test_the_three_forms_mean_the_same():
-    short = parse_plan({'a': {'dataset': 'wikipedia', 'epochs': 1}, 'b': {'dataset': 'wikitext', 'epochs': 2}})
-    full = parse_plan({'stages': {'a': {'dataset': 'wikipedia', 'epochs': 1}, 'b': {'dataset': 'wikitext', 'epochs': 2}}})
+    short = parse_plan(
+        {'a': {'dataset': 'wikipedia', 'epochs': 1}, 'b': {'dataset': 'wikitext', 'epochs': 2}}
+    )
+    full = parse_plan(
+        {'stages': {'a': {'dataset': 'wikipedia', 'epochs': 1}, 'b': {'dataset': 'wikitext', 'epochs': 2}}}
+    )
     original = parse_plan(
         {
             'datasets': {},
-            'steps': [{'step_name': 'a', 'datasets': ['wikipedia'], 'epochs': 1.0}, {'step_name': 'b', 'datasets': 'wikitext', 'epochs': 2}],
+            'steps': [
+                {'step_name': 'a', 'datasets': ['wikipedia'], 'epochs': 1.0},
+                {'step_name': 'b', 'datasets': 'wikitext', 'epochs': 2},
+            ],
         }
     )
     for plan in (full, original):
@@ -29,13 +36,29 @@ def test_the_originals_datasets_and_mixtures():
             'seed': 3,
             'datasets': {
                 'wiki_en': {'ds_loader': 'wiki', 'args': ['en']},
-                'ts': {'ds_loader': 'hf', 'args': ['tinystories', 'roneneldan/TinyStories'], 'kwargs': {'truth_column': 'text'}},
+                'ts': {
+                    'ds_loader': 'hf',
+                    'args': ['tinystories', 'roneneldan/TinyStories'],
+                    'kwargs': {'truth_column': 'text'},
+                },
             },
-            'steps': [{'step_name': 'both', 'datasets': ['wiki_en', 'ts'], 'epochs': 0.5, 'interleve_stopping_strategy': 'all_exhausted'}],
+            'steps': [
+                {
+                    'step_name': 'both',
+                    'datasets': ['wiki_en', 'ts'],
+                    'epochs': 0.5,
+                    'interleve_stopping_strategy': 'all_exhausted',
+                }
+            ],
         }
     )
     stage = plan.stage(0)
-    assert (plan.seed, stage.mix, stage.exhaust, stage.epochs) == (3, {'wiki_en': 1.0, 'ts': 1.0}, 'all_exhausted', 0.5)
+    assert (plan.seed, stage.mix, stage.exhaust, stage.epochs) == (
+        3,
+        {'wiki_en': 1.0, 'ts': 1.0},
+        'all_exhausted',
+        0.5,
+    )
 
 
 def test_precedence_defaults_version_plan_command_line():
@@ -90,11 +113,21 @@ def test_a_mistake_is_named_with_its_place(raw, message):
 
 def test_a_mistake_in_a_dataset_is_named():
     with pytest.raises((PlanError, DataError), match="Did you mean 'path'"):
-        parse_plan({'datasets': {'mine': {'loader': 'json', 'pth': 'x'}}, 'stages': {'s': {'dataset': 'mine', 'epochs': 1}}})
+        parse_plan(
+            {
+                'datasets': {'mine': {'loader': 'json', 'pth': 'x'}},
+                'stages': {'s': {'dataset': 'mine', 'epochs': 1}},
+            }
+        )
 
 
 def test_files_that_are_no_plan(tmp_path):
-    for content, message in (('', 'is empty'), ('[' * 100_000, 'nested too deeply'), ('{"a": ', 'no JSON.*line 1'), ('{"a": 1, "a": 2}', 'twice')):
+    for content, message in (
+        ('', 'is empty'),
+        ('[' * 100_000, 'nested too deeply'),
+        ('{"a": ', 'no JSON.*line 1'),
+        ('{"a": 1, "a": 2}', 'twice'),
+    ):
         (tmp_path / 'p.json').write_text(content)
         with pytest.raises(PlanError, match=message):
             load_plan(str(tmp_path / 'p.json'))
@@ -116,12 +149,19 @@ def test_shipped_plans_load_and_say_what_they_cost(name):
 
 
 def test_the_promised_plans_are_shipped():
-    assert {'quickstart', 'default', 'tinystories', 'wikipedia', 'wikitext', 'pretrain_then_finetune'} <= set(shipped_plans())
+    assert {'quickstart', 'default', 'tinystories', 'wikipedia', 'wikitext', 'pretrain_then_finetune'} <= set(
+        shipped_plans()
+    )
 
 
 def test_the_seeds_plan_loads(tmp_path):
     (tmp_path / 'my_plan.json').write_text(
-        json.dumps({'stage1_pretrain': {'dataset': 'wikipedia', 'epochs': 1}, 'stage2_finetune': {'dataset': 'wikitext', 'epochs': 1}})
+        json.dumps(
+            {
+                'stage1_pretrain': {'dataset': 'wikipedia', 'epochs': 1},
+                'stage2_finetune': {'dataset': 'wikitext', 'epochs': 1},
+            }
+        )
     )
     assert list(load_plan(str(tmp_path / 'my_plan.json')).stages) == ['stage1_pretrain', 'stage2_finetune']
 

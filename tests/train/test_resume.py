@@ -1,5 +1,6 @@
 """Resuming is exact: a run killed at any moment ends with the weights, the optimizer, the statistics and the data order of one
 that was not."""
+
 import json
 import os
 import random
@@ -20,7 +21,11 @@ OWN = ('seconds', 'tokens_per_second', 'memory', 'data_wait', 'mfu')
 
 def statistics(run_dir):
     records = [{k: v for k, v in r.items() if k not in OWN} for r in read_metrics(run_dir)]
-    return [r for r in records if r['kind'] != 'event'], (run_dir / 'train_stats.csv').read_text(), (run_dir / 'samples.jsonl').read_text()
+    return (
+        [r for r in records if r['kind'] != 'event'],
+        (run_dir / 'train_stats.csv').read_text(),
+        (run_dir / 'samples.jsonl').read_text(),
+    )
 
 
 def assert_equal(a, b):
@@ -49,8 +54,25 @@ def assert_same_run(a, b):
 
 
 def start(plan, run_dir, cache, *flags):
-    arguments = [sys.executable, '-m', 'lmplay.train', '--training-plan', str(plan), '--run-dir', str(run_dir), '--device', 'cpu', '--quiet', *flags]
-    return subprocess.Popen(arguments, env=os.environ | {'LMP_DATASETS': str(cache), 'OMP_NUM_THREADS': '1'}, stderr=subprocess.PIPE, text=True)
+    arguments = [
+        sys.executable,
+        '-m',
+        'lmplay.train',
+        '--training-plan',
+        str(plan),
+        '--run-dir',
+        str(run_dir),
+        '--device',
+        'cpu',
+        '--quiet',
+        *flags,
+    ]
+    return subprocess.Popen(
+        arguments,
+        env=os.environ | {'LMP_DATASETS': str(cache), 'OMP_NUM_THREADS': '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def kill_after_records(process, run_dir, records):
@@ -68,15 +90,35 @@ def kill_after_records(process, run_dir, records):
 @pytest.fixture
 def two_stages(tiny_plan):
     """Two stages of one and a half epochs each, the second on a padded mixture with another rate; dropout on."""
-    return tiny_plan({'first': {'dataset': 'mine', 'steps': None, 'epochs': 1.5, 'batch_size': 5},
-                      'second': {'dataset': None, 'mix': {'mine': 3, 'other': 1}, 'steps': 14, 'packing': 'pad', 'lr': 0.003, 'row_length': 24}},
-                     model={'num_blocks': 1, 'embed_dim': 16, 'num_heads': 2, 'max_len': 32, 'tokenizer': 'bytes', 'ff_dropout': 0.3})
+    return tiny_plan(
+        {
+            'first': {'dataset': 'mine', 'steps': None, 'epochs': 1.5, 'batch_size': 5},
+            'second': {
+                'dataset': None,
+                'mix': {'mine': 3, 'other': 1},
+                'steps': 14,
+                'packing': 'pad',
+                'lr': 0.003,
+                'row_length': 24,
+            },
+        },
+        model={
+            'num_blocks': 1,
+            'embed_dim': 16,
+            'num_heads': 2,
+            'max_len': 32,
+            'tokenizer': 'bytes',
+            'ff_dropout': 0.3,
+        },
+    )
 
 
 def with_other(plan, corpus):
     content = json.loads(plan.read_text())
     content['datasets']['other'] = {'loader': 'text', 'path': str(corpus)}
-    content['stages'] = {n: {k: v for k, v in s.items() if v is not None} for n, s in content['stages'].items()}
+    content['stages'] = {
+        n: {k: v for k, v in s.items() if v is not None} for n, s in content['stages'].items()
+    }
     plan.write_text(json.dumps(content))
     return plan
 
@@ -92,7 +134,9 @@ def test_killed_twice_is_as_not_killed(two_stages, corpus, cache, tmp_path, opti
     records = len(read_metrics(tmp_path / 'whole'))
     rng = random.Random(seed)
     for at in sorted(rng.sample(range(3, records - 3), 2)):
-        kill_after_records(start(plan, tmp_path / 'killed', cache, *FLAGS, optimizer), tmp_path / 'killed', at)
+        kill_after_records(
+            start(plan, tmp_path / 'killed', cache, *FLAGS, optimizer), tmp_path / 'killed', at
+        )
     last = start(plan, tmp_path / 'killed', cache, *FLAGS, optimizer)
     assert last.wait() == 0, last.stderr.read()
     assert_same_run(tmp_path / 'whole', tmp_path / 'killed')
@@ -105,7 +149,9 @@ def test_a_polite_stop_saves_where_it_is_and_resumes(two_stages, corpus, cache, 
     assert whole.wait() == 0
     process = start(plan, tmp_path / 'stopped', cache)
     records = tmp_path / 'stopped/train_stats.csv'
-    while process.poll() is None and not (records.exists() and records.read_text().count('\n') > 1):     # a step was taken
+    while process.poll() is None and not (
+        records.exists() and records.read_text().count('\n') > 1
+    ):  # a step was taken
         time.sleep(0.002)
     process.send_signal(number)
     assert process.wait() == code

@@ -69,7 +69,19 @@ def train(tmp_path, tiny_plan):
         plan = tiny_plan({'s': {'steps': 12} | (stage or {})})
         sets = [f'--set={k}={v}' for k, v in parameters.items()]
         code = main(
-            ['--exp', str(file), '--training-plan', str(plan), '--run-dir', str(tmp_path / name), '--device', 'cpu', '--quiet', *sets, *flags]
+            [
+                '--exp',
+                str(file),
+                '--training-plan',
+                str(plan),
+                '--run-dir',
+                str(tmp_path / name),
+                '--device',
+                'cpu',
+                '--quiet',
+                *sets,
+                *flags,
+            ]
         )
         return code, tmp_path / name
 
@@ -123,7 +135,9 @@ def test_it_stops_there_if_asked_with_the_state_kept(train, capsys):
 
 def test_a_run_that_never_recovers_stops(train):
     code, run = train(stage={'steps': 60}, nan_from=5, nan_to=10**9)
-    assert code == 1 and json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 25
+    assert (
+        code == 1 and json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 25
+    )
 
 
 def test_auto_halves_what_does_not_fit_without_changing_the_steps(train):
@@ -148,7 +162,9 @@ def test_the_collapse_alarm(train, on_collapse, code):
     assert events[:3] == ['warning', 'warning', 'collapse']
     snapshots = [f.name for f in (run / 'checkpoints').iterdir() if f.name.startswith('collapse-')]
     assert bool(snapshots) == (on_collapse == 'snapshot')
-    assert (json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 6) == (on_collapse == 'stop')
+    assert (json.loads((run / 'checkpoints/last/state.json').read_text())['progress']['step'] == 6) == (
+        on_collapse == 'stop'
+    )
 
 
 def test_no_alarm_for_a_balanced_load(train):
@@ -213,10 +229,16 @@ def test_a_stage_of_so_many_seconds_ends_there_and_its_schedule_fits(train, slow
     code, run = train(stage=TIMED)
     records = read_metrics(run)
     steps = [r for r in records if r['kind'] == 'train']
-    assert code == 0 and [r['seconds'] for r in steps] == [5 + n / 2 for n in range(31)]       # 20.0 is nearest to 20.1
+    assert code == 0 and [r['seconds'] for r in steps] == [
+        5 + n / 2 for n in range(31)
+    ]  # 20.0 is nearest to 20.1
     stage = Stage(dataset='embedded', lr=0.01, warmup=0.2)
-    assert 0 < steps[0]['lr'] == steps[1]['lr'] / 2 < steps[2]['lr']        # how many steps there will be is only guessed yet
-    assert [r['lr'] for r in steps[2:]] == pytest.approx([learning_rate(stage, step, 31) for step in range(2, 31)])
+    assert (
+        0 < steps[0]['lr'] == steps[1]['lr'] / 2 < steps[2]['lr']
+    )  # how many steps there will be is only guessed yet
+    assert [r['lr'] for r in steps[2:]] == pytest.approx(
+        [learning_rate(stage, step, 31) for step in range(2, 31)]
+    )
     at = [r['seconds'] for r in records if r['kind'] == 'validation']
     assert at[0] == 5.0 and at[-1] == 20.0 and max(b - a for a, b in zip(at, at[1:])) <= 20.1 / 20 + 0.5
     assert read_state(run / 'checkpoints/last')['progress']['stage_seconds'] == 20.0
@@ -233,19 +255,34 @@ def test_the_first_step_is_trained_however_short_the_time(train, slow_clock):
     assert code == 0 and json.loads((run / 'summary.json').read_text())['steps'] == 1
 
 
-@pytest.mark.parametrize('name', ['gpt2ish', 'gpt2_moe', 'gpt2_moe_top2', 'pythia_moe', 'some', 'some_baseline'])
+@pytest.mark.parametrize(
+    'name', ['gpt2ish', 'gpt2_moe', 'gpt2_moe_top2', 'pythia_moe', 'some', 'some_baseline']
+)
 def test_a_step_reads_nothing_back_from_the_device(name, monkeypatch):
     """A whole step of the full-size model where no tensor has values: whoever reads one, and on a GPU would wait for it, raises."""
-    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: False)     # it knows no device 'meta'
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: False)  # it knows no device 'meta'
     monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
-    model = find_runner(name).function().build('meta').to(torch.bfloat16)       # what autocast would make of products
+    model = (
+        find_runner(name).function().build('meta').to(torch.bfloat16)
+    )  # what autocast would make of products
     for module in model.modules():
         if isinstance(module, Keys):
             module.float()
     stepped = []
-    optimizer = SimpleNamespace(param_groups=[], zero_grad=lambda set_to_none: None, step=lambda: stepped.append(1), _step_supports_amp_scaling=True)
-    run = SimpleNamespace(device=torch.device('meta'), amp_dtype=None, progress=Progress(), flops_per_token=lambda length: 1.0, seed=0,
-                          settings=SimpleNamespace(compile_model=False))
+    optimizer = SimpleNamespace(
+        param_groups=[],
+        zero_grad=lambda set_to_none: None,
+        step=lambda: stepped.append(1),
+        _step_supports_amp_scaling=True,
+    )
+    run = SimpleNamespace(
+        device=torch.device('meta'),
+        amp_dtype=None,
+        progress=Progress(),
+        flops_per_token=lambda length: 1.0,
+        seed=0,
+        settings=SimpleNamespace(compile_model=False),
+    )
     data = SimpleNamespace(row_length=16, samples=4, seconds=0, mixture=SimpleNamespace(tokens_per_row=16))
     trainer = Trainer(run, model, optimizer, Stage(dataset='embedded', batch_size=4, mini_batch_size=2), data)
     x = torch.zeros(4, 16, dtype=torch.int64)
@@ -254,7 +291,7 @@ def test_a_step_reads_nothing_back_from_the_device(name, monkeypatch):
     trainer.window.count(batch, norm, 0.0)
     assert stepped and norm.is_meta and optimizer.found_inf.is_meta
     with pytest.raises(RuntimeError, match='meta'):
-        trainer.window.read()       # the logging point, where it is read
+        trainer.window.read()  # the logging point, where it is read
 
 
 def test_seeds_of_steps_differ():
@@ -268,7 +305,10 @@ def test_amp_on_the_cpu_trains_and_resumes(train):
 
 
 def test_loss_falls_and_the_seed_decides_everything(train):
-    runs = [train(name, stage={'steps': 60, 'lr': 0.01}, flags=['--seed', seed])[1] for name, seed in (('a', '3'), ('b', '3'), ('c', '4'))]
+    runs = [
+        train(name, stage={'steps': 60, 'lr': 0.01}, flags=['--seed', seed])[1]
+        for name, seed in (('a', '3'), ('b', '3'), ('c', '4'))
+    ]
     losses = [[r['loss'] for r in read_metrics(run) if r['kind'] == 'train'] for run in runs]
     assert losses[0] == losses[1] != losses[2]
     assert losses[0][-1] < losses[0][0] - 1.0
@@ -291,12 +331,15 @@ def test_saving_in_the_background_changes_nothing(train, monkeypatch, stop):
     _, whole = train('whole', stage=stage)
     monkeypatch.setattr(stages, 'Checkpoints', lambda *a, **k: Checkpoints(*a, **k | {'background': True}))
     assert_as_undisturbed(train, whole, stop, stage)
-    assert {f.name for f in (whole / 'checkpoints').iterdir()} <= {f.name for f in (whole.parent / 'parts/checkpoints').iterdir()}
+    assert {f.name for f in (whole / 'checkpoints').iterdir()} <= {
+        f.name for f in (whole.parent / 'parts/checkpoints').iterdir()
+    }
 
 
 def test_fp16_trains_with_a_scaler_whose_state_survives(train, monkeypatch):
     """What a GPU without bf16 does, on the CPU: the loss is scaled, an overflow is skipped, a resumed run goes on exactly."""
     from lmplay.train import stages
+
     monkeypatch.setattr(stages, 'amp_dtype', lambda device, amp: torch.float16)
     stage = {'steps': 24, 'lr': 0.01, 'save_interval': 16}
     _, whole = train('whole', stage=stage)

@@ -50,7 +50,9 @@ def shell(clone, line, cache, timeout=120):
     bin_folder = clone / 'bin'
     bin_folder.mkdir(exist_ok=True)
     script = bin_folder / 'lmp_trainer'
-    script.write_text(f'#!{sys.executable}\nimport sys\nfrom lmplay.train.__main__ import main\nsys.exit(main())\n')
+    script.write_text(
+        f'#!{sys.executable}\nimport sys\nfrom lmplay.train.__main__ import main\nsys.exit(main())\n'
+    )
     script.chmod(0o755)
     environment = os.environ | {
         'PATH': f'{bin_folder}:{os.environ["PATH"]}',
@@ -58,7 +60,9 @@ def shell(clone, line, cache, timeout=120):
         'LMP_DATASETS': str(cache),
         'OMP_NUM_THREADS': '1',
     }
-    return subprocess.run(line, shell=True, cwd=clone, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        line, shell=True, cwd=clone, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def test_steps_1_to_5(clone, cache, corpus):
@@ -69,7 +73,11 @@ def test_steps_1_to_5(clone, cache, corpus):
     # 2
     model = code_block(guide, 'Step 2: Modify `model.py`')
     head, _ = model.split('        # YOUR ARCHITECTURE HERE')
-    model = 'import torch\nfrom lmplay.modules import cached_length, layer_cache\nfrom lmplay.utils import to_name\n' + head + ARCHITECTURE
+    model = (
+        'import torch\nfrom lmplay.modules import cached_length, layer_cache\nfrom lmplay.utils import to_name\n'
+        + head
+        + ARCHITECTURE
+    )
     (mine / 'model.py').write_text(model)
     # 3
     (mine / 'versions.py').write_text(code_block(guide, 'Step 3: Update `versions.py`'))
@@ -78,13 +86,21 @@ def test_steps_1_to_5(clone, cache, corpus):
         file.write(code_block(guide, 'Step 4: Register in `lmplay/__init__.py`'))
     # 5
     listed = shell(clone, 'lmp_trainer --exp list | grep my_experiment', cache)
-    assert listed.returncode == 0 and 'My custom experiment description' in ' '.join(listed.stdout.split()), listed.stderr
+    assert listed.returncode == 0 and 'My custom experiment description' in ' '.join(listed.stdout.split()), (
+        listed.stderr
+    )
     assert listed.stdout.count(' my_experiment ') == 1 and ' my_experiment_large ' in listed.stdout
     described = shell(clone, 'lmp_trainer --exp my_experiment --describe', cache)
-    assert described.returncode == 0 and 'special_layer' in described.stdout and 'my_experiment_6L_1024' in described.stdout, described.stderr
+    assert (
+        described.returncode == 0
+        and 'special_layer' in described.stdout
+        and 'my_experiment_6L_1024' in described.stdout
+    ), described.stderr
     # "Train it" as written trains on the embedded corpus for hours; the same command is kept short by a plan and a smaller size
     plan = clone / 'short.json'
-    plan.write_text(f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}')
+    plan.write_text(
+        f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}'
+    )
     trained = shell(
         clone,
         f'lmp_trainer --exp my_experiment --device cpu --mini-batch-size 1 --training-plan {plan} --num-blocks 1 --embed-dim 32 '
@@ -103,7 +119,11 @@ def test_without_step_4_it_is_found_all_the_same_and_a_broken_one_is_a_row(clone
     # a copy whose names were not changed is refused by name, both places shown
     shutil.copytree(ROOT / 'lmplay/exp/gpt2ish', clone / 'lmplay/exp/same_names', dirs_exist_ok=True)
     clash = shell(clone, 'lmp_trainer --exp gpt2ish --describe', cache)
-    assert clash.returncode == 2 and 'gpt2ish/versions.py' in clash.stderr and 'same_names/versions.py' in clash.stderr
+    assert (
+        clash.returncode == 2
+        and 'gpt2ish/versions.py' in clash.stderr
+        and 'same_names/versions.py' in clash.stderr
+    )
     for name in ('quite_broken', 'same_names'):
         shutil.rmtree(clone / 'lmplay/exp' / name)
 
@@ -111,7 +131,9 @@ def test_without_step_4_it_is_found_all_the_same_and_a_broken_one_is_a_row(clone
 def test_the_quick_test_of_the_guide(clone, cache, corpus):
     """`lmp_trainer --exp gpt2ish ... --validation-interval 10 --save-interval 1000000`, kept short as above."""
     plan = clone / 'short.json'
-    plan.write_text(f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}')
+    plan.write_text(
+        f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}'
+    )
     out = shell(
         clone,
         f'lmp_trainer --exp gpt2ish --device cpu --mini-batch-size 1 --validation-interval 10 --save-interval 1000000 --training-plan {plan} '

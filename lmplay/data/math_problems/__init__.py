@@ -2,12 +2,13 @@
 
 Every kind of problem draws its own numbers, names and wording and computes each step, so what a solution states is true.
 """
+
 from collections.abc import Iterator
 
 from . import chance, geometry, money, numbers, quantities, stories  # noqa: F401  (they fill KINDS)
 from .words import KINDS, Words
 
-COUNT = 20_000      # problems in the embedded corpus
+COUNT = 20_000  # problems in the embedded corpus
 
 
 def problems(seed: int = 0) -> Iterator[tuple[str, str]]:

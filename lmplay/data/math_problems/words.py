@@ -1,21 +1,30 @@
 """Names, things and number formats that the problems are made of, and the list of their kinds."""
+
 import random
 from collections.abc import Callable
 from fractions import Fraction
 
-NAMES = ('Ada Aisha Alan Alma Amir Anna Arjun Bela Ben Bruno Carla Carlos Chen Clara Dana Daniel David Diego Elena '
-         'Eli Emma Erik Esther Fatima Felix Fiona George Grace Greta Hana Hugo Ida Igor Ines Ivan Jack Jana Jonas '
-         'Julia Kai Karim Kofi Lara Leila Leo Lena Liam Lin Lucy Luis Mara Marco Maria Max Maya Mei Mila Mira Nadia '
-         'Naomi Nico Nina Noah Nora Oleg Olga Omar Oscar Pablo Paula Petra Priya Rafael Ravi Rita Rosa Ruth Sam '
-         'Sara Selma Simon Sofia Sven Tara Theo Tom Uma Vera Victor Wanda Yara Yuki Zoe').split()
-THINGS = ('apples books pencils stamps marbles shells buttons postcards tickets oranges bottles candles cookies '
-          'coins cups eggs envelopes flowers keys lemons magnets notebooks paintings peaches plates puzzles ribbons '
-          'seeds stickers stones tiles toys tulips umbrellas walnuts badges beads bricks carrots chairs').split()
-GOODS = ('lamp jacket bicycle backpack tent kettle radio blanket guitar camera desk sweater clock printer '
-         'skateboard telescope watch helmet chair suitcase keyboard vase fan mixer drill').split()
+NAMES = (
+    'Ada Aisha Alan Alma Amir Anna Arjun Bela Ben Bruno Carla Carlos Chen Clara Dana Daniel David Diego Elena '
+    'Eli Emma Erik Esther Fatima Felix Fiona George Grace Greta Hana Hugo Ida Igor Ines Ivan Jack Jana Jonas '
+    'Julia Kai Karim Kofi Lara Leila Leo Lena Liam Lin Lucy Luis Mara Marco Maria Max Maya Mei Mila Mira Nadia '
+    'Naomi Nico Nina Noah Nora Oleg Olga Omar Oscar Pablo Paula Petra Priya Rafael Ravi Rita Rosa Ruth Sam '
+    'Sara Selma Simon Sofia Sven Tara Theo Tom Uma Vera Victor Wanda Yara Yuki Zoe'
+).split()
+THINGS = (
+    'apples books pencils stamps marbles shells buttons postcards tickets oranges bottles candles cookies '
+    'coins cups eggs envelopes flowers keys lemons magnets notebooks paintings peaches plates puzzles ribbons '
+    'seeds stickers stones tiles toys tulips umbrellas walnuts badges beads bricks carrots chairs'
+).split()
+GOODS = (
+    'lamp jacket bicycle backpack tent kettle radio blanket guitar camera desk sweater clock printer '
+    'skateboard telescope watch helmet chair suitcase keyboard vase fan mixer drill'
+).split()
 FOODS = 'rice flour sugar lentils oats coffee tea nuts raisins beans almonds cashews'.split()
-PLACES = ('a bakery,a farm,a school,a library,a museum,a hotel,a shop,a factory,a clinic,a garden center,a theater,a market,'
-          'a workshop,a restaurant,a harbor,a warehouse').split(',')
+PLACES = (
+    'a bakery,a farm,a school,a library,a museum,a hotel,a shop,a factory,a clinic,a garden center,a theater,a market,'
+    'a workshop,a restaurant,a harbor,a warehouse'
+).split(',')
 VEHICLES = 'car,train,bus,truck,van,motorcycle,tram'.split(',')
 DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
 
@@ -45,7 +54,7 @@ class Words(random.Random):
         return self.randrange(low, high + 1, step)
 
 
-Kind = Callable[[Words], tuple[str, list[str], object]]     # -> problem, steps of the solution, answer
+Kind = Callable[[Words], tuple[str, list[str], object]]  # -> problem, steps of the solution, answer
 KINDS: list[Kind] = []
 
 
@@ -61,7 +70,11 @@ def num(value) -> str:
         return str(value.numerator)
     scaled = value * 10_000
     if scaled.denominator == 1:
-        return f'{"-" if value < 0 else ""}{abs(int(scaled)) // 10_000}.{abs(int(scaled)) % 10_000:04d}'.rstrip('0')
+        return (
+            f'{"-" if value < 0 else ""}{abs(int(scaled)) // 10_000}.{abs(int(scaled)) % 10_000:04d}'.rstrip(
+                '0'
+            )
+        )
     return f'{value.numerator}/{value.denominator}'
 
 

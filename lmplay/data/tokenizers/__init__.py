@@ -2,6 +2,7 @@
 
 An experiment may bring its own: any object with the members of `Tokenizer` below. A `tiktoken.Encoding` is accepted as it is.
 """
+
 import base64
 import functools
 import hashlib
@@ -19,7 +20,9 @@ import numpy as np
 
 from ...base.errors import DataError, unknown
 
-PIECE = 1 << 16     # characters; longer texts are encoded in pieces, which keeps time linear and frees the worker threads
+PIECE = (
+    1 << 16
+)  # characters; longer texts are encoded in pieces, which keeps time linear and frees the worker threads
 
 
 @runtime_checkable
@@ -32,6 +35,7 @@ class Tokenizer(Protocol):
     pad_token    id that fills padded rows (equal to eot_token where the vocabulary has none of its own)
     fingerprint  a string that changes whenever any text would be encoded otherwise
     """
+
     name: str
     n_vocab: int
     eot_token: int
@@ -108,13 +112,15 @@ class TiktokenTokenizer:
             tasks = in_lists(itertools.chain.from_iterable(pieces), len, PIECE)
             done = pool.map(lambda task: [self.encoding.encode_ordinary(piece) for piece in task], tasks)
             flat = itertools.chain.from_iterable(done)
-            return [next(flat) if len(text) == 1 else [i for _ in text for i in next(flat)] for text in pieces]
+            return [
+                next(flat) if len(text) == 1 else [i for _ in text for i in next(flat)] for text in pieces
+            ]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.encoding.decode(list(ids), errors='replace')
 
     def save(self, folder: Path) -> None:
-        pass        # named encodings are rebuilt from their name
+        pass  # named encodings are rebuilt from their name
 
 
 @functools.cache
@@ -128,6 +134,7 @@ def _fingerprint(encoding) -> str:
 
 class BytesTokenizer:
     """UTF-8 bytes as ids 0 to 255, and 256 for the end of text."""
+
     name = 'bytes'
     n_vocab = 257
     eot_token = pad_token = 256
@@ -148,10 +155,12 @@ class BytesTokenizer:
 
 BPE_OPTIONS = {
     'vocab_size': 8192,
-    'special_tokens': ['<|endoftext|>'],    # the end of text is [EOS] or <|endoftext|>, padding [PAD], where listed
-    'pre_tokenizer': 'byte_level',          # or 'whitespace', as in the SoME publication
-    'normalizer': None,                     # or 'NFC', 'NFKC', 'lowercase'
-    'documents': 20_000,                    # how many training documents it is trained on, the first ones in order
+    'special_tokens': [
+        '<|endoftext|>'
+    ],  # the end of text is [EOS] or <|endoftext|>, padding [PAD], where listed
+    'pre_tokenizer': 'byte_level',  # or 'whitespace', as in the SoME publication
+    'normalizer': None,  # or 'NFC', 'NFKC', 'lowercase'
+    'documents': 20_000,  # how many training documents it is trained on, the first ones in order
 }
 
 
@@ -167,10 +176,18 @@ class BPETokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         eot = next((vocabulary[t] for t in ('<|endoftext|>', '[EOS]', '</s>') if t in vocabulary), None)
         if eot is None:
-            raise DataError("A tokenizer needs an end-of-text token: add '<|endoftext|>' or '[EOS]' to its special_tokens.")
+            raise DataError(
+                "A tokenizer needs an end-of-text token: add '<|endoftext|>' or '[EOS]' to its special_tokens."
+            )
         self.eot_token: int = eot
-        self.pad_token: int = next((vocabulary[t] for t in ('[PAD]', '<pad>') if t in vocabulary), self.eot_token)
-        self._special = {vocabulary[str(t)] for t in map(str, vocabulary) if t in ('[PAD]', '<pad>', '[EOS]', '<|endoftext|>')}
+        self.pad_token: int = next(
+            (vocabulary[t] for t in ('[PAD]', '<pad>') if t in vocabulary), self.eot_token
+        )
+        self._special = {
+            vocabulary[str(t)]
+            for t in map(str, vocabulary)
+            if t in ('[PAD]', '<pad>', '[EOS]', '<|endoftext|>')
+        }
         self._lossless = 'ByteLevel' in json.dumps(json.loads(backend.to_str()).get('pre_tokenizer') or '')
 
     @property
@@ -182,7 +199,9 @@ class BPETokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         pieces = [list(_pieces(text)) for text in texts]
-        flat = iter(self.backend.encode_batch_fast([p for text in pieces for p in text], add_special_tokens=False))
+        flat = iter(
+            self.backend.encode_batch_fast([p for text in pieces for p in text], add_special_tokens=False)
+        )
         return [[i for _ in text for i in next(flat).ids] for text in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -199,9 +218,10 @@ class BPETokenizer:
     @classmethod
     def load(cls, file: str | Path) -> 'BPETokenizer':
         import tokenizers
+
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
-        except Exception as error:      # the library raises bare Exception for every fault of the file
+        except Exception as error:  # the library raises bare Exception for every fault of the file
             if isinstance(error, DataError):
                 raise
             raise DataError(f"'{file}' is no tokenizer file of the tokenizers library: {error}.") from error
@@ -210,6 +230,7 @@ class BPETokenizer:
     def train(cls, texts: Iterable[str], **options) -> 'BPETokenizer':
         """Trains on `texts`. Options: see BPE_OPTIONS. Equal texts and options give an equal tokenizer."""
         import tokenizers as tk
+
         for key in options:
             if key not in BPE_OPTIONS:
                 raise DataError(unknown('tokenizer option', key, BPE_OPTIONS))
@@ -217,7 +238,11 @@ class BPETokenizer:
         special = list(o['special_tokens'])
         backend = tk.Tokenizer(tk.models.BPE(unk_token='[UNK]' if '[UNK]' in special else None))
         if o['normalizer']:
-            normalizers = {'nfc': tk.normalizers.NFC, 'nfkc': tk.normalizers.NFKC, 'lowercase': tk.normalizers.Lowercase}
+            normalizers = {
+                'nfc': tk.normalizers.NFC,
+                'nfkc': tk.normalizers.NFKC,
+                'lowercase': tk.normalizers.Lowercase,
+            }
             if str(o['normalizer']).lower() not in normalizers:
                 raise DataError(unknown('normalizer', o['normalizer'], ['NFC', 'NFKC', 'lowercase']))
             backend.normalizer = normalizers[o['normalizer'].lower()]()
@@ -232,10 +257,13 @@ class BPETokenizer:
             raise DataError(unknown('pre_tokenizer', o['pre_tokenizer'], ['byte_level', 'whitespace']))
         smallest = len(alphabet) + len(special)
         if not isinstance(o['vocab_size'], int) or o['vocab_size'] <= smallest:
-            raise DataError(f"vocab_size must be a whole number above {smallest}, the bytes and special tokens alone; "
-                            f"given: {o['vocab_size']!r}.")
-        trainer = tk.trainers.BpeTrainer(vocab_size=o['vocab_size'], special_tokens=special, initial_alphabet=alphabet,
-                                         show_progress=False)
+            raise DataError(
+                f'vocab_size must be a whole number above {smallest}, the bytes and special tokens alone; '
+                f'given: {o["vocab_size"]!r}.'
+            )
+        trainer = tk.trainers.BpeTrainer(
+            vocab_size=o['vocab_size'], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
 
@@ -247,15 +275,24 @@ _lock = threading.Lock()
 def _gpt2_constructor() -> dict:
     """tiktoken's definition of `gpt2`, with the ranks read from the file shipped here instead of fetched."""
     from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
-    ranks = {base64.b64decode(token): int(rank) for token, rank in
-             (line.split() for line in GPT2_FILE.read_bytes().splitlines() if line)}
-    return {'name': 'gpt2', 'explicit_n_vocab': 50257, 'pat_str': r50k_pat_str, 'mergeable_ranks': ranks,
-            'special_tokens': {ENDOFTEXT: 50256}}
+
+    ranks = {
+        base64.b64decode(token): int(rank)
+        for token, rank in (line.split() for line in GPT2_FILE.read_bytes().splitlines() if line)
+    }
+    return {
+        'name': 'gpt2',
+        'explicit_n_vocab': 50257,
+        'pat_str': r50k_pat_str,
+        'mergeable_ranks': ranks,
+        'special_tokens': {ENDOFTEXT: 50256},
+    }
 
 
 def provide_gpt2() -> None:
     """Makes `tiktoken.get_encoding('gpt2')` work without a network, for every model in this process."""
     import tiktoken.registry as registry
+
     with _lock:
         if registry.ENCODING_CONSTRUCTORS is None:
             registry._find_constructors()
@@ -267,14 +304,30 @@ def provide_gpt2() -> None:
 def as_tokenizer(tokenizer) -> Tokenizer:
     """A `Tokenizer` from what a model sets as its tokenizer (a tiktoken.Encoding, or a Tokenizer already)."""
     import tiktoken
+
     if isinstance(tokenizer, tiktoken.Encoding):
         return _wrap(tokenizer)
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
-    missing = [m for m in ('name', 'n_vocab', 'eot_token', 'pad_token', 'fingerprint', 'encode', 'encode_batch', 'decode', 'save')
-               if not hasattr(tokenizer, m)]
-    raise DataError(f"A model's tokenizer must be a tiktoken.Encoding or have the members of lmplay.data.tokenizers.Tokenizer; "
-                    f"{type(tokenizer).__name__} lacks {', '.join(missing)}.")
+    missing = [
+        m
+        for m in (
+            'name',
+            'n_vocab',
+            'eot_token',
+            'pad_token',
+            'fingerprint',
+            'encode',
+            'encode_batch',
+            'decode',
+            'save',
+        )
+        if not hasattr(tokenizer, m)
+    ]
+    raise DataError(
+        f"A model's tokenizer must be a tiktoken.Encoding or have the members of lmplay.data.tokenizers.Tokenizer; "
+        f'{type(tokenizer).__name__} lacks {", ".join(missing)}.'
+    )
 
 
 @functools.cache
@@ -298,9 +351,14 @@ def get_tokenizer(name) -> Tokenizer:
             raise DataError(f"No tokenizer file at '{file}'.")
         return BPETokenizer.load(file)
     import tiktoken
+
     provide_gpt2()
     if name not in tiktoken.list_encoding_names():
-        raise DataError(unknown('tokenizer', str(name), ['bytes', *tiktoken.list_encoding_names(), 'path/to/tokenizer.json']))
+        raise DataError(
+            unknown(
+                'tokenizer', str(name), ['bytes', *tiktoken.list_encoding_names(), 'path/to/tokenizer.json']
+            )
+        )
     return _wrap(tiktoken.get_encoding(str(name)))
 
 

@@ -2,6 +2,7 @@
 
 B rows, T positions, V vocabulary, N = B * T tokens, E experts, K choices per token.
 """
+
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,9 +15,11 @@ from lmplay.modules.routing import Routing, expert_load
 from .pretrained import TEXT, TEXT_TOKENS, receipt
 
 Finding = tuple[bool, str]
-PARITY = 0.02           # largest relative error of a warm-started layer
-MASKING = 1e-4          # largest difference of a logit between a padded batch and a single row
-BALANCE_SLACK = 0.05    # L_lb lies below 1 where load and probability disagree, which routing by the largest hardly allows
+PARITY = 0.02  # largest relative error of a warm-started layer
+MASKING = 1e-4  # largest difference of a logit between a padded batch and a single row
+BALANCE_SLACK = (
+    0.05  # L_lb lies below 1 where load and probability disagree, which routing by the largest hardly allows
+)
 
 
 class Checks:
@@ -27,16 +30,26 @@ class Checks:
         self.tokenizer = as_tokenizer(model.tokenizer)
         self.device = next(model.parameters()).device
         self.layers = model.moe_layers
-        self.figures: dict[int, dict[str, str]] = {i: {} for i in self.layers}      # by block and column, for the table
-        tokens = self.tokenizer.encode(TEXT)[:min(TEXT_TOKENS, model.max_len)]
+        self.figures: dict[int, dict[str, str]] = {
+            i: {} for i in self.layers
+        }  # by block and column, for the table
+        tokens = self.tokenizer.encode(TEXT)[: min(TEXT_TOKENS, model.max_len)]
         self.x = torch.tensor([tokens], device=self.device)
 
     def all(self) -> Iterator[tuple[str, Callable[[], list[Finding] | None]]]:
         """(title, check) of each; a check that does not apply returns None."""
-        yield from (('Installation', self.installation), ('Warm-start parity', self.parity), ('Forward pass', self.forward_pass),
-                    ('Auxiliary outputs', self.auxiliary), ('Loss computation', self.losses),
-                    ('Router gradient (STE)', self.router_gradient), ('Noisy routing separation', self.noise),
-                    ('Generation', self.generation), ('Attention masking', self.masking), ('Routing coverage', self.coverage))
+        yield from (
+            ('Installation', self.installation),
+            ('Warm-start parity', self.parity),
+            ('Forward pass', self.forward_pass),
+            ('Auxiliary outputs', self.auxiliary),
+            ('Loss computation', self.losses),
+            ('Router gradient (STE)', self.router_gradient),
+            ('Noisy routing separation', self.noise),
+            ('Generation', self.generation),
+            ('Attention masking', self.masking),
+            ('Routing coverage', self.coverage),
+        )
 
     def installation(self) -> list[Finding]:
         h, blocks = self.model.hyperparameters, self.model.blocks
@@ -48,13 +61,22 @@ class Checks:
         if self.dense is not None:
             plain = sum(p.numel() for p in self.dense.parameters())
         expected = plain + len(routed) * ((E - 1) * mlp + D * E)
-        findings = [(routed == list(self.layers) and bool(routed), f'mixtures in blocks {routed} alone'),
-                    (total == expected, f'{total:,} parameters, expected {expected:,}')]
-        theirs = {p.untyped_storage().data_ptr() for p in self.dense.parameters()} if self.dense is not None else set()
+        findings = [
+            (routed == list(self.layers) and bool(routed), f'mixtures in blocks {routed} alone'),
+            (total == expected, f'{total:,} parameters, expected {expected:,}'),
+        ]
+        theirs = (
+            {p.untyped_storage().data_ptr() for p in self.dense.parameters()}
+            if self.dense is not None
+            else set()
+        )
         own = [p.untyped_storage().data_ptr() for layer in self.layers.values() for p in layer.parameters()]
         findings.append((len(set(own)) == len(own) and not theirs & set(own), 'no shared storage'))
         for i, layer in self.layers.items():
-            apart = min((float((layer.w1[a] - layer.w1[b]).detach().abs().max()) for a in range(E) for b in range(a)), default=1.0)
+            apart = min(
+                (float((layer.w1[a] - layer.w1[b]).detach().abs().max()) for a in range(E) for b in range(a)),
+                default=1.0,
+            )
             findings.append((apart > 0, f'Layer {i} experts differ, by {apart:.2e} at least'))
         return findings
 
@@ -63,33 +85,61 @@ class Checks:
             return None
         layers, logits = receipt(self.model, self.dense)
         self._note('relative error', layers, '.4f')
-        return [*((error < PARITY, f'Layer {i} parity rel_err={error:.4f}') for i, error in layers.items()),
-                (logits < PARITY, f'Logits parity rel_err={logits:.4f}')]
+        return [
+            *((error < PARITY, f'Layer {i} parity rel_err={error:.4f}') for i, error in layers.items()),
+            (logits < PARITY, f'Logits parity rel_err={logits:.4f}'),
+        ]
 
     @torch.no_grad()
     def forward_pass(self) -> list[Finding]:
         logits = self.model(self.x).logits
         shape = (*self.x.shape, self.tokenizer.n_vocab)
-        return [(tuple(logits.shape) == shape, f'logits {tuple(logits.shape)}'), (bool(logits.isfinite().all()), 'all finite')]
+        return [
+            (tuple(logits.shape) == shape, f'logits {tuple(logits.shape)}'),
+            (bool(logits.isfinite().all()), 'all finite'),
+        ]
 
     def auxiliary(self) -> list[Finding]:
-        E, K, N = self.model.hyperparameters['num_experts'], self.model.hyperparameters['top_k'], self.x.numel()
+        E, K, N = (
+            self.model.hyperparameters['num_experts'],
+            self.model.hyperparameters['top_k'],
+            self.x.numel(),
+        )
         findings = []
         for i, routing in self._routings(self.x).items():
             probs, ids, weights = routing.probs_NE, routing.expert_ids_NK, routing.weights_NK
-            good = (probs.shape == (N, E) and ids.shape == weights.shape == (N, K) and 0 <= int(ids.min()) and int(ids.max()) < E
-                    and float(probs.min()) >= 0 and all(float((p.sum(-1) - 1).abs().max()) < 1e-5 for p in (probs, weights)))
-            findings.append((good, f'Layer {i} probabilities {tuple(probs.shape)}, choices {tuple(ids.shape)}, weights sum to 1'))
+            good = (
+                probs.shape == (N, E)
+                and ids.shape == weights.shape == (N, K)
+                and 0 <= int(ids.min())
+                and int(ids.max()) < E
+                and float(probs.min()) >= 0
+                and all(float((p.sum(-1) - 1).abs().max()) < 1e-5 for p in (probs, weights))
+            )
+            findings.append(
+                (
+                    good,
+                    f'Layer {i} probabilities {tuple(probs.shape)}, choices {tuple(ids.shape)}, weights sum to 1',
+                )
+            )
         return findings
 
     @torch.no_grad()
     def losses(self) -> list[Finding]:
         E, metrics = self.model.hyperparameters['num_experts'], self.model(self.x).metrics
-        balance, z = (dict(zip(self.layers, metrics[f'{name}_by_layer'].tolist())) for name in ('load_balance', 'z_loss'))
+        balance, z = (
+            dict(zip(self.layers, metrics[f'{name}_by_layer'].tolist()))
+            for name in ('load_balance', 'z_loss')
+        )
         self._note('load balance', balance, '.4f')
         self._note('z-loss', z, '.4f')
-        return [(1 - BALANCE_SLACK <= balance[i] <= E and z[i] >= 0, f'Layer {i} LB={balance[i]:.4f}, Z={z[i]:.4f}')
-                for i in self.layers]
+        return [
+            (
+                1 - BALANCE_SLACK <= balance[i] <= E and z[i] >= 0,
+                f'Layer {i} LB={balance[i]:.4f}, Z={z[i]:.4f}',
+            )
+            for i in self.layers
+        ]
 
     def router_gradient(self) -> list[Finding]:
         """Of the language-model loss alone."""
@@ -99,14 +149,20 @@ class Checks:
         sums = {i: layer.router.weight.grad.abs().sum().item() for i, layer in self.layers.items()}
         self.model.zero_grad(set_to_none=True)
         self._note('router gradient', sums, '.6f')
-        return [(0 < total < float('inf'), f'Layer {i} sum |router gradient| = {total:.6f}') for i, total in sums.items()]
+        return [
+            (0 < total < float('inf'), f'Layer {i} sum |router gradient| = {total:.6f}')
+            for i, total in sums.items()
+        ]
 
     @torch.no_grad()
     def noise(self) -> list[Finding]:
         """Noise belongs to training: there it moves the probabilities, in evaluation nothing does."""
         findings, same = [], self.model(self.x).logits.equal(self.model(self.x).logits)
         inputs = {}
-        hooks = [layer.register_forward_pre_hook(lambda _, args, i=i: inputs.update({i: args[0]})) for i, layer in self.layers.items()]
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, i=i: inputs.update({i: args[0]}))
+            for i, layer in self.layers.items()
+        ]
         self._routings(self.x)
         for hook in hooks:
             hook.remove()
@@ -116,14 +172,19 @@ class Checks:
             moved = (noisy.probs_NE - clean.probs_NE).abs().mean().item()
             self._note('|noisy-clean|', {i: moved}, '.2e')
             good = moved > 0 if float(layer.noise) else moved == 0
-            findings.append((good and noisy.logits_NE.equal(clean.logits_NE), f'Layer {i} mean |noisy-clean| = {moved:.2e}'))
+            findings.append(
+                (
+                    good and noisy.logits_NE.equal(clean.logits_NE),
+                    f'Layer {i} mean |noisy-clean| = {moved:.2e}',
+                )
+            )
         return [*findings, (same, 'evaluation is clean')]
 
     @torch.no_grad()
     def generation(self) -> list[Finding]:
         """Greedy, 20 tokens, through the cache; the last logits against those of a pass over the whole text."""
         prompt = 'The meaning of life is'
-        tokens = self.tokenizer.encode(prompt)[:self.model.max_len // 2]
+        tokens = self.tokenizer.encode(prompt)[: self.model.max_len // 2]
         new, cache = [], []
         x = torch.tensor([tokens], device=self.device)
         for _ in range(min(20, self.model.max_len - len(tokens))):
@@ -132,8 +193,10 @@ class Checks:
             new.append(int(x))
         whole = self.model(torch.tensor([tokens + new[:-1]], device=self.device)).logits[:, -1:]
         apart = float((whole - logits).abs().max())
-        return [(apart < 1e-3, f'{len(new)} tokens, cached against uncached logits max diff = {apart:.2e}'),
-                (True, repr(prompt + self.tokenizer.decode(new)))]
+        return [
+            (apart < 1e-3, f'{len(new)} tokens, cached against uncached logits max diff = {apart:.2e}'),
+            (True, repr(prompt + self.tokenizer.decode(new))),
+        ]
 
     @torch.no_grad()
     def masking(self) -> list[Finding]:
@@ -142,25 +205,48 @@ class Checks:
         rows = [tokens[:n] for n in (len(tokens), len(tokens) * 2 // 3, len(tokens) // 3) if n]
         x = torch.full((len(rows), len(tokens)), self.tokenizer.pad_token, device=self.device)
         for row, ids in zip(x, rows):
-            row[:len(ids)] = torch.tensor(ids)
-        mask = torch.arange(len(tokens), device=self.device) < torch.tensor([[len(ids)] for ids in rows], device=self.device)
+            row[: len(ids)] = torch.tensor(ids)
+        mask = torch.arange(len(tokens), device=self.device) < torch.tensor(
+            [[len(ids)] for ids in rows], device=self.device
+        )
         batch = self.model(x, mask=mask)
-        apart = max(float((batch.logits[b:b + 1, :len(ids)] - self.model(torch.tensor([ids], device=self.device)).logits).abs().max())
-                    for b, ids in enumerate(rows))
+        apart = max(
+            float(
+                (
+                    batch.logits[b : b + 1, : len(ids)]
+                    - self.model(torch.tensor([ids], device=self.device)).logits
+                )
+                .abs()
+                .max()
+            )
+            for b, ids in enumerate(rows)
+        )
         other = torch.where(mask, x, self.tokenizer.n_vocab - 1 - x)
-        unmoved = all(float((value - self.model(other, mask=mask).metrics[name]).abs().max()) < 1e-5
-                      for name, value in batch.metrics.items())
-        return [(apart < MASKING, f'Attention masking preserved (max diff = {apart:.2e})'), (unmoved, 'padding counts in no loss')]
+        unmoved = all(
+            float((value - self.model(other, mask=mask).metrics[name]).abs().max()) < 1e-5
+            for name, value in batch.metrics.items()
+        )
+        return [
+            (apart < MASKING, f'Attention masking preserved (max diff = {apart:.2e})'),
+            (unmoved, 'padding counts in no loss'),
+        ]
 
     @torch.no_grad()
     def coverage(self) -> list[Finding]:
         """Random tokens reach every expert."""
         length, E = min(128, self.model.max_len), self.model.hyperparameters['num_experts']
         g = torch.Generator().manual_seed(0)
-        x = torch.randint(self.tokenizer.n_vocab, (max(16, 64 * E // length), length), generator=g).to(self.device)
+        x = torch.randint(self.tokenizer.n_vocab, (max(16, 64 * E // length), length), generator=g).to(
+            self.device
+        )
         loads = {i: expert_load(routing.expert_ids_NK, E) for i, routing in self._routings(x).items()}
-        return [(bool((load > 0).all()), f'Layer {i}: {int((load > 0).sum())} of {E} experts used, shares {_shares(load)}')
-                for i, load in loads.items()]
+        return [
+            (
+                bool((load > 0).all()),
+                f'Layer {i}: {int((load > 0).sum())} of {E} experts used, shares {_shares(load)}',
+            )
+            for i, load in loads.items()
+        ]
 
     def _note(self, column: str, values: dict[int, float], form: str) -> None:
         for i, value in values.items():

@@ -3,6 +3,7 @@
 The transformer is transformers' own; `families.py` knows what differs between the two, `moe_layer.py` is the mixture,
 `pretrained.py` brings weights in. B rows, T positions, D = embed_dim, V vocabulary, L routed layers, E experts.
 """
+
 import torch
 from torch import Tensor
 
@@ -29,8 +30,10 @@ def routed_layers(choice: str | list[int], num_blocks: int) -> list[int]:
         return list(range(num_blocks - int(words[1]), num_blocks))
     if isinstance(choice, (list, tuple)) and all(type(i) is int and 0 <= i < num_blocks for i in choice):
         return sorted(set(choice))
-    raise ExperimentError(f"moe_layers must be 'last N' with N up to {num_blocks}, a list of block numbers from 0 to {num_blocks - 1}, "
-                          f"'all', 'alternating' or 'none'; given: {choice!r}.")
+    raise ExperimentError(
+        f"moe_layers must be 'last N' with N up to {num_blocks}, a list of block numbers from 0 to {num_blocks - 1}, "
+        f"'all', 'alternating' or 'none'; given: {choice!r}."
+    )
 
 
 class UpcycledLM(LMBase):
@@ -49,34 +52,89 @@ class UpcycledLM(LMBase):
     are only known after its last forward pass, when the first micro-batches have had their backward pass already.
     """
 
-    def __init__(self, *, family='gpt2', num_blocks=12, embed_dim=768, num_heads=12, max_len=1024, moe_layers='last 4',
-                 num_experts=8, top_k=1, lb_coef=0.01, z_coef=0.001, noise_std=0.1, noise_fraction=0.25, perturbation=1e-3,
-                 attn_dropout=0.1, ff_dropout=0.1, embed_dropout=0.1, vocab_size=None, tokenizer='gpt2', version='gpt2_moe'):
+    def __init__(
+        self,
+        *,
+        family='gpt2',
+        num_blocks=12,
+        embed_dim=768,
+        num_heads=12,
+        max_len=1024,
+        moe_layers='last 4',
+        num_experts=8,
+        top_k=1,
+        lb_coef=0.01,
+        z_coef=0.001,
+        noise_std=0.1,
+        noise_fraction=0.25,
+        perturbation=1e-3,
+        attn_dropout=0.1,
+        ff_dropout=0.1,
+        embed_dropout=0.1,
+        vocab_size=None,
+        tokenizer='gpt2',
+        version='gpt2_moe',
+    ):
         if embed_dim % num_heads:
-            raise ExperimentError(f'embed_dim must be a multiple of num_heads; given: {embed_dim} and {num_heads}.')
+            raise ExperimentError(
+                f'embed_dim must be a multiple of num_heads; given: {embed_dim} and {num_heads}.'
+            )
         if not 1 <= num_experts <= 64 or not 1 <= top_k <= num_experts:
-            raise ExperimentError(f'num_experts must be from 1 to 64 and top_k from 1 to num_experts; given: {num_experts} and {top_k}.')
-        super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len), family=family, num_blocks=num_blocks,
-                         embed_dim=embed_dim, num_heads=num_heads, max_len=max_len, moe_layers=moe_layers, num_experts=num_experts,
-                         top_k=top_k, lb_coef=lb_coef, z_coef=z_coef, noise_std=noise_std, noise_fraction=noise_fraction,
-                         perturbation=perturbation, attn_dropout=attn_dropout, ff_dropout=ff_dropout, embed_dropout=embed_dropout,
-                         vocab_size=vocab_size)
+            raise ExperimentError(
+                f'num_experts must be from 1 to 64 and top_k from 1 to num_experts; given: {num_experts} and {top_k}.'
+            )
+        super().__init__(
+            to_name(version, num_blocks=num_blocks, max_len=max_len),
+            family=family,
+            num_blocks=num_blocks,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            max_len=max_len,
+            moe_layers=moe_layers,
+            num_experts=num_experts,
+            top_k=top_k,
+            lb_coef=lb_coef,
+            z_coef=z_coef,
+            noise_std=noise_std,
+            noise_fraction=noise_fraction,
+            perturbation=perturbation,
+            attn_dropout=attn_dropout,
+            ff_dropout=ff_dropout,
+            embed_dropout=embed_dropout,
+            vocab_size=vocab_size,
+        )
         self.tokenizer = get_tokenizer(tokenizer)
         n_vocab = self.tokenizer.n_vocab
         if vocab_size is not None and vocab_size < n_vocab:
-            raise ExperimentError(f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}.")
+            raise ExperimentError(
+                f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}."
+            )
         self.family = find_family(family)
-        self.model = self.family.model_class(self.family.config(
-            num_blocks=num_blocks, embed_dim=embed_dim, num_heads=num_heads, max_len=max_len, vocab_size=vocab_size or n_vocab,
-            attn_dropout=attn_dropout, ff_dropout=ff_dropout))
+        self.model = self.family.model_class(
+            self.family.config(
+                num_blocks=num_blocks,
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                max_len=max_len,
+                vocab_size=vocab_size or n_vocab,
+                attn_dropout=attn_dropout,
+                ff_dropout=ff_dropout,
+            )
+        )
         getattr(self.trunk, self.family.embed_dropout).p = embed_dropout
         self.moe_layers: dict[int, MoELayer] = {}
         for i in routed_layers(moe_layers, num_blocks):
             block = self.blocks[i]
             block.mlp = self.moe_layers[i] = MoELayer(
-                embed_dim=embed_dim, ff_dim=4 * embed_dim, num_experts=num_experts, top_k=top_k, noise_std=noise_std,
-                gelu=self.family.gelu, dropout=ff_dropout if self.family.dropout_in_mlp else 0.0,
-                out_std=0.02 / (2 * num_blocks) ** 0.5 if family == 'gpt2' else 0.02)
+                embed_dim=embed_dim,
+                ff_dim=4 * embed_dim,
+                num_experts=num_experts,
+                top_k=top_k,
+                noise_std=noise_std,
+                gelu=self.family.gelu,
+                dropout=ff_dropout if self.family.dropout_in_mlp else 0.0,
+                out_std=0.02 / (2 * num_blocks) ** 0.5 if family == 'gpt2' else 0.02,
+            )
 
     @property
     def trunk(self):
@@ -98,8 +156,11 @@ class UpcycledLM(LMBase):
         """
         if cache is not None and not cache:
             from transformers import DynamicCache
+
             cache.append(DynamicCache(config=self.model.config))
-        out = self.trunk(input_ids=x, past_key_values=cache[0] if cache else None, use_cache=cache is not None)
+        out = self.trunk(
+            input_ids=x, past_key_values=cache[0] if cache else None, use_cache=cache is not None
+        )
         output = LMOutput(features=out.last_hidden_state)
         if self.moe_layers:
             self._report(output, None if mask is None else mask.reshape(-1))
@@ -110,7 +171,9 @@ class UpcycledLM(LMBase):
         output = self.features(x, cache, mask)
         n_vocab = self.tokenizer.n_vocab
         if cache is None:
-            return LMOutput(logits=self.fc(output.features)[..., :n_vocab], losses=output.losses, metrics=output.metrics)
+            return LMOutput(
+                logits=self.fc(output.features)[..., :n_vocab], losses=output.losses, metrics=output.metrics
+            )
         return self.fc(output.features[:, -1:])[..., :n_vocab], cache
 
     def _report(self, output: LMOutput, mask_N: Tensor | None) -> None:
@@ -124,10 +187,16 @@ class UpcycledLM(LMBase):
             z.append(z_loss(routing.logits_NE, mask_N))
             entropy.append(router_entropy(routing.logits_NE.detach(), mask_N))
         load_LE, balance_L, z_L = torch.stack(load), torch.stack(balance), torch.stack(z)
-        output.losses = {'load_balance': (balance_L.mean(), self.hyperparameters['lb_coef']),
-                         'z_loss': (z_L.mean(), self.hyperparameters['z_coef'])}
-        output.metrics = {'expert_load': load_LE, 'router_entropy': torch.stack(entropy),
-                          'load_balance_by_layer': balance_L.detach(), 'z_loss_by_layer': z_L.detach()}
+        output.losses = {
+            'load_balance': (balance_L.mean(), self.hyperparameters['lb_coef']),
+            'z_loss': (z_L.mean(), self.hyperparameters['z_coef']),
+        }
+        output.metrics = {
+            'expert_load': load_LE,
+            'router_entropy': torch.stack(entropy),
+            'load_balance_by_layer': balance_L.detach(),
+            'z_loss_by_layer': z_L.detach(),
+        }
 
     @torch.no_grad()
     def routing(self, x: Tensor) -> list[RoutedLayer]:
@@ -137,12 +206,21 @@ class UpcycledLM(LMBase):
         for i, layer in self.moe_layers.items():
             r, layer.routing = layer.routing, None
             log_p_NE = r.logits_NE.log_softmax(-1)
-            routed.append(RoutedLayer(f'block {i}', r.logits_NE.shape[1], r.expert_ids_NK.view(*x.shape, -1),
-                                      r.weights_NK.view(*x.shape, -1), -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape)))
+            routed.append(
+                RoutedLayer(
+                    f'block {i}',
+                    r.logits_NE.shape[1],
+                    r.expert_ids_NK.view(*x.shape, -1),
+                    r.weights_NK.view(*x.shape, -1),
+                    -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape),
+                )
+            )
         return routed
 
     def experts(self) -> list[Experts]:
-        return [Experts(weights=tuple(p.detach() for p in layer.experts)) for layer in self.moe_layers.values()]
+        return [
+            Experts(weights=tuple(p.detach() for p in layer.experts)) for layer in self.moe_layers.values()
+        ]
 
     def before_step(self, ctx: StepContext) -> None:
         """Sets the router noise of this step."""
@@ -158,16 +236,24 @@ class UpcycledLM(LMBase):
         that moved the layers and the logits. A mixture of the same shape is taken over. Raises CheckpointError for all else.
         """
         from .pretrained import import_pretrained
+
         return import_pretrained(self, source)
 
     def active_parameters(self) -> int:
         idle = 1 - self.hyperparameters['top_k'] / self.hyperparameters['num_experts']
-        return self.total_parameters() - round(idle * sum(p.numel() for layer in self.moe_layers.values() for p in layer.experts))
+        return self.total_parameters() - round(
+            idle * sum(p.numel() for layer in self.moe_layers.values() for p in layer.experts)
+        )
 
     def flops_per_token(self, length: int) -> float:
         """Forward, multiply and add counted as two: products of blocks, routers and head, and attention in full."""
         h = self.hyperparameters
         D, routed = h['embed_dim'], len(self.moe_layers)
         mlps = h['num_blocks'] - routed + routed * h['top_k']
-        products = 4 * D * D * h['num_blocks'] + 8 * D * D * mlps + routed * D * h['num_experts'] + self.fc.weight.numel()
+        products = (
+            4 * D * D * h['num_blocks']
+            + 8 * D * D * mlps
+            + routed * D * h['num_experts']
+            + self.fc.weight.numel()
+        )
         return 2 * products + 4 * length * D * h['num_blocks']

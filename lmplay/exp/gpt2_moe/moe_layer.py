@@ -2,6 +2,7 @@
 
 B rows, T positions, N = B * T tokens, D width of the model, F inner width of an expert, E experts, K choices per token.
 """
+
 import contextlib
 
 import torch
@@ -18,8 +19,18 @@ class MoELayer(nn.Module):
     forward pass decided; whoever reads it takes it away.
     """
 
-    def __init__(self, *, embed_dim: int, ff_dim: int, num_experts: int, top_k: int, noise_std: float, gelu: str, dropout: float,
-                 out_std: float):
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        ff_dim: int,
+        num_experts: int,
+        top_k: int,
+        noise_std: float,
+        gelu: str,
+        dropout: float,
+        out_std: float,
+    ):
         super().__init__()
         self.top_k, self.gelu, self.noise_std, self.out_std = top_k, gelu, noise_std, out_std
         self.router = nn.Linear(embed_dim, num_experts, bias=False)
@@ -27,7 +38,9 @@ class MoELayer(nn.Module):
         self.b1 = nn.Parameter(torch.empty(num_experts, ff_dim))
         self.w2 = nn.Parameter(torch.empty(num_experts, ff_dim, embed_dim))
         self.b2 = nn.Parameter(torch.empty(num_experts, embed_dim))
-        self.b1.skip_weight_decay = self.b2.skip_weight_decay = True       # biases, though stacked ones have two dimensions
+        self.b1.skip_weight_decay = self.b2.skip_weight_decay = (
+            True  # biases, though stacked ones have two dimensions
+        )
         self.dropout = nn.Dropout(dropout)
         self.register_buffer('noise', torch.tensor(float(noise_std)), persistent=False)
         self.routing: Routing | None = None
@@ -45,7 +58,9 @@ class MoELayer(nn.Module):
         return self.w1, self.b1, self.w2, self.b2
 
     @torch.no_grad()
-    def copy_mlp(self, weights: tuple[Tensor, ...], *, perturbation: float, generator: torch.Generator) -> None:
+    def copy_mlp(
+        self, weights: tuple[Tensor, ...], *, perturbation: float, generator: torch.Generator
+    ) -> None:
         """Makes each expert a copy of an MLP (Komatsuzaki et al. 2022), each of its parameters with noise of `perturbation`
         times the parameter's standard deviation, drawn on the CPU so that it is the same everywhere."""
         for own, dense in zip(self.experts, weights):
@@ -53,7 +68,9 @@ class MoELayer(nn.Module):
             for expert in own:
                 expert.copy_(dense)
                 if perturbation:
-                    expert += (torch.randn(dense.shape, generator=generator, device='cpu') * scale.cpu()).to(expert)
+                    expert += (torch.randn(dense.shape, generator=generator, device='cpu') * scale.cpu()).to(
+                        expert
+                    )
 
     def route(self, x_ND: Tensor, *, noisy: bool) -> Routing:
         """Routes tokens (N, D); in float32 whatever the layer computes in (Fedus et al. 2021, 2.4)."""
@@ -66,6 +83,14 @@ class MoELayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
         self.routing = self.route(x_ND, noisy=self.training)
-        y_ND = experts_mlp(x_ND, expert_ids_NK=self.routing.expert_ids_NK, weights_NK=self.routing.weights_NK,
-                           w1_EDF=self.w1, b1_EF=self.b1, w2_EFD=self.w2, b2_ED=self.b2, gelu=self.gelu)
+        y_ND = experts_mlp(
+            x_ND,
+            expert_ids_NK=self.routing.expert_ids_NK,
+            weights_NK=self.routing.weights_NK,
+            w1_EDF=self.w1,
+            b1_EF=self.b1,
+            w2_EFD=self.w2,
+            b2_ED=self.b2,
+            gelu=self.gelu,
+        )
         return self.dropout(y_ND.view(x.shape))

@@ -3,6 +3,7 @@
 Whatever the source, it first becomes transformers' dense model; then its MLPs are copied into the experts, and what that
 moved is measured.
 """
+
 import contextlib
 import statistics
 from pathlib import Path
@@ -16,10 +17,10 @@ from lmplay.data.tokenizers import BPETokenizer, as_tokenizer
 
 from .families import Family, causal_attention
 
-TEXT = statistics.__doc__       # of the receipt: English, some code, in every installation of Python
+TEXT = statistics.__doc__  # of the receipt: English, some code, in every installation of Python
 TEXT_TOKENS = 256
 FILES = ['config.json', 'tokenizer.json', '*.safetensors', '*.safetensors.index.json']
-SEED = 0                        # of the perturbation
+SEED = 0  # of the perturbation
 
 
 def import_pretrained(model, source) -> list[str]:
@@ -45,41 +46,60 @@ def import_pretrained(model, source) -> list[str]:
 def fetch(name: str) -> Path:
     """The folder of model `name` in the hub's local cache, fetched where it is not there yet. Raises CheckpointError."""
     import huggingface_hub as hub
+
     with contextlib.suppress(FileNotFoundError, ValueError):
         folder = Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
         if any(folder.glob('*.safetensors')):
             return folder
     try:
-        hub.get_session().head(hub.constants.ENDPOINT, timeout=10)      # fails at once; the download would try for long
+        hub.get_session().head(
+            hub.constants.ENDPOINT, timeout=10
+        )  # fails at once; the download would try for long
         return Path(hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:      # noqa: BLE001  network errors of several libraries
+    except Exception as error:  # noqa: BLE001  network errors of several libraries
         reason = ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
         raise CheckpointError(
             f"The weights of '{name}' are not in the local cache of the Hugging Face hub and can't be fetched ({reason}): run "
-            f"`hf download {name}` where there is a network and copy its cache here, or give a folder with its config.json and "
-            f'model.safetensors, or a checkpoint (lmp_trainer --initial-model PATH, lmp_verify_moe PATH).') from error
+            f'`hf download {name}` where there is a network and copy its cache here, or give a folder with its config.json and '
+            f'model.safetensors, or a checkpoint (lmp_trainer --initial-model PATH, lmp_verify_moe PATH).'
+        ) from error
 
 
 def load_folder(folder: Path, family: Family):
     """transformers' dense model of a folder. Raises CheckpointError unless every weight of it is there and no other."""
     import transformers
+
     if not (folder / 'config.json').is_file():
         raise CheckpointError(f"No model in Hugging Face's format at '{folder}': it has no config.json.")
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(folder)
             if config.model_type != family.type:
-                raise CheckpointError(f"'{folder}' holds a model of type {config.model_type}; this experiment takes {family.type}.")
+                raise CheckpointError(
+                    f"'{folder}' holds a model of type {config.model_type}; this experiment takes {family.type}."
+                )
             dense, info = family.model_class.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation=causal_attention(), use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True)
+                folder,
+                dtype=torch.float32,
+                attn_implementation=causal_attention(),
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except CheckpointError:
         raise
-    except Exception as error:      # noqa: BLE001  the library raises many kinds for a damaged folder
-        raise CheckpointError(f"The model in '{folder}' can't be read: {' '.join(str(error).split())[:300].rstrip('.')}.") from error
-    problems = ([f"'{key}' is missing" for key in sorted(info['missing_keys'])]
-                + [f"'{key}' is not of this architecture" for key in sorted(info['unexpected_keys'])]
-                + [f"'{key[0]}' has another shape than the configuration says" for key in sorted(info['mismatched_keys'])])
+    except Exception as error:  # noqa: BLE001  the library raises many kinds for a damaged folder
+        raise CheckpointError(
+            f"The model in '{folder}' can't be read: {' '.join(str(error).split())[:300].rstrip('.')}."
+        ) from error
+    problems = (
+        [f"'{key}' is missing" for key in sorted(info['missing_keys'])]
+        + [f"'{key}' is not of this architecture" for key in sorted(info['unexpected_keys'])]
+        + [
+            f"'{key[0]}' has another shape than the configuration says"
+            for key in sorted(info['mismatched_keys'])
+        ]
+    )
     _refuse(problems, f"The model in '{folder}'", 'is no whole dense model')
     return dense
 
@@ -88,6 +108,7 @@ def load_folder(folder: Path, family: Family):
 def _quiet():
     """Keeps the library from printing a report of its own; what matters in it is raised."""
     from transformers.utils import logging
+
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -111,8 +132,10 @@ def _check_settings(model, config, name: str) -> None:
     for key, parameter in model.family.settings.items():
         given, wanted = getattr(config, key), getattr(own, key)
         if given != wanted:
-            problems.append(f'{key} is {given!r}, this model has {wanted!r}'
-                            + (f' (--{parameter.replace("_", "-")} {given})' if parameter else ''))
+            problems.append(
+                f'{key} is {given!r}, this model has {wanted!r}'
+                + (f' (--{parameter.replace("_", "-")} {given})' if parameter else '')
+            )
     _refuse(problems, f"'{name}'", f'does not fit {model.name}')
 
 
@@ -130,7 +153,9 @@ def adopt_tokenizer(model, folder: Path) -> list[str]:
     if theirs.encode(TEXT) == own.encode(TEXT):
         return []
     if theirs.n_vocab > model.fc.weight.shape[0]:
-        raise CheckpointError(f"The tokenizer '{file}' has {theirs.n_vocab} entries, more than the model's {model.fc.weight.shape[0]}.")
+        raise CheckpointError(
+            f"The tokenizer '{file}' has {theirs.n_vocab} entries, more than the model's {model.fc.weight.shape[0]}."
+        )
     model.tokenizer = theirs
     return [f'tokens are those of {file.name} beside the weights ({theirs.n_vocab:,} entries)']
 
@@ -140,23 +165,32 @@ def dense_of(model, source: LMBase):
     weights, own = source.state_dict(), model.state_dict()
     h = source.hyperparameters
     if h.get('num_heads') != model.hyperparameters['num_heads']:
-        raise CheckpointError(f'{source.name} has {h.get("num_heads")} heads; {model.name} has {model.hyperparameters["num_heads"]} '
-                              f'(--num-heads).')
+        raise CheckpointError(
+            f'{source.name} has {h.get("num_heads")} heads; {model.name} has {model.hyperparameters["num_heads"]} '
+            f'(--num-heads).'
+        )
     lines = [f'weights of {source.name}']
     if model.moe_layers and {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in own.items()}:
         model.load_state_dict(weights)
         return None, lines
     if any('.mlp.router.' in name for name in weights):
-        raise CheckpointError(f'{source.name} is a mixture already, with other experts than {model.name}: only a dense model can be '
-                              f'upcycled.')
+        raise CheckpointError(
+            f'{source.name} is a mixture already, with other experts than {model.name}: only a dense model can be '
+            f'upcycled.'
+        )
     if 'tok_embed.weight' in weights and model.family.type == 'gpt2':
         weights, more = _from_gpt2ish(weights, h)
         lines += more
     else:
         weights = {name.removeprefix('model.'): value for name, value in weights.items()}
-    config = model.family.config(**{k: model.hyperparameters[k] for k in ('num_blocks', 'embed_dim', 'num_heads', 'attn_dropout',
-                                                                          'ff_dropout')},
-                                 max_len=source.max_len, vocab_size=model.fc.weight.shape[0])
+    config = model.family.config(
+        **{
+            k: model.hyperparameters[k]
+            for k in ('num_blocks', 'embed_dim', 'num_heads', 'attn_dropout', 'ff_dropout')
+        },
+        max_len=source.max_len,
+        vocab_size=model.fc.weight.shape[0],
+    )
     with torch.device('cpu'):
         dense = model.family.model_class(config)
     _load(dense, weights, source.name, model.name)
@@ -166,31 +200,51 @@ def dense_of(model, source: LMBase):
 def _load(module, weights: dict[str, Tensor], source: str, target: str) -> None:
     """Loads weights, all of them or none. Raises CheckpointError naming what is missing, unexpected, or of another shape."""
     own = module.state_dict()
-    _refuse([f"'{name}' is missing" for name in own if name not in weights]
-            + [f"'{name}' is not of this architecture" for name in weights if name not in own]
-            + [f"'{name}' has shape {list(value.shape)} instead of {list(own[name].shape)}" for name, value in weights.items()
-               if name in own and own[name].shape != value.shape], source, f'does not fit {target}')
+    _refuse(
+        [f"'{name}' is missing" for name in own if name not in weights]
+        + [f"'{name}' is not of this architecture" for name in weights if name not in own]
+        + [
+            f"'{name}' has shape {list(value.shape)} instead of {list(own[name].shape)}"
+            for name, value in weights.items()
+            if name in own and own[name].shape != value.shape
+        ],
+        source,
+        f'does not fit {target}',
+    )
     module.load_state_dict(weights)
 
 
 def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of a gpt2ish under the names of transformers' GPT-2, and what they could not carry."""
-    names = {'ln1': 'ln_1', 'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'ln2': 'ln_2', 'ff.0': 'mlp.c_fc', 'ff.2': 'mlp.c_proj'}
+    names = {
+        'ln1': 'ln_1',
+        'attn.qkv': 'attn.c_attn',
+        'attn.proj': 'attn.c_proj',
+        'ln2': 'ln_2',
+        'ff.0': 'mlp.c_fc',
+        'ff.2': 'mlp.c_proj',
+    }
     if lacking := {'tok_embed.weight', 'pos_embed', 'ln.weight', 'ln.bias'} - weights.keys():
         raise CheckpointError(f"This is neither a gpt2_dense nor a gpt2ish: it has no '{min(lacking)}'.")
-    converted = {'transformer.wte.weight': weights['tok_embed.weight'], 'lm_head.weight': weights['tok_embed.weight'],
-                 'transformer.wpe.weight': weights['pos_embed'][0],
-                 'transformer.ln_f.weight': weights['ln.weight'], 'transformer.ln_f.bias': weights['ln.bias']}
+    converted = {
+        'transformer.wte.weight': weights['tok_embed.weight'],
+        'lm_head.weight': weights['tok_embed.weight'],
+        'transformer.wpe.weight': weights['pos_embed'][0],
+        'transformer.ln_f.weight': weights['ln.weight'],
+        'transformer.ln_f.bias': weights['ln.bias'],
+    }
     for name, value in weights.items():
         if name.startswith('blocks.'):
             _, block, rest = name.split('.', 2)
             part, kind = rest.rsplit('.', 1)
             if part not in names:
                 raise CheckpointError(f"'{name}' has no counterpart in GPT-2.")
-            converted[f'transformer.h.{block}.{names[part]}.{kind}'] = value.t() if value.ndim == 2 else value   # Linear to Conv1D
+            converted[f'transformer.h.{block}.{names[part]}.{kind}'] = (
+                value.t() if value.ndim == 2 else value
+            )  # Linear to Conv1D
     lines = ["not carried over: the output head and its bias; here the head is the token embedding's weight"]
     if hyperparameters.get('gelu', 'none') != 'tanh':
-        lines.append("not carried over: the exact GELU; GPT-2 computes its tanh approximation")
+        lines.append('not carried over: the exact GELU; GPT-2 computes its tanh approximation')
     if hyperparameters.get('norm_eps', 1e-5) != 1e-5:
         lines.append(f"not carried over: norm_eps {hyperparameters['norm_eps']}; GPT-2's is 1e-05")
     return converted, lines
@@ -204,16 +258,25 @@ def upcycle(model, dense) -> None:
     mlps = tuple(f'{dense.base_model_prefix}.{family.blocks}.{i}.mlp.' for i in model.moe_layers)
     weights = {name: value for name, value in dense.state_dict().items() if not name.startswith(mlps)}
     if family.positions:
-        weights[family.positions] = weights[family.positions][:model.max_len]
+        weights[family.positions] = weights[family.positions][: model.max_len]
     experts = {i: family.mlp_weights(blocks[i].mlp) for i in model.moe_layers if i < len(blocks)}
     own = {name: value for name, value in model.model.state_dict().items() if not name.startswith(mlps)}
-    _refuse([f"'{name}' is missing" for name in own if name not in weights]
-            + [f"'{name}' is not of this architecture" for name in weights if name not in own]
-            + [f"'{name}' has shape {list(weights[name].shape)} instead of {list(own[name].shape)}" for name in own
-               if name in weights and own[name].shape != weights[name].shape]
-            + [f'the MLP of block {i} has shape {list(mlp[0].shape)} instead of {list(model.moe_layers[i].w1.shape[1:])}'
-               for i, mlp in experts.items() if mlp[0].shape != model.moe_layers[i].w1.shape[1:]],
-            'The dense model', f'does not fit {model.name}')
+    _refuse(
+        [f"'{name}' is missing" for name in own if name not in weights]
+        + [f"'{name}' is not of this architecture" for name in weights if name not in own]
+        + [
+            f"'{name}' has shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
+            for name in own
+            if name in weights and own[name].shape != weights[name].shape
+        ]
+        + [
+            f'the MLP of block {i} has shape {list(mlp[0].shape)} instead of {list(model.moe_layers[i].w1.shape[1:])}'
+            for i, mlp in experts.items()
+            if mlp[0].shape != model.moe_layers[i].w1.shape[1:]
+        ],
+        'The dense model',
+        f'does not fit {model.name}',
+    )
     model.model.load_state_dict(weights, strict=False)
     generator = torch.Generator().manual_seed(SEED)
     for i, layer in model.moe_layers.items():
@@ -227,11 +290,14 @@ def receipt(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]
     An error is mean|moe - dense| / mean|dense|. A layer is given what the dense model gives its MLP.
     """
     device = next(model.parameters()).device
-    tokens = as_tokenizer(model.tokenizer).encode(text)[:min(TEXT_TOKENS, model.max_len)]
+    tokens = as_tokenizer(model.tokenizer).encode(text)[: min(TEXT_TOKENS, model.max_len)]
     x = torch.tensor([tokens], device=device)
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     blocks = getattr(dense.base_model, model.family.blocks)
-    hooks = [blocks[i].mlp.register_forward_hook(lambda _, args, out, i=i: seen.update({i: (args[0], out)})) for i in model.moe_layers]
+    hooks = [
+        blocks[i].mlp.register_forward_hook(lambda _, args, out, i=i: seen.update({i: (args[0], out)}))
+        for i in model.moe_layers
+    ]
     training = model.training
     model.eval()
     dense.eval().to(device)
@@ -245,7 +311,7 @@ def receipt(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return layers, _error(logits, expected[..., :logits.shape[-1]])
+    return layers, _error(logits, expected[..., : logits.shape[-1]])
 
 
 def _error(given: Tensor, expected: Tensor) -> float:

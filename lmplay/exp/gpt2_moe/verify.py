@@ -1,4 +1,5 @@
 """lmp_verify_moe: the ten checks of an upcycled model, with what they measure."""
+
 import argparse
 import json
 import sys
@@ -9,11 +10,21 @@ from lmplay.base.errors import CheckpointError, UserError
 
 
 def parser() -> CommandParser:
-    p = CommandParser('lmp_verify_moe', description='Upcycles a dense model, or takes a mixture as it was trained, and checks that all is as '
-                                                    'it should be: ten checks, each with what it measured.')
-    p.add_argument('source', nargs='?', default='gpt2', metavar='SOURCE',
-                   help='a run or checkpoint of lmplay; a folder in Hugging Face format; or the name of pretrained weights (gpt2)')
-    p.add_argument('--tiny', action='store_true', help='a small GPT-2 with random weights instead: no download')
+    p = CommandParser(
+        'lmp_verify_moe',
+        description='Upcycles a dense model, or takes a mixture as it was trained, and checks that all is as '
+        'it should be: ten checks, each with what it measured.',
+    )
+    p.add_argument(
+        'source',
+        nargs='?',
+        default='gpt2',
+        metavar='SOURCE',
+        help='a run or checkpoint of lmplay; a folder in Hugging Face format; or the name of pretrained weights (gpt2)',
+    )
+    p.add_argument(
+        '--tiny', action='store_true', help='a small GPT-2 with random weights instead: no download'
+    )
     return p
 
 
@@ -25,10 +36,13 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from .checks import Checks
+
     torch.manual_seed(0)
     model, dense, what = tiny() if args.tiny else open_source(args.source)
-    print(f'{model.name}: {what}; mixtures in blocks {list(model.moe_layers)}, {model.hyperparameters["num_experts"]} experts, '
-          f'top {model.hyperparameters["top_k"]}')
+    print(
+        f'{model.name}: {what}; mixtures in blocks {list(model.moe_layers)}, {model.hyperparameters["num_experts"]} experts, '
+        f'top {model.hyperparameters["top_k"]}'
+    )
     failed = skipped = 0
     checks = Checks(model, dense)
     for number, (title, check) in enumerate(checks.all(), start=1):
@@ -42,15 +56,21 @@ def run(args: argparse.Namespace) -> int:
             print(f'  [{"OK" if good else "FAIL"}] {line}')
         failed += not all(good for good, _ in findings)
     print('\n' + table(checks.figures))
-    print(f'\n{number - failed - skipped} of {number} checks passed' + (f', {failed} failed' if failed else '')
-          + (f', {skipped} did not apply' if skipped else ''))
+    print(
+        f'\n{number - failed - skipped} of {number} checks passed'
+        + (f', {failed} failed' if failed else '')
+        + (f', {skipped} did not apply' if skipped else '')
+    )
     return 1 if failed else 0
 
 
 def table(figures: dict[int, dict[str, str]]) -> str:
     """The layers' figures as a Markdown table."""
     columns = list(dict.fromkeys(column for row in figures.values() for column in row))
-    rows = [['Layer', *columns], *([str(i), *(row.get(column, '') for column in columns)] for i, row in figures.items())]
+    rows = [
+        ['Layer', *columns],
+        *([str(i), *(row.get(column, '') for column in columns)] for i, row in figures.items()),
+    ]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
     return '\n'.join([lines[0], '| ' + ' | '.join('-' * width for width in widths) + ' |', *lines[1:]])
@@ -60,7 +80,16 @@ def tiny():
     """(model, dense, description) of a small GPT-2 made here."""
     from .model import UpcycledLM
     from .pretrained import upcycle
-    model = UpcycledLM(num_blocks=4, embed_dim=64, num_heads=2, max_len=128, moe_layers='last 2', tokenizer='bytes', version='tiny')
+
+    model = UpcycledLM(
+        num_blocks=4,
+        embed_dim=64,
+        num_heads=2,
+        max_len=128,
+        moe_layers='last 2',
+        tokenizer='bytes',
+        version='tiny',
+    )
     dense = model.family.model_class(model.model.config)
     upcycle(model, dense)
     return model, dense, 'random weights'
@@ -69,6 +98,7 @@ def tiny():
 def open_source(source: str):
     """(model, dense or None, description) of what the command names."""
     from .pretrained import fetch
+
     path = Path(source)
     for folder in (path, path / 'checkpoints' / 'best', path / 'checkpoints' / 'last'):
         if (folder / 'state.json').is_file():
@@ -76,7 +106,9 @@ def open_source(source: str):
     if (path / 'config.json').is_file():
         return open_weights(path, source)
     if path.exists():
-        raise CheckpointError(f"'{source}' is neither a run or checkpoint of lmplay nor a folder in Hugging Face's format.")
+        raise CheckpointError(
+            f"'{source}' is neither a run or checkpoint of lmplay nor a folder in Hugging Face's format."
+        )
     return open_weights(fetch(source.removeprefix('pretrained:')), source)
 
 
@@ -85,6 +117,7 @@ def open_weights(folder: Path, name: str):
     from .families import find_family
     from .model import UpcycledLM
     from .pretrained import adopt_tokenizer, load_folder, upcycle
+
     try:
         family = find_family(json.loads((folder / 'config.json').read_text()).get('model_type'))
     except (ValueError, AttributeError) as error:
@@ -92,9 +125,17 @@ def open_weights(folder: Path, name: str):
     dense = load_folder(folder, family)
     shape = {ours: getattr(dense.config, theirs) for theirs, ours in family.settings.items() if ours}
     beside = folder / 'tokenizer.json'
-    model = UpcycledLM(family=family.type, **shape, max_len=dense.config.max_position_embeddings, moe_layers=_last(shape['num_blocks']),
-                       tokenizer=str(beside) if beside.is_file() else 'gpt2' if shape['vocab_size'] == 50257 else 'bytes',
-                       attn_dropout=0.0, ff_dropout=0.0, embed_dropout=0.0, version=folder.name)
+    model = UpcycledLM(
+        family=family.type,
+        **shape,
+        max_len=dense.config.max_position_embeddings,
+        moe_layers=_last(shape['num_blocks']),
+        tokenizer=str(beside) if beside.is_file() else 'gpt2' if shape['vocab_size'] == 50257 else 'bytes',
+        attn_dropout=0.0,
+        ff_dropout=0.0,
+        embed_dropout=0.0,
+        version=folder.name,
+    )
     adopt_tokenizer(model, folder)
     upcycle(model, dense)
     return model, dense, f'weights of {name}'
@@ -109,25 +150,49 @@ def open_checkpoint(folder: Path):
 
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle
+
     try:
         state = json.loads((folder / 'state.json').read_text())
         tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
-        source = find_runner(state['exp_file'] or state['exp']).function(**state['parameters'], tokenizer=tokenizer).build()
+        source = (
+            find_runner(state['exp_file'] or state['exp'])
+            .function(**state['parameters'], tokenizer=tokenizer)
+            .build()
+        )
         with safe_open(folder / 'model.safetensors', 'pt') as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}
-            weights |= {alias: weights[owner] for alias, owner in json.loads(file.metadata().get('aliases', '{}')).items()}
+            weights |= {
+                alias: weights[owner]
+                for alias, owner in json.loads(file.metadata().get('aliases', '{}')).items()
+            }
         source.load_state_dict(weights)
     except UserError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        raise CheckpointError(f"The checkpoint '{folder}' is damaged or of another model ({reason}).") from error
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is damaged or of another model ({reason})."
+        ) from error
     if getattr(source, 'moe_layers', None):
         return source, None, f'trained weights of {folder}'
     h = source.hyperparameters
     shape = {key: h[key] for key in ('num_blocks', 'embed_dim', 'num_heads', 'max_len')}
-    model = UpcycledLM(family=h.get('family', 'gpt2'), **shape, moe_layers=_last(h['num_blocks']), tokenizer=tokenizer,
-                       vocab_size=h.get('vocab_size'), version=source.name)
+    model = UpcycledLM(
+        family=h.get('family', 'gpt2'),
+        **shape,
+        moe_layers=_last(h['num_blocks']),
+        tokenizer=tokenizer,
+        vocab_size=h.get('vocab_size'),
+        version=source.name,
+    )
     dense, _ = dense_of(model, source)
     upcycle(model, dense)
     return model, dense, f'weights of {folder}'

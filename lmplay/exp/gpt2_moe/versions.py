@@ -4,45 +4,98 @@ from lmplay.base.runner_list import expose_runner
 from .model import UpcycledLM
 
 # What the moe-emergence study trained with; its runs took 5,000 (dense), 10,000 (mixtures) and 2,000 (no load balance) steps.
-STUDY = dict(init_from='pretrained:gpt2', lr=5e-5, weight_decay=0.01, clip=1.0, schedule='cosine', warmup=0.1, batch_size=8,
-             mini_batch_size=2, row_length=512)
+STUDY = dict(
+    init_from='pretrained:gpt2',
+    lr=5e-5,
+    weight_decay=0.01,
+    clip=1.0,
+    schedule='cosine',
+    warmup=0.1,
+    batch_size=8,
+    mini_batch_size=2,
+    row_length=512,
+)
 
 
 @expose_runner('gpt2_dense', description='Pretrained GPT-2 as it is: the dense baseline of gpt2_moe.')
 def runner_dense(*args, **kwargs):
-    return BasicModelRunner(UpcycledLM, *args,
-                            overrides=dict(moe_layers='none', lb_coef=0.0, z_coef=0.0, noise_std=0.0, version='gpt2_dense'),
-                            training=STUDY, **kwargs)
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=dict(moe_layers='none', lb_coef=0.0, z_coef=0.0, noise_std=0.0, version='gpt2_dense'),
+        training=STUDY,
+        **kwargs,
+    )
 
 
-@expose_runner('gpt2_moe', description='Pretrained GPT-2, the MLPs of its last 4 layers upcycled to 8 experts each, one per token.')
+@expose_runner(
+    'gpt2_moe',
+    description='Pretrained GPT-2, the MLPs of its last 4 layers upcycled to 8 experts each, one per token.',
+)
 def runner(*args, **kwargs):
-    return BasicModelRunner(UpcycledLM, *args, overrides=dict(), training=STUDY | dict(on_collapse='warn'), **kwargs)
+    return BasicModelRunner(
+        UpcycledLM, *args, overrides=dict(), training=STUDY | dict(on_collapse='warn'), **kwargs
+    )
 
 
-@expose_runner('gpt2_moe_nolb', description='Ablation of gpt2_moe: no load-balance loss, no noise; stops when the routing collapses.')
+@expose_runner(
+    'gpt2_moe_nolb',
+    description='Ablation of gpt2_moe: no load-balance loss, no noise; stops when the routing collapses.',
+)
 def runner_nolb(*args, **kwargs):
-    return BasicModelRunner(UpcycledLM, *args, overrides=dict(lb_coef=0.0, noise_std=0.0, version='gpt2_moe_nolb'),
-                            training=STUDY | dict(on_collapse='stop'), **kwargs)
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=dict(lb_coef=0.0, noise_std=0.0, version='gpt2_moe_nolb'),
+        training=STUDY | dict(on_collapse='stop'),
+        **kwargs,
+    )
 
 
 @expose_runner('gpt2_moe_top2', description='gpt2_moe with two experts per token.')
 def runner_top2(*args, **kwargs):
-    return BasicModelRunner(UpcycledLM, *args, overrides=dict(top_k=2, version='gpt2_moe_top2'),
-                            training=STUDY | dict(on_collapse='warn'), **kwargs)
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=dict(top_k=2, version='gpt2_moe_top2'),
+        training=STUDY | dict(on_collapse='warn'),
+        **kwargs,
+    )
 
 
-@expose_runner('gpt2_moe_test', description='Tiny gpt2_moe with fresh weights: 4 layers, 64 wide, 2 heads, for quick tests.')
+@expose_runner(
+    'gpt2_moe_test',
+    description='Tiny gpt2_moe with fresh weights: 4 layers, 64 wide, 2 heads, for quick tests.',
+)
 def runner_test(*args, **kwargs):
-    return BasicModelRunner(UpcycledLM, *args,
-                            overrides=dict(num_blocks=4, embed_dim=64, num_heads=2, max_len=128, moe_layers='last 2',
-                                           version='gpt2_moe_test'),
-                            training=dict(on_collapse='warn'), **kwargs)
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=dict(
+            num_blocks=4, embed_dim=64, num_heads=2, max_len=128, moe_layers='last 2', version='gpt2_moe_test'
+        ),
+        training=dict(on_collapse='warn'),
+        **kwargs,
+    )
 
 
-@expose_runner('pythia_moe', description='Pythia-160M, the MLPs of its last 4 layers upcycled to 8 experts each, one per token.')
+@expose_runner(
+    'pythia_moe',
+    description='Pythia-160M, the MLPs of its last 4 layers upcycled to 8 experts each, one per token.',
+)
 def runner_pythia(*args, **kwargs):
-    return BasicModelRunner(UpcycledLM, *args,
-                            overrides=dict(family='gpt_neox', max_len=2048, vocab_size=50304, attn_dropout=0.0, ff_dropout=0.0,
-                                           embed_dropout=0.0, version='pythia_moe'),
-                            training=STUDY | dict(init_from='pretrained:EleutherAI/pythia-160m', on_collapse='warn'), **kwargs)
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=dict(
+            family='gpt_neox',
+            max_len=2048,
+            vocab_size=50304,
+            attn_dropout=0.0,
+            ff_dropout=0.0,
+            embed_dropout=0.0,
+            version='pythia_moe',
+        ),
+        training=STUDY | dict(init_from='pretrained:EleutherAI/pythia-160m', on_collapse='warn'),
+        **kwargs,
+    )

@@ -3,6 +3,7 @@ output head is untied and has a bias.
 
 B rows, T positions, D = embed_dim, V vocabulary.
 """
+
 import torch
 from torch import Tensor, nn
 
@@ -18,24 +19,57 @@ class GPT2(LMBase):
     norm_eps and gelu ('none' exact, 'tanh' GPT-2's approximation) are the two details that weights from elsewhere may need.
     """
 
-    def __init__(self, max_len=1024, num_heads=12, num_blocks=6, embed_dim=768, attn_dropout=0.1, ff_dropout=0.1,
-                 embed_dropout=0.1, norm_eps=1e-5, gelu='none', tokenizer='gpt2', version='gpt2ish', **ignore):
-        super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len),
-                         max_len=max_len, num_heads=num_heads, num_blocks=num_blocks, embed_dim=embed_dim,
-                         attn_dropout=attn_dropout, ff_dropout=ff_dropout, embed_dropout=embed_dropout,
-                         norm_eps=norm_eps, gelu=gelu)
+    def __init__(
+        self,
+        max_len=1024,
+        num_heads=12,
+        num_blocks=6,
+        embed_dim=768,
+        attn_dropout=0.1,
+        ff_dropout=0.1,
+        embed_dropout=0.1,
+        norm_eps=1e-5,
+        gelu='none',
+        tokenizer='gpt2',
+        version='gpt2ish',
+        **ignore,
+    ):
+        super().__init__(
+            to_name(version, num_blocks=num_blocks, max_len=max_len),
+            max_len=max_len,
+            num_heads=num_heads,
+            num_blocks=num_blocks,
+            embed_dim=embed_dim,
+            attn_dropout=attn_dropout,
+            ff_dropout=ff_dropout,
+            embed_dropout=embed_dropout,
+            norm_eps=norm_eps,
+            gelu=gelu,
+        )
         self.tokenizer = get_tokenizer(tokenizer)
         vocab_size = self.tokenizer.n_vocab
 
         self.tok_embed = nn.Embedding(vocab_size, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, max_len, embed_dim))
         self.dropout = nn.Dropout(embed_dropout)
-        self.blocks = nn.ModuleList(Block(max_len, num_heads, embed_dim, attn_dropout=attn_dropout, ff_dropout=ff_dropout,
-                                          norm_eps=norm_eps, gelu=gelu) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(
+            Block(
+                max_len,
+                num_heads,
+                embed_dim,
+                attn_dropout=attn_dropout,
+                ff_dropout=ff_dropout,
+                norm_eps=norm_eps,
+                gelu=gelu,
+            )
+            for _ in range(num_blocks)
+        )
         self.ln = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.fc = nn.Linear(embed_dim, vocab_size)
         self.apply(self._init_weights)
-        for block in self.blocks:       # Radford et al. 2019, 2.3: residual layers scaled by 1 / sqrt(their number)
+        for (
+            block
+        ) in self.blocks:  # Radford et al. 2019, 2.3: residual layers scaled by 1 / sqrt(their number)
             for layer in (block.attn.proj, block.ff[2]):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * num_blocks) ** 0.5)
         nn.init.normal_(self.pos_embed, std=0.02)
@@ -50,7 +84,7 @@ class GPT2(LMBase):
     def features(self, x: Tensor, cache: list | None = None) -> Tensor:
         """(B, T) token ids to (B, T, D), ready for the head `fc`."""
         start = cached_length(cache)
-        x = self.dropout(self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]])
+        x = self.dropout(self.tok_embed(x) + self.pos_embed[:, start : start + x.shape[1]])
         for i, block in enumerate(self.blocks):
             x = block(x, cache=layer_cache(cache, i))
         return self.ln(x)

@@ -3,6 +3,7 @@
 E experts, D width, F inner width. All values are bfloat16 numbers made from random integers, one stream per expert, so what
 a seed gives depends neither on the device, nor on the number of threads, nor on whether training runs in fp32 or bf16.
 """
+
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from lmplay.base.errors import ExperimentError, unknown
 
-SPARSITY = 0.5              # share of zeros in what each input feeds, as in the publication
+SPARSITY = 0.5  # share of zeros in what each input feeds, as in the publication
 PUBLISHED_STD = 0.01
-CACHED = 1 << 16            # entries made at a time; temporaries beyond the cache take three times as long
-GELU_POWER = 0.42522        # E[gelu(z)^2] of z ~ N(0, 1)
+CACHED = 1 << 16  # entries made at a time; temporaries beyond the cache take three times as long
+GELU_POWER = 0.42522  # E[gelu(z)^2] of z ~ N(0, 1)
 INITS = ('sparse', 'sparse_scaled', 'default', 'orthogonal')
 
 
@@ -53,9 +54,11 @@ def _sparse(stream, inputs: int, outputs: int, std: float) -> np.ndarray:
     weights, table = np.empty((inputs, outputs), np.uint16), _normal_table(std)
     zeros, place = ceil(SPARSITY * outputs), np.arange(outputs, dtype=np.uint32)
     rows = max(1, CACHED // outputs)
-    for part in (weights[i:i + rows] for i in range(0, inputs, rows)):
-        ranks = _bits(stream, *part.shape).astype(np.uint32) << 16 | place      # the place makes random ranks distinct
-        highest_zero = np.partition(ranks, zeros - 1, axis=1)[:, zeros - 1:zeros]
+    for part in (weights[i : i + rows] for i in range(0, inputs, rows)):
+        ranks = (
+            _bits(stream, *part.shape).astype(np.uint32) << 16 | place
+        )  # the place makes random ranks distinct
+        highest_zero = np.partition(ranks, zeros - 1, axis=1)[:, zeros - 1 : zeros]
         np.multiply(table.take(_bits(stream, *part.shape)), ranks > highest_zero, out=part)
     return weights
 
@@ -74,17 +77,34 @@ def _expert(stream, D: int, inner: int, init: str, top_k: int) -> tuple[np.ndarr
         return _sparse(stream, D, inner, PUBLISHED_STD), b1, _sparse(stream, inner, D, PUBLISHED_STD), b2
     if init == 'sparse_scaled':
         kept = 1 - SPARSITY
-        return (_sparse(stream, D, inner, 1 / sqrt(kept * D)), b1,
-                _sparse(stream, inner, D, sqrt(top_k / (kept * inner * GELU_POWER))), b2)
+        return (
+            _sparse(stream, D, inner, 1 / sqrt(kept * D)),
+            b1,
+            _sparse(stream, inner, D, sqrt(top_k / (kept * inner * GELU_POWER))),
+            b2,
+        )
     if init == 'orthogonal':
         return _orthogonal(stream, D, inner), b1, _orthogonal(stream, inner, D), b2
-    first, second = _uniform_table(1 / sqrt(D)), _uniform_table(1 / sqrt(inner))        # torch.nn.Linear's own
-    return (first.take(_bits(stream, D, inner)), first.take(_bits(stream, inner)),
-            second.take(_bits(stream, inner, D)), second.take(_bits(stream, D)))
+    first, second = _uniform_table(1 / sqrt(D)), _uniform_table(1 / sqrt(inner))  # torch.nn.Linear's own
+    return (
+        first.take(_bits(stream, D, inner)),
+        first.take(_bits(stream, inner)),
+        second.take(_bits(stream, inner, D)),
+        second.take(_bits(stream, D)),
+    )
 
 
-def frozen_experts(*, num_experts: int, embed_dim: int, d_ffn: int, top_k: int, init: str, seed: int, layer: int,
-                   device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def frozen_experts(
+    *,
+    num_experts: int,
+    embed_dim: int,
+    d_ffn: int,
+    top_k: int,
+    init: str,
+    seed: int,
+    layer: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D), all bfloat16, and their sha256 as uint8 (32,).
 
     init  'sparse'         published: half zeros, the rest N(0, 0.01^2); a layer's output is then near zero
@@ -100,8 +120,10 @@ def frozen_experts(*, num_experts: int, embed_dim: int, d_ffn: int, top_k: int, 
     E, D, inner = num_experts, embed_dim, d_ffn
     shapes = (E, D, inner), (E, inner), (E, inner, D), (E, D)
     if device.type == 'meta':
-        return (*(torch.empty(s, dtype=torch.bfloat16, device=device) for s in shapes),
-                torch.empty(32, dtype=torch.uint8, device=device))
+        return (
+            *(torch.empty(s, dtype=torch.bfloat16, device=device) for s in shapes),
+            torch.empty(32, dtype=torch.uint8, device=device),
+        )
     stacked = [np.empty(s, np.uint16) for s in shapes]
 
     def make(expert: int) -> bytes:

@@ -3,6 +3,7 @@
 N tokens, E experts, K choices per token, D width. The rules are those of the SoME publication; a step's update needs only
 sums over its tokens, so micro-batches and ranks add up and no query is kept.
 """
+
 from contextlib import nullcontext
 from math import log
 
@@ -47,8 +48,20 @@ class Keys(nn.Module):
     `vectors` (E, D) unit vectors, `usage` (E,) running assignments per step, `pull` (E,).
     """
 
-    def __init__(self, num_experts: int, embed_dim: int, *, top_k: int, alpha: float, beta: float, delta: float,
-                 theta_percentile: float, warmup_steps: int, ema_decay: float, decay_fix: bool):
+    def __init__(
+        self,
+        num_experts: int,
+        embed_dim: int,
+        *,
+        top_k: int,
+        alpha: float,
+        beta: float,
+        delta: float,
+        theta_percentile: float,
+        warmup_steps: int,
+        ema_decay: float,
+        decay_fix: bool,
+    ):
         super().__init__()
         self.alpha, self.beta, self.delta = alpha, beta, delta
         self.theta_percentile, self.warmup_steps = theta_percentile, warmup_steps
@@ -85,7 +98,9 @@ class Keys(nn.Module):
         weight_N = queries_ND.new_ones(len(queries_ND)) if mask_N is None else mask_N.to(dtype)
         weight_NK = weight_N[:, None].expand_as(expert_ids_NK)
         with full_precision(queries_ND.device):
-            self.query_sums_KED += query_sums(queries_ND * weight_N[:, None], expert_ids_NK, E, as_product=queries_ND.is_cuda)
+            self.query_sums_KED += query_sums(
+                queries_ND * weight_N[:, None], expert_ids_NK, E, as_product=queries_ND.is_cuda
+            )
             self.counts_KE.scatter_add_(1, expert_ids_NK.t(), weight_NK.t())
             chosen_NE = weight_N.new_zeros(len(weight_N), E).scatter_(1, expert_ids_NK, weight_NK)
             self.pairs_EE += chosen_NE.t() @ chosen_NE
@@ -103,7 +118,9 @@ class Keys(nn.Module):
         usage = self.ema_decay * self.usage + (1 - self.ema_decay) * self.counts_KE.sum(0)
         keys = self.vectors
         rate_E1 = (self.alpha / (1 + usage))[:, None]
-        for sums_ED, counts_E in zip(self.query_sums_KED, self.counts_KE):     # sum of (query - key), from its two sums
+        for sums_ED, counts_E in zip(
+            self.query_sums_KED, self.counts_KE
+        ):  # sum of (query - key), from its two sums
             keys = keys + rate_E1 * (sums_ED - counts_E[:, None] * keys)
         inertia_EE = 1 + torch.minimum(usage[:, None], usage[None, :])
         weight_EE = self.beta / inertia_EE * self.pairs_EE.clone().fill_diagonal_(0)
@@ -116,9 +133,15 @@ class Keys(nn.Module):
             pull = torch.where(weak_E, pull * (1 - self.delta), (pull / (1 - self.delta)).clamp(max=1))
         else:
             keys = torch.where(weak_E[:, None], keys * (1 - self.delta), keys)
-        stepped = torch.as_tensor(stepped, device=keys.device)       # a device that decides by itself is not waited for
-        for state, moved in ((self.vectors, F.normalize(keys, dim=1)), (self.usage, usage), (self.pull, pull),
-                             (self.updates, self.updates + 1)):
+        stepped = torch.as_tensor(
+            stepped, device=keys.device
+        )  # a device that decides by itself is not waited for
+        for state, moved in (
+            (self.vectors, F.normalize(keys, dim=1)),
+            (self.usage, usage),
+            (self.pull, pull),
+            (self.updates, self.updates + 1),
+        ):
             state.copy_(torch.where(stepped, moved, state))
 
 

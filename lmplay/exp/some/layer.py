@@ -2,6 +2,7 @@
 
 B rows, T positions, D width; routed code: N = B * T tokens, E experts, K choices per token, F inner width.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from .keys import Keys
 
 class Choice(NamedTuple):
     """Unit queries, scores over the temperature, the chosen experts by rank, and their gate weights."""
+
     queries_ND: Tensor
     logits_NE: Tensor
     expert_ids_NK: Tensor
@@ -31,8 +33,21 @@ class SoMELayer(nn.Module):
     from the seed, and loading compares their digest. They are held in the precision that the products run in.
     """
 
-    def __init__(self, *, embed_dim: int, num_experts: int, d_ffn: int, top_k: int, init: str, expert_seed: int, layer: int,
-                 train_temperature: float, eval_temperature: float, include_padding: bool, **rules):
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_experts: int,
+        d_ffn: int,
+        top_k: int,
+        init: str,
+        expert_seed: int,
+        layer: int,
+        train_temperature: float,
+        eval_temperature: float,
+        include_padding: bool,
+        **rules,
+    ):
         super().__init__()
         if not 1 <= top_k <= num_experts:
             raise ExperimentError(f'top_k must be between 1 and num_experts ({num_experts}); given: {top_k}.')
@@ -42,9 +57,19 @@ class SoMELayer(nn.Module):
         self.top_k, self.eval_temperature, self.include_padding = top_k, eval_temperature, include_padding
         self.query = nn.Linear(embed_dim, embed_dim)
         self.keys = Keys(num_experts, embed_dim, top_k=top_k, **rules)
-        self.register_buffer('temperature', torch.tensor(train_temperature), persistent=False)     # the gates', in training
-        *experts, digest = frozen_experts(num_experts=num_experts, embed_dim=embed_dim, d_ffn=d_ffn, top_k=top_k, init=init,
-                                          seed=expert_seed, layer=layer, device=self.query.weight.device)
+        self.register_buffer(
+            'temperature', torch.tensor(train_temperature), persistent=False
+        )  # the gates', in training
+        *experts, digest = frozen_experts(
+            num_experts=num_experts,
+            embed_dim=embed_dim,
+            d_ffn=d_ffn,
+            top_k=top_k,
+            init=init,
+            seed=expert_seed,
+            layer=layer,
+            device=self.query.weight.device,
+        )
         for name, tensor in zip(('w1', 'b1', 'w2', 'b2'), experts):
             self.register_buffer(name, tensor, persistent=False)
         self.biased = init == 'default'
@@ -60,7 +85,9 @@ class SoMELayer(nn.Module):
         """
         x_ND = x.flatten(0, 1)
         choice = self.route(x_ND)
-        y_ND = experts_mlp(x_ND, expert_ids_NK=choice.expert_ids_NK, weights_NK=choice.gates_NK, **self._experts(x_ND))
+        y_ND = experts_mlp(
+            x_ND, expert_ids_NK=choice.expert_ids_NK, weights_NK=choice.gates_NK, **self._experts(x_ND)
+        )
         mask_N = None if mask is None or self.include_padding else mask.flatten()
         if self.training:
             self.keys.collect(choice.queries_ND, choice.expert_ids_NK, mask_N)
@@ -68,7 +95,9 @@ class SoMELayer(nn.Module):
 
     def route(self, x_ND: Tensor) -> Choice:
         queries_ND = F.normalize(self.query(x_ND).to(self.keys.vectors.dtype), dim=1)
-        logits_NE = self.keys.scores(queries_ND) / (self.temperature if self.training else self.eval_temperature)
+        logits_NE = self.keys.scores(queries_ND) / (
+            self.temperature if self.training else self.eval_temperature
+        )
         top_NK, expert_ids_NK = logits_NE.topk(self.top_k, dim=1)
         return Choice(queries_ND, logits_NE, expert_ids_NK, top_NK.softmax(1))
 
@@ -80,14 +109,19 @@ class SoMELayer(nn.Module):
         if self.w1.dtype != dtype:
             for name in ('w1', 'b1', 'w2', 'b2'):
                 setattr(self, name, getattr(self, name).to(dtype))
-        return dict(w1_EDF=self.w1, b1_EF=self.b1 if self.biased else None,
-                    w2_EFD=self.w2, b2_ED=self.b2 if self.biased else None)
+        return dict(
+            w1_EDF=self.w1,
+            b1_EF=self.b1 if self.biased else None,
+            w2_EFD=self.w2,
+            b2_ED=self.b2 if self.biased else None,
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, mine = state_dict.get(f'{prefix}expert_digest'), self.expert_digest
         if saved is not None and not mine.is_meta and not torch.equal(saved.to(mine.device), mine):
             raise CheckpointError(
-                f"The checkpoint was trained with other frozen experts than this model has (the digests of "
+                f'The checkpoint was trained with other frozen experts than this model has (the digests of '
                 f"'{prefix.rstrip('.')}' differ): expert_seed, init, num_experts, embed_dim, d_ffn and top_k must be those of "
-                f'the checkpoint.')
+                f'the checkpoint.'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 B rows, T positions, D = embed_dim, V vocabulary, L layers, E experts.
 """
+
 from math import log, sqrt
 
 import torch
@@ -55,13 +56,32 @@ class SoMEBlock(Block):
 class Backbone(LMBase):
     """What both models share: scaled embedding with sinusoidal positions, post-norm blocks, an untied head with a bias."""
 
-    def __init__(self, name: str, *, tokenizer, max_len: int, num_blocks: int, num_heads: int, embed_dim: int, **hyperparameters):
-        super().__init__(name, max_len=max_len, num_blocks=num_blocks, num_heads=num_heads, embed_dim=embed_dim, **hyperparameters)
+    def __init__(
+        self,
+        name: str,
+        *,
+        tokenizer,
+        max_len: int,
+        num_blocks: int,
+        num_heads: int,
+        embed_dim: int,
+        **hyperparameters,
+    ):
+        super().__init__(
+            name,
+            max_len=max_len,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            embed_dim=embed_dim,
+            **hyperparameters,
+        )
         self.tokenizer = get_tokenizer(tokenizer)
         vocab_size = self.tokenizer.n_vocab
         self.num_heads, self.embed_dim = num_heads, embed_dim
         self.tok_embed = nn.Embedding(vocab_size, embed_dim)
-        nn.init.normal_(self.tok_embed.weight, std=embed_dim ** -0.5)       # unit variance once scaled, as the positions have
+        nn.init.normal_(
+            self.tok_embed.weight, std=embed_dim**-0.5
+        )  # unit variance once scaled, as the positions have
         self.register_buffer('positions', sinusoidal_positions(max_len, embed_dim), persistent=False)
         self.blocks = nn.ModuleList(self.make_block(i) for i in range(num_blocks))
         self.fc = nn.Linear(embed_dim, vocab_size)
@@ -72,7 +92,7 @@ class Backbone(LMBase):
     def embed(self, x: Tensor, cache: list | None) -> Tensor:
         """(B, T) token ids to (B, T, D)."""
         start = cached_length(cache)
-        return self.tok_embed(x) * sqrt(self.embed_dim) + self.positions[start:start + x.shape[1]]
+        return self.tok_embed(x) * sqrt(self.embed_dim) + self.positions[start : start + x.shape[1]]
 
     def param_groups(self, weight_decay: float) -> list[dict]:
         """All trained parameters decay, biases, norms and embeddings too, as in the publication."""
@@ -82,14 +102,34 @@ class Backbone(LMBase):
 class SoMEBaseline(Backbone):
     """The publication's "GPT-2-style" baseline. d_ffn: inner width of the MLP, 4 * embed_dim if not given."""
 
-    def __init__(self, *, max_len=512, num_blocks=8, num_heads=8, embed_dim=512, d_ffn=None, tokenizer='gpt2',
-                 version='some_baseline'):
+    def __init__(
+        self,
+        *,
+        max_len=512,
+        num_blocks=8,
+        num_heads=8,
+        embed_dim=512,
+        d_ffn=None,
+        tokenizer='gpt2',
+        version='some_baseline',
+    ):
         self.d_ffn = d_ffn or 4 * embed_dim
-        super().__init__(to_name(version, num_blocks=num_blocks, embed_dim=embed_dim), tokenizer=tokenizer, max_len=max_len,
-                         num_blocks=num_blocks, num_heads=num_heads, embed_dim=embed_dim, d_ffn=self.d_ffn)
+        super().__init__(
+            to_name(version, num_blocks=num_blocks, embed_dim=embed_dim),
+            tokenizer=tokenizer,
+            max_len=max_len,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            embed_dim=embed_dim,
+            d_ffn=self.d_ffn,
+        )
 
     def make_block(self, layer: int) -> Block:
-        return Block(num_heads=self.num_heads, embed_dim=self.embed_dim, ff=FeedForward(self.embed_dim, ff_dim=self.d_ffn))
+        return Block(
+            num_heads=self.num_heads,
+            embed_dim=self.embed_dim,
+            ff=FeedForward(self.embed_dim, ff_dim=self.d_ffn),
+        )
 
     def features(self, x: Tensor, cache: list | None = None) -> Tensor:
         """(B, T) token ids to (B, T, D), ready for the head `fc`."""
@@ -116,22 +156,70 @@ class SoME(Backbone):
     expert_seed           what the experts follow from
     """
 
-    def __init__(self, *, max_len=512, num_blocks=8, num_heads=8, embed_dim=512, num_experts=128, d_ffn=None, top_k=8,
-                 alpha=0.015, beta=0.001, delta=0.001, theta_percentile=0.05, warmup_steps=400, ema_decay=0.995, init='sparse',
-                 train_temperature=1.0, eval_temperature=0.5, temperature_schedule='constant', decay_fix=False,
-                 include_padding=False, expert_seed=0, tokenizer='gpt2', version='some'):
+    def __init__(
+        self,
+        *,
+        max_len=512,
+        num_blocks=8,
+        num_heads=8,
+        embed_dim=512,
+        num_experts=128,
+        d_ffn=None,
+        top_k=8,
+        alpha=0.015,
+        beta=0.001,
+        delta=0.001,
+        theta_percentile=0.05,
+        warmup_steps=400,
+        ema_decay=0.995,
+        init='sparse',
+        train_temperature=1.0,
+        eval_temperature=0.5,
+        temperature_schedule='constant',
+        decay_fix=False,
+        include_padding=False,
+        expert_seed=0,
+        tokenizer='gpt2',
+        version='some',
+    ):
         if temperature_schedule not in TEMPERATURE_SCHEDULES:
-            raise ExperimentError(unknown('temperature_schedule', temperature_schedule, TEMPERATURE_SCHEDULES, version))
-        self.layer_options = dict(embed_dim=embed_dim, num_experts=num_experts, d_ffn=d_ffn or 3 * embed_dim, top_k=top_k, alpha=alpha,
-                          beta=beta, delta=delta, theta_percentile=theta_percentile, warmup_steps=warmup_steps,
-                          ema_decay=ema_decay, init=init, train_temperature=train_temperature,
-                          eval_temperature=eval_temperature, decay_fix=decay_fix, include_padding=include_padding,
-                          expert_seed=expert_seed)
-        super().__init__(to_name(version, num_blocks=num_blocks, embed_dim=embed_dim), tokenizer=tokenizer, max_len=max_len,
-                         num_blocks=num_blocks, num_heads=num_heads, temperature_schedule=temperature_schedule, **self.layer_options)
+            raise ExperimentError(
+                unknown('temperature_schedule', temperature_schedule, TEMPERATURE_SCHEDULES, version)
+            )
+        self.layer_options = dict(
+            embed_dim=embed_dim,
+            num_experts=num_experts,
+            d_ffn=d_ffn or 3 * embed_dim,
+            top_k=top_k,
+            alpha=alpha,
+            beta=beta,
+            delta=delta,
+            theta_percentile=theta_percentile,
+            warmup_steps=warmup_steps,
+            ema_decay=ema_decay,
+            init=init,
+            train_temperature=train_temperature,
+            eval_temperature=eval_temperature,
+            decay_fix=decay_fix,
+            include_padding=include_padding,
+            expert_seed=expert_seed,
+        )
+        super().__init__(
+            to_name(version, num_blocks=num_blocks, embed_dim=embed_dim),
+            tokenizer=tokenizer,
+            max_len=max_len,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            temperature_schedule=temperature_schedule,
+            **self.layer_options,
+        )
 
     def make_block(self, layer: int) -> SoMEBlock:
-        return SoMEBlock(num_heads=self.num_heads, embed_dim=self.embed_dim, ff=SoMELayer(layer=layer, **self.layer_options))
+        return SoMEBlock(
+            num_heads=self.num_heads,
+            embed_dim=self.embed_dim,
+            ff=SoMELayer(layer=layer, **self.layer_options),
+        )
 
     @property
     def layers(self) -> list[SoMELayer]:
@@ -157,7 +245,12 @@ class SoME(Backbone):
         """Gini and entropy (bits) of each layer's running usage (L,), and of the middle layer, which the publication shows."""
         usage_LE = torch.stack([layer.keys.usage for layer in self.layers])
         gini_L, entropy_L, middle = gini(usage_LE), entropy_bits(usage_LE), len(self.blocks) // 2
-        return {'some_gini': gini_L, 'some_entropy': entropy_L, 'gini_middle': gini_L[middle], 'entropy_middle': entropy_L[middle]}
+        return {
+            'some_gini': gini_L,
+            'some_entropy': entropy_L,
+            'gini_middle': gini_L[middle],
+            'entropy_middle': entropy_L[middle],
+        }
 
     def routing(self, x: Tensor) -> list[RoutedLayer]:
         """What each layer decides about the tokens x (B, T). The entropy is that of softmax(scores / temperature) over all
@@ -168,8 +261,15 @@ class SoME(Backbone):
             choice = block.ff.route(h.flatten(0, 1))
             log_p_NE = choice.logits_NE.log_softmax(-1)
             entropy_N = -(log_p_NE.exp() * log_p_NE).sum(-1)
-            routed.append(RoutedLayer(f'block {i}', self.layer_options['num_experts'], choice.expert_ids_NK.view(*x.shape, -1),
-                                      choice.gates_NK.view(*x.shape, -1), entropy_N.view(x.shape)))
+            routed.append(
+                RoutedLayer(
+                    f'block {i}',
+                    self.layer_options['num_experts'],
+                    choice.expert_ids_NK.view(*x.shape, -1),
+                    choice.gates_NK.view(*x.shape, -1),
+                    entropy_N.view(x.shape),
+                )
+            )
             h = block.ln2(h + block.ff(h)[0])
         return routed
 
@@ -195,7 +295,10 @@ class SoME(Backbone):
 
     def active_parameters(self) -> int:
         frozen = sum(layer.frozen_parameters() for layer in self.layers)
-        return super().active_parameters() + frozen * self.layer_options['top_k'] // self.layer_options['num_experts']
+        return (
+            super().active_parameters()
+            + frozen * self.layer_options['top_k'] // self.layer_options['num_experts']
+        )
 
     def flops_per_token(self, length: int) -> float:
         D, layer = self.embed_dim, self.layer_options
@@ -205,5 +308,12 @@ class SoME(Backbone):
 
     def training_flops_per_token(self, length: int) -> float:
         """Frozen experts have no gradient of their own: their backward pass costs once the forward, not twice."""
-        experts = 2 * len(self.blocks) * self.layer_options['top_k'] * 2 * self.embed_dim * self.layer_options['d_ffn']
+        experts = (
+            2
+            * len(self.blocks)
+            * self.layer_options['top_k']
+            * 2
+            * self.embed_dim
+            * self.layer_options['d_ffn']
+        )
         return super().training_flops_per_token(length) - experts

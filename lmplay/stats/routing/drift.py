@@ -2,6 +2,7 @@
 
 E experts, P parameters of one expert.
 """
+
 import copy
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from ...train.stages import Run
 class Drift:
     """norm (E,): length of what was added to an expert since its start, relative to the start's. cosine (E,): between an expert
     and its start. between (E, E): cosines between what was added to two experts, NaN where nothing was."""
+
     norm: np.ndarray
     cosine: np.ndarray
     between: np.ndarray
@@ -30,7 +32,11 @@ def drift(now: Experts, start: Experts | None) -> Drift:
     gram, dot, own, length = torch.zeros(E, E), torch.zeros(E), torch.zeros(E), torch.zeros(E)
     for i, stacked in enumerate(now.weights):
         w_EP = stacked.detach().float().cpu().flatten(1)
-        begun_EP = w_EP.mean(0, keepdim=True) if start is None else start.weights[i].detach().float().cpu().flatten(1)
+        begun_EP = (
+            w_EP.mean(0, keepdim=True)
+            if start is None
+            else start.weights[i].detach().float().cpu().flatten(1)
+        )
         start_EP = begun_EP.expand_as(w_EP)
         added_EP = w_EP - start_EP
         gram += added_EP @ added_EP.t()
@@ -41,7 +47,11 @@ def drift(now: Experts, start: Experts | None) -> Drift:
     between = torch.where(torch.outer(added, added) > 0, gram / torch.outer(added, added), torch.nan)
     tiny = torch.finfo(torch.float32).tiny
     cosine = dot / (own * length).sqrt().clamp(min=tiny)
-    return Drift((added / length.sqrt().clamp(min=tiny)).numpy(), cosine.clamp(-1, 1).numpy(), between.clamp(-1, 1).numpy())
+    return Drift(
+        (added / length.sqrt().clamp(min=tiny)).numpy(),
+        cosine.clamp(-1, 1).numpy(),
+        between.clamp(-1, 1).numpy(),
+    )
 
 
 def start_of(model: LMBase, run: Run | None, stage: str) -> tuple[list[Experts] | None, str]:
@@ -57,9 +67,11 @@ def start_of(model: LMBase, run: Run | None, stage: str) -> tuple[list[Experts] 
     except (UserError, OSError) as error:
         return None, f'their mean, for what they began as is not to be had: {error}'
     if begun is None:
-        E = len(getattr(model, 'experts')()[0].weights[0])      # noqa: B009
-        return None, (f'their mean, for each began with random weights of its own. Experts that have nothing in common are {(E - 1) ** 0.5:.2f} away '
-                      f'from it, with cosines of {-1 / max(1, E - 1):.2f}')
+        E = len(getattr(model, 'experts')()[0].weights[0])  # noqa: B009
+        return None, (
+            f'their mean, for each began with random weights of its own. Experts that have nothing in common are {(E - 1) ** 0.5:.2f} away '
+            f'from it, with cosines of {-1 / max(1, E - 1):.2f}'
+        )
     return begun.experts(), 'their start, as the warm start left them'
 
 
@@ -80,7 +92,7 @@ def _began(model: LMBase, run: Run, index: int) -> LMBase | None:
         try:
             source, _ = load_model(find_checkpoint(source))
         except UserError:
-            pass            # a folder of another format, which the model knows to read
+            pass  # a folder of another format, which the model knows to read
         if isinstance(source, LMBase) and _same_experts(source, model):
             return source
     begun = copy.deepcopy(model)
@@ -90,5 +102,9 @@ def _began(model: LMBase, run: Run, index: int) -> LMBase | None:
 
 def _same_experts(one: LMBase, other: LMBase) -> bool:
     def shapes(model):
-        return [[w.shape for w in layer.weights] for layer in (model.experts() if hasattr(model, 'experts') else [])]
+        return [
+            [w.shape for w in layer.weights]
+            for layer in (model.experts() if hasattr(model, 'experts') else [])
+        ]
+
     return shapes(one) == shapes(other)

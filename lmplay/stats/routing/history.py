@@ -1,4 +1,5 @@
 """How the routing of a run came to be: what its metrics.jsonl says about the routed layers."""
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ...train.stages import Run
 from ..recorder import AXES, METRICS, read_metrics
 
 ALARMS = ('warning', 'collapse')
-MAX_POINTS = 240        # of a longer run each is the mean of several
+MAX_POINTS = 240  # of a longer run each is the mean of several
 
 
 @dataclass
@@ -20,6 +21,7 @@ class History:
     curves   name -> (P, L): every metric that has a number for each routed layer
     alarms   (step, 'warning' or 'collapse', message)
     """
+
     step: np.ndarray
     load: np.ndarray
     curves: dict[str, np.ndarray] = field(default_factory=dict)
@@ -49,20 +51,37 @@ def read_history(run_dir: Path, layers: int, experts: int, stages: list[str]) ->
     if not (run_dir / METRICS).is_file():
         return None
     records = [r for r in read_metrics(run_dir) if r.get('stage') in stages]
-    points = [r for r in records if r.get('kind') == 'train' and _is_table(r.get('expert_load'), layers, experts)]
+    points = [
+        r for r in records if r.get('kind') == 'train' and _is_table(r.get('expert_load'), layers, experts)
+    ]
     if not points:
         return None
     numbers = (int, float)
-    names = [k for k, v in points[-1].items() if k not in AXES and isinstance(v, list) and len(v) == layers
-             and all(isinstance(n, numbers) or n is None for n in v)]
+    names = [
+        k
+        for k, v in points[-1].items()
+        if k not in AXES
+        and isinstance(v, list)
+        and len(v) == layers
+        and all(isinstance(n, numbers) or n is None for n in v)
+    ]
     empty = [None] * layers
-    curves = {name: [[np.nan if n is None else n for n in r.get(name) or empty] for r in points] for name in names}
-    alarms = [(r['step'], r['event'], r.get('message', '')) for r in records
-              if r.get('kind') == 'event' and r.get('event') in ALARMS]
+    curves = {
+        name: [[np.nan if n is None else n for n in r.get(name) or empty] for r in points] for name in names
+    }
+    alarms = [
+        (r['step'], r['event'], r.get('message', ''))
+        for r in records
+        if r.get('kind') == 'event' and r.get('event') in ALARMS
+    ]
     width = -(-len(points) // MAX_POINTS)
     last = np.minimum(np.arange(width, len(points) + width, width), len(points)) - 1
-    return History(np.array([r['step'] for r in points])[last], _means([r['expert_load'] for r in points], width),
-                   {name: _means(values, width) for name, values in curves.items()}, alarms)
+    return History(
+        np.array([r['step'] for r in points])[last],
+        _means([r['expert_load'] for r in points], width),
+        {name: _means(values, width) for name, values in curves.items()},
+        alarms,
+    )
 
 
 def _means(values: list, width: int) -> np.ndarray:
@@ -74,5 +93,8 @@ def _means(values: list, width: int) -> np.ndarray:
 
 
 def _is_table(value, rows: int, columns: int) -> bool:
-    return (isinstance(value, list) and len(value) == rows
-            and all(isinstance(row, list) and len(row) == columns and None not in row for row in value))
+    return (
+        isinstance(value, list)
+        and len(value) == rows
+        and all(isinstance(row, list) and len(row) == columns and None not in row for row in value)
+    )

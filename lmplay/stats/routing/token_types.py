@@ -1,4 +1,5 @@
 """What kind of thing a token is: the kind of the keyword, name, number, ... of the text that it is (a part of)."""
+
 import keyword
 import re
 from collections.abc import Sequence
@@ -9,22 +10,34 @@ from ...data.tokenizers import Tokenizer
 
 TYPES = ('keyword', 'identifier', 'operator', 'number', 'punctuation', 'word', 'whitespace')
 KEYWORD, IDENTIFIER, OPERATOR, NUMBER, PUNCTUATION, WORD, WHITESPACE = range(len(TYPES))
-CODE_LINES = 0.15       # share of lines that look like Python from which on a document is code
+CODE_LINES = 0.15  # share of lines that look like Python from which on a document is code
 
 # U+FFFD stands for a part of a character that a token cuts; in text that is mostly a letter.
 _NAME = r'(?P<name>(?:[^\W\d]|�)(?:\w|�)*)'
 _NUMBER = r'(?P<number>0[xX][\da-fA-F]+|\d+(?:[.,_]\d+)*)'
 _SPACE = r'(?P<space>\s+)'
-_CODE = re.compile(rf'''(?P<text>\#[^\n]*|"""[\s\S]*?(?:"""|\Z)|\'\'\'[\s\S]*?(?:\'\'\'|\Z)'''
-                   r'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')'''
-                   rf'|{_NAME}|{_NUMBER}|{_SPACE}|(?P<operator>[-+*/%=<>&|^~@]|!=)|(?P<other>.)', re.DOTALL)
+_CODE = re.compile(
+    rf'''(?P<text>\#[^\n]*|"""[\s\S]*?(?:"""|\Z)|\'\'\'[\s\S]*?(?:\'\'\'|\Z)'''
+    r"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+    rf'|{_NAME}|{_NUMBER}|{_SPACE}|(?P<operator>[-+*/%=<>&|^~@]|!=)|(?P<other>.)',
+    re.DOTALL,
+)
 # A hyphen in prose is no operator unless a number follows; an apostrophe joins the parts of a word.
-_PROSE = re.compile(rf"(?P<name>(?:[^\W\d]|�)(?:\w|�|['’](?=[^\W\d]))*)|{_NUMBER}|{_SPACE}"
-                    r"|(?P<operator>[+*/%=<>&|^~@]|-(?=\s?[\d$(]))|(?P<other>.)", re.DOTALL)
-_STATEMENT = re.compile(r'^\s*(?:@\w|(?:import|from)\s+[\w.]+'
-                        r'|(?:def|class|if|elif|else|for|while|try|except|finally|with)\b.*:\s*(?:#.*)?$)', re.M)
-_CODE_LINE = re.compile(_STATEMENT.pattern + r'|^\s*(?:(?:return|raise|yield|assert|del|pass|break|continue|self\.)\b'
-                                             r'|[\w.\[\]\'", ]+ [-+*/|]?= \S)', re.M)
+_PROSE = re.compile(
+    rf"(?P<name>(?:[^\W\d]|�)(?:\w|�|['’](?=[^\W\d]))*)|{_NUMBER}|{_SPACE}"
+    r'|(?P<operator>[+*/%=<>&|^~@]|-(?=\s?[\d$(]))|(?P<other>.)',
+    re.DOTALL,
+)
+_STATEMENT = re.compile(
+    r'^\s*(?:@\w|(?:import|from)\s+[\w.]+'
+    r'|(?:def|class|if|elif|else|for|while|try|except|finally|with)\b.*:\s*(?:#.*)?$)',
+    re.M,
+)
+_CODE_LINE = re.compile(
+    _STATEMENT.pattern + r'|^\s*(?:(?:return|raise|yield|assert|del|pass|break|continue|self\.)\b'
+    r'|[\w.\[\]\'", ]+ [-+*/|]?= \S)',
+    re.M,
+)
 
 
 def is_code(text: str, domain: str = '') -> bool:
@@ -78,4 +91,4 @@ def token_types(tokens: Sequence[int], pieces: Pieces, *, domain: str = '') -> n
     text = pieces.separator.join(texts)
     types = character_types(text, code=is_code(text, domain))
     first = [len(t) - len(t.lstrip()) if t and not t.isspace() else 0 for t in texts]
-    return np.append(types, np.int8(WHITESPACE))[starts + first]       # a token without text, at the very end
+    return np.append(types, np.int8(WHITESPACE))[starts + first]  # a token without text, at the very end

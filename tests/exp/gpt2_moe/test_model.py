@@ -1,4 +1,5 @@
 """The model behind the contract: shapes, routing, losses, cache, versions."""
+
 import shutil
 
 import pytest
@@ -10,7 +11,9 @@ from lmplay.base.errors import ExperimentError
 from lmplay.base.runner_list import find_runner
 from lmplay.exp.gpt2_moe.model import UpcycledLM, routed_layers
 
-TINY = dict(num_blocks=2, embed_dim=32, num_heads=2, max_len=32, moe_layers='last 1', num_experts=4, tokenizer='bytes')
+TINY = dict(
+    num_blocks=2, embed_dim=32, num_heads=2, max_len=32, moe_layers='last 1', num_experts=4, tokenizer='bytes'
+)
 
 
 @pytest.fixture
@@ -30,8 +33,13 @@ def tokens(B=2, T=20, seed=0):
 
 
 # parameter counts of GPT-2 Small's shapes, to the last digit
-COUNTS = {'gpt2_dense': 124_439_808, 'gpt2_moe': 256_692_480, 'gpt2_moe_nolb': 256_692_480, 'gpt2_moe_top2': 256_692_480,
-          'pythia_moe': 162_322_944 + 4 * 7 * 4_722_432 + 4 * 768 * 8}
+COUNTS = {
+    'gpt2_dense': 124_439_808,
+    'gpt2_moe': 256_692_480,
+    'gpt2_moe_nolb': 256_692_480,
+    'gpt2_moe_top2': 256_692_480,
+    'pythia_moe': 162_322_944 + 4 * 7 * 4_722_432 + 4 * 768 * 8,
+}
 
 
 @pytest.mark.parametrize('name', COUNTS)
@@ -41,17 +49,27 @@ def test_parameter_counts(name):
 
 
 def test_active_parameters_and_flops():
-    dense, moe, top2 = (find_runner(name).function().build('meta') for name in ('gpt2_dense', 'gpt2_moe', 'gpt2_moe_top2'))
+    dense, moe, top2 = (
+        find_runner(name).function().build('meta') for name in ('gpt2_dense', 'gpt2_moe', 'gpt2_moe_top2')
+    )
     assert moe.active_parameters() == dense.active_parameters() + 4 * 768 * 8
     assert top2.active_parameters() == moe.active_parameters() + 4 * 4_722_432
     training = [round(3 * m.flops_per_token(1024) / 1e6) for m in (dense, moe, top2)]
     assert training == [854, 855, 968]
-    counted = super(UpcycledLM, dense).flops_per_token(1024)        # torch's own count, which knows a dense model
+    counted = super(UpcycledLM, dense).flops_per_token(1024)  # torch's own count, which knows a dense model
     assert dense.flops_per_token(1024) == pytest.approx(counted, rel=0.001)
 
 
-@pytest.mark.parametrize('choice, expected', [
-    ('last 4', [8, 9, 10, 11]), ('all', list(range(12))), ('none', []), ('alternating', [1, 3, 5, 7, 9, 11]), ([7, 2, 7], [2, 7])])
+@pytest.mark.parametrize(
+    'choice, expected',
+    [
+        ('last 4', [8, 9, 10, 11]),
+        ('all', list(range(12))),
+        ('none', []),
+        ('alternating', [1, 3, 5, 7, 9, 11]),
+        ([7, 2, 7], [2, 7]),
+    ],
+)
 def test_routed_layers(choice, expected):
     assert routed_layers(choice, 12) == expected
 
@@ -62,8 +80,18 @@ def test_routed_layers_refuses(choice):
         routed_layers(choice, 12)
 
 
-@pytest.mark.parametrize('wrong', [dict(num_experts=65), dict(num_experts=0), dict(top_k=5), dict(top_k=0), dict(embed_dim=33),
-                                   dict(family='llama'), dict(vocab_size=100)])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(num_experts=65),
+        dict(num_experts=0),
+        dict(top_k=5),
+        dict(top_k=0),
+        dict(embed_dim=33),
+        dict(family='llama'),
+        dict(vocab_size=100),
+    ],
+)
 def test_wrong_parameters(wrong):
     with pytest.raises(ExperimentError):
         UpcycledLM(**TINY | wrong)
@@ -73,22 +101,28 @@ def test_output(either):
     out = either(tokens())
     assert isinstance(out, LMOutput) and out.logits.shape == (2, 20, 257)
     assert out.losses['load_balance'][1] == 0.01 and out.losses['z_loss'][1] == 0.001
-    assert out.metrics['expert_load'].shape == (1, 4) and out.metrics['expert_load'].sum().item() == pytest.approx(1)
+    assert out.metrics['expert_load'].shape == (1, 4) and out.metrics[
+        'expert_load'
+    ].sum().item() == pytest.approx(1)
     features = either.eval().features(tokens())
     torch.testing.assert_close(either.fc(features.features), either(tokens()).logits)
-    assert all(layer.routing is None for layer in either.moe_layers.values())      # nothing is kept alive
+    assert all(layer.routing is None for layer in either.moe_layers.values())  # nothing is kept alive
 
 
 def test_routing_tells_what_the_layers_do(either):
     either.eval()
     x = tokens()
-    layer, = either.routing(x)
-    assert layer.name == 'block 1' and layer.num_experts == 4 and layer.expert_ids.shape == layer.weights.shape == (2, 20, 1)
+    (layer,) = either.routing(x)
+    assert (
+        layer.name == 'block 1'
+        and layer.num_experts == 4
+        and layer.expert_ids.shape == layer.weights.shape == (2, 20, 1)
+    )
     metrics = either(x).metrics
     load = torch.bincount(layer.expert_ids.flatten(), minlength=4) / 40
     torch.testing.assert_close(load, metrics['expert_load'][0])
     torch.testing.assert_close(layer.entropy.mean(), metrics['router_entropy'][0])
-    experts, = either.experts()
+    (experts,) = either.experts()
     assert [tuple(w.shape) for w in experts.weights] == [(4, 32, 128), (4, 128), (4, 128, 32), (4, 32)]
 
 
@@ -109,8 +143,14 @@ def test_layer_by_definition(top_k):
             p = (layer.router.weight @ x[b, t]).softmax(-1)
             best = p.argsort(descending=True)[:top_k]
             weights = torch.ones(1) if top_k == 1 else p[best] / p[best].sum()
-            wanted = sum(w * (F.gelu(x[b, t] @ layer.w1[e] + layer.b1[e], approximate='tanh') @ layer.w2[e] + layer.b2[e])
-                         for e, w in zip(best, weights))
+            wanted = sum(
+                w
+                * (
+                    F.gelu(x[b, t] @ layer.w1[e] + layer.b1[e], approximate='tanh') @ layer.w2[e]
+                    + layer.b2[e]
+                )
+                for e, w in zip(best, weights)
+            )
             torch.testing.assert_close(y[b, t], wanted, atol=1e-6, rtol=1e-5)
 
 
@@ -125,7 +165,7 @@ def test_noise_falls_linearly_and_follows_from_the_step(model):
     layer = model.moe_layers[1]
     assert float(layer.noise) == pytest.approx(0.1)
     expected = {0: 0.1, 5: 0.08, 10: 0.06, 20: 0.02, 24: 0.004, 25: 0.0, 99: 0.0}
-    for step in (99, 5, 0, 24, 10, 25, 20):         # in any order: a function of the step alone
+    for step in (99, 5, 0, 24, 10, 25, 20):  # in any order: a function of the step alone
         model.before_step(StepContext('s', step, 100, 0))
         assert float(layer.noise) == pytest.approx(expected[step], abs=1e-7)
     assert 'noise' not in ' '.join(model.state_dict())
@@ -170,7 +210,7 @@ def test_cache(either, cuts):
     full, cache, start = either(x).logits, [], 0
     with torch.no_grad():
         for cut in cuts:
-            logits, cache = either(x[:, start:start + cut], cache)
+            logits, cache = either(x[:, start : start + cut], cache)
             start += cut
             assert logits.shape == (2, 1, 257)
             torch.testing.assert_close(logits[:, 0], full[:, start - 1], atol=1e-5, rtol=1e-5)
@@ -192,7 +232,7 @@ def test_compiles_whole(family):
     for step in (99, 0, 10):
         model.before_step(StepContext('s', step, 100, 0))
         out = compiled(x, mask=mask)
-        if step == 99:      # no noise: comparable
+        if step == 99:  # no noise: comparable
             plain = model.features(x, mask=mask)
             torch.testing.assert_close(out.features, plain.features)
             torch.testing.assert_close(out.losses['z_loss'][0], plain.losses['z_loss'][0])
@@ -211,22 +251,46 @@ def test_biases_of_experts_do_not_decay(model):
 
 
 def test_versions():
-    runners = {name: find_runner(name).function() for name in ('gpt2_dense', 'gpt2_moe', 'gpt2_moe_nolb', 'gpt2_moe_top2', 'gpt2_moe_test')}
-    assert runners['gpt2_moe_nolb'].training['on_collapse'] == 'stop' and runners['gpt2_moe'].training['on_collapse'] == 'warn'
-    assert runners['gpt2_moe'].training['init_from'] == 'pretrained:gpt2' and 'init_from' not in runners['gpt2_moe_test'].training
+    runners = {
+        name: find_runner(name).function()
+        for name in ('gpt2_dense', 'gpt2_moe', 'gpt2_moe_nolb', 'gpt2_moe_top2', 'gpt2_moe_test')
+    }
+    assert (
+        runners['gpt2_moe_nolb'].training['on_collapse'] == 'stop'
+        and runners['gpt2_moe'].training['on_collapse'] == 'warn'
+    )
+    assert (
+        runners['gpt2_moe'].training['init_from'] == 'pretrained:gpt2'
+        and 'init_from' not in runners['gpt2_moe_test'].training
+    )
     p = {name: runner.parameters for name, runner in runners.items()}
-    assert (p['gpt2_moe']['lb_coef'], p['gpt2_moe']['z_coef'], p['gpt2_moe']['noise_std'], p['gpt2_moe']['top_k']) == (0.01, 0.001, 0.1, 1)
-    assert (p['gpt2_moe_nolb']['lb_coef'], p['gpt2_moe_nolb']['z_coef'], p['gpt2_moe_nolb']['noise_std']) == (0, 0.001, 0)
+    assert (
+        p['gpt2_moe']['lb_coef'],
+        p['gpt2_moe']['z_coef'],
+        p['gpt2_moe']['noise_std'],
+        p['gpt2_moe']['top_k'],
+    ) == (0.01, 0.001, 0.1, 1)
+    assert (p['gpt2_moe_nolb']['lb_coef'], p['gpt2_moe_nolb']['z_coef'], p['gpt2_moe_nolb']['noise_std']) == (
+        0,
+        0.001,
+        0,
+    )
     assert p['gpt2_moe_top2']['top_k'] == 2 and p['gpt2_dense']['moe_layers'] == 'none'
 
 
 def test_a_copied_folder_is_an_experiment(tmp_path):
     """Under a new name, with another k, and no other edit."""
     import lmplay.exp.gpt2_moe as original
+
     folder = tmp_path / 'my_moe'
     shutil.copytree(original.__path__[0], folder, ignore=shutil.ignore_patterns('__pycache__'))
     versions = folder / 'versions.py'
-    text = versions.read_text().replace("'gpt2_", "'my_").replace("'pythia_moe'", "'my_pythia'").replace('top_k=2', 'top_k=3')
+    text = (
+        versions.read_text()
+        .replace("'gpt2_", "'my_")
+        .replace("'pythia_moe'", "'my_pythia'")
+        .replace('top_k=2', 'top_k=3')
+    )
     versions.write_text(text)
     runner = find_runner(f'{versions}:my_moe_top2').function(**TINY)
     copy = runner.build()

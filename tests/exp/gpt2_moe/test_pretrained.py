@@ -1,4 +1,5 @@
 """Warm starts: from a folder in Hugging Face's format, from models trained here, and what is refused."""
+
 import json
 import shutil
 
@@ -25,16 +26,27 @@ def make(**changed):
 def folder(request, tmp_path_factory):
     """A small model of each family, as transformers itself writes it."""
     import transformers
+
     torch.manual_seed(0)
     common = dict(vocab_size=257, bos_token_id=None, eos_token_id=None)
     if request.param == 'gpt2':
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=4, n_embd=32, n_head=2, n_positions=64, **common))
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_layer=4, n_embd=32, n_head=2, n_positions=64, **common)
+        )
     else:
-        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
-            num_hidden_layers=4, hidden_size=32, intermediate_size=128, num_attention_heads=2, max_position_embeddings=64, **common))
+        model = transformers.GPTNeoXForCausalLM(
+            transformers.GPTNeoXConfig(
+                num_hidden_layers=4,
+                hidden_size=32,
+                intermediate_size=128,
+                num_attention_heads=2,
+                max_position_embeddings=64,
+                **common,
+            )
+        )
     path = tmp_path_factory.mktemp(request.param)
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)       # far from its initialisation: every weight matters
+        torch.nn.init.normal_(p, std=0.3)  # far from its initialisation: every weight matters
     model.save_pretrained(path)
     return path, request.param, model.eval()
 
@@ -90,7 +102,10 @@ def broken(folder, tmp_path, change):
 
 
 def test_a_missing_key_fails_by_name(folder, tmp_path):
-    name = {'gpt2': 'transformer.h.1.mlp.c_fc.weight', 'gpt_neox': 'gpt_neox.layers.1.mlp.dense_h_to_4h.weight'}[folder[1]]
+    name = {
+        'gpt2': 'transformer.h.1.mlp.c_fc.weight',
+        'gpt_neox': 'gpt_neox.layers.1.mlp.dense_h_to_4h.weight',
+    }[folder[1]]
     copy, family = broken(folder, tmp_path, lambda w: w.pop(name))
     with pytest.raises(CheckpointError, match=f"'{name}' is missing"):
         make(family=family).import_pretrained(str(copy))
@@ -143,7 +158,7 @@ def test_longer_context_is_refused_where_positions_are_learned(folder):
         with pytest.raises(CheckpointError, match='wpe'):
             make(max_len=128).import_pretrained(path)
     else:
-        make(family=family, max_len=128).import_pretrained(path)       # rotary positions have no weights
+        make(family=family, max_len=128).import_pretrained(path)  # rotary positions have no weights
 
 
 def test_nothing_is_changed_by_a_refused_import(folder):
@@ -158,19 +173,41 @@ def test_nothing_is_changed_by_a_refused_import(folder):
 def test_tokenizer_beside_the_weights(tmp_path):
     """It becomes the model's, where it encodes otherwise; one with more entries than the embedding is refused."""
     import transformers
-    transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
-        num_hidden_layers=4, hidden_size=32, intermediate_size=128, num_attention_heads=2, max_position_embeddings=64, vocab_size=304,
-        bos_token_id=None, eos_token_id=None)).save_pretrained(tmp_path)
+
+    transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            num_hidden_layers=4,
+            hidden_size=32,
+            intermediate_size=128,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            vocab_size=304,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).save_pretrained(tmp_path)
     options = dict(family='gpt_neox', vocab_size=304)
     model = make(**options)
-    assert any('no tokenizer.json' in line for line in model.import_pretrained(tmp_path)) and model.tokenizer.name == 'bytes'
+    assert (
+        any('no tokenizer.json' in line for line in model.import_pretrained(tmp_path))
+        and model.tokenizer.name == 'bytes'
+    )
     tokenizer = BPETokenizer.train([TEXT], vocab_size=300)
     tokenizer.save(tmp_path)
     assert any('300 entries' in line for line in model.import_pretrained(tmp_path))
-    assert model.tokenizer.fingerprint == tokenizer.fingerprint and model(tokens()).logits.shape == (2, 40, 300)
-    assert not any('tokens are those' in line for line in model.import_pretrained(tmp_path))       # it has that one already
+    assert model.tokenizer.fingerprint == tokenizer.fingerprint and model(tokens()).logits.shape == (
+        2,
+        40,
+        300,
+    )
+    assert not any(
+        'tokens are those' in line for line in model.import_pretrained(tmp_path)
+    )  # it has that one already
     mixture = make(**options)
-    assert any('300 entries' in line for line in mixture.import_pretrained(make(**options, moe_layers='none', tokenizer=tokenizer)))
+    assert any(
+        '300 entries' in line
+        for line in mixture.import_pretrained(make(**options, moe_layers='none', tokenizer=tokenizer))
+    )
     assert mixture.tokenizer.fingerprint == tokenizer.fingerprint
     BPETokenizer.train([TEXT], vocab_size=310).save(tmp_path)
     with pytest.raises(CheckpointError, match='310 entries'):
@@ -191,7 +228,7 @@ def test_a_mixture_of_the_same_shape_is_taken_over():
     torch.nn.init.normal_(first.moe_layers[3].w1)
     second.import_pretrained(first)
     assert second.moe_layers[3].w1.equal(first.moe_layers[3].w1)
-    assert make(top_k=2).import_pretrained(first)           # k is no part of the weights
+    assert make(top_k=2).import_pretrained(first)  # k is no part of the weights
 
 
 def test_a_mixture_of_another_shape_is_refused():
@@ -202,15 +239,22 @@ def test_a_mixture_of_another_shape_is_refused():
 
 
 def test_from_gpt2ish():
-    source = find_runner('gpt2ish').function(**SHAPE | dict(max_len=96), tokenizer='bytes', gelu='tanh').build().eval()
+    source = (
+        find_runner('gpt2ish')
+        .function(**SHAPE | dict(max_len=96), tokenizer='bytes', gelu='tanh')
+        .build()
+        .eval()
+    )
     with torch.no_grad():
         for p in source.parameters():
             torch.nn.init.normal_(p, std=0.3)
-        source.fc.weight.copy_(source.tok_embed.weight)     # what can't be carried, made equal
+        source.fc.weight.copy_(source.tok_embed.weight)  # what can't be carried, made equal
         source.fc.bias.zero_()
     model = make(moe_layers='none').eval()
     lines = model.import_pretrained(source)
-    assert any('output head and its bias' in line for line in lines) and not any('GELU' in line for line in lines)
+    assert any('output head and its bias' in line for line in lines) and not any(
+        'GELU' in line for line in lines
+    )
     with torch.no_grad():
         torch.testing.assert_close(model(tokens()).logits, source(tokens()), atol=1e-3, rtol=1e-3)
     assert any('relative error of the layer' in line for line in make().import_pretrained(source))
@@ -232,23 +276,29 @@ def test_from_other_models_is_refused():
     with pytest.raises(CheckpointError, match='wte.* has shape'):
         make().import_pretrained(words)
     with pytest.raises(CheckpointError, match='is missing'):
-        make(family='gpt_neox').import_pretrained(find_runner('gpt2ish').function(**SHAPE, tokenizer='bytes').build())
+        make(family='gpt_neox').import_pretrained(
+            find_runner('gpt2ish').function(**SHAPE, tokenizer='bytes').build()
+        )
 
 
 def test_no_network_and_no_cache(monkeypatch, tmp_path):
     """One sentence with both ways out."""
     import huggingface_hub as hub
+
     monkeypatch.setattr(hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    monkeypatch.setattr(hub.constants, 'ENDPOINT', 'http://localhost:9')        # nothing listens there
+    monkeypatch.setattr(hub.constants, 'ENDPOINT', 'http://localhost:9')  # nothing listens there
     with pytest.raises(CheckpointError) as caught:
         make().import_pretrained('pretrained:nobody/no-such-model')
     message = str(caught.value)
-    assert 'hf download nobody/no-such-model' in message and '--initial-model' in message and '\n' not in message
+    assert (
+        'hf download nobody/no-such-model' in message and '--initial-model' in message and '\n' not in message
+    )
 
 
 def test_from_the_local_cache_of_the_hub(folder, tmp_path, monkeypatch):
     """Laid out as the hub's library lays it out; read without a network."""
     import huggingface_hub as hub
+
     path, family, original = folder
     repo = tmp_path / 'models--someone--small'
     (repo / 'refs').mkdir(parents=True)
@@ -257,7 +307,9 @@ def test_from_the_local_cache_of_the_hub(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(hub.constants, 'ENDPOINT', 'http://localhost:9')
     real = hub.snapshot_download
-    monkeypatch.setattr(hub, 'snapshot_download', lambda name, **options: real(name, cache_dir=tmp_path, **options))
+    monkeypatch.setattr(
+        hub, 'snapshot_download', lambda name, **options: real(name, cache_dir=tmp_path, **options)
+    )
     model = make(family=family)
     assert model.import_pretrained('pretrained:someone/small')[0] == 'weights of someone/small'
     assert receipt(model, original)[1] < 0.02

@@ -1,4 +1,5 @@
 """The ten checks, on a small GPT-2 made here, and on what must fail them."""
+
 import json
 
 import pytest
@@ -23,28 +24,56 @@ def test_command_on_a_tiny_model(capsys):
     assert main(['--tiny']) == 0
     out = capsys.readouterr().out
     assert '10 of 10 checks passed' in out and '| Layer |' in out
-    for title in ('Installation', 'Warm-start parity', 'Forward pass', 'Auxiliary outputs', 'Loss computation', 'Router gradient',
-                  'Noisy routing separation', 'Generation', 'Attention masking', 'Routing coverage'):
+    for title in (
+        'Installation',
+        'Warm-start parity',
+        'Forward pass',
+        'Auxiliary outputs',
+        'Loss computation',
+        'Router gradient',
+        'Noisy routing separation',
+        'Generation',
+        'Attention masking',
+        'Routing coverage',
+    ):
         assert title in out
 
 
 def test_command_on_a_folder(tmp_path, capsys):
     import transformers
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=8, n_embd=32, n_head=2, n_positions=64, vocab_size=257, bos_token_id=None,
-                                                         eos_token_id=None)).save_pretrained(tmp_path)
+
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_layer=8,
+            n_embd=32,
+            n_head=2,
+            n_positions=64,
+            vocab_size=257,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
     assert 'mixtures in blocks [4, 5, 6, 7]' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('exp, expected', [('gpt2_moe_test', '9 of 10 checks passed, 1 did not apply'), ('gpt2ish', '10 of 10 checks passed')])
+@pytest.mark.parametrize(
+    'exp, expected',
+    [('gpt2_moe_test', '9 of 10 checks passed, 1 did not apply'), ('gpt2ish', '10 of 10 checks passed')],
+)
 def test_command_on_a_checkpoint(exp, expected, tmp_path, capsys):
     """As the trainer writes it: a mixture is checked as it is, a dense model is upcycled first."""
     from lmplay.train.checkpoint import save_checkpoint
+
     parameters = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=64)
     torch.manual_seed(0)
     model = find_runner(exp).function(**parameters, tokenizer='bytes').build()
-    state = {'exp': exp, 'exp_file': None, 'parameters': parameters,
-             'tokenizer': {'name': 'bytes', 'fingerprint': model.tokenizer.fingerprint}}
+    state = {
+        'exp': exp,
+        'exp_file': None,
+        'parameters': parameters,
+        'tokenizer': {'name': 'bytes', 'fingerprint': model.tokenizer.fingerprint},
+    }
     save_checkpoint(tmp_path / 'checkpoints' / 'best', model, None, state)
     assert main([str(tmp_path)]) == 0
     assert expected in capsys.readouterr().out
@@ -95,33 +124,46 @@ def test_a_router_cut_off_fails(made):
     layer = model.moe_layers[3]
     route = layer.route
     layer.route = lambda x, noisy: route(x.detach(), noisy=noisy)._replace(weights_NK=torch.ones(len(x), 1))
-    with pytest.raises((AttributeError, AssertionError)):       # no gradient at all reaches it
+    with pytest.raises((AttributeError, AssertionError)):  # no gradient at all reaches it
         assert passed(results(model, dense)['Router gradient (STE)'])
 
 
 def test_a_model_that_sees_the_future_fails_masking(made):
     model, dense = made
     hook = model.trunk.register_forward_hook(
-        lambda _, args, out: out.__class__(last_hidden_state=out.last_hidden_state + out.last_hidden_state.mean(1, keepdim=True)))
+        lambda _, args, out: out.__class__(
+            last_hidden_state=out.last_hidden_state + out.last_hidden_state.mean(1, keepdim=True)
+        )
+    )
     assert not passed(results(model, dense)['Attention masking'])
     hook.remove()
 
 
 def test_a_trained_mixture_has_no_parity_to_check():
-    model = UpcycledLM(num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes')
+    model = UpcycledLM(
+        num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes'
+    )
     found = results(model, None)
     assert found['Warm-start parity'] is None and all(passed(f) for f in found.values() if f is not None)
 
 
-@pytest.mark.parametrize('name, content', [('state.json', ''), ('state.json', '{}'), ('model.safetensors', ''), ('model.safetensors', 'x' * 40)])
+@pytest.mark.parametrize(
+    'name, content',
+    [('state.json', ''), ('state.json', '{}'), ('model.safetensors', ''), ('model.safetensors', 'x' * 40)],
+)
 def test_damaged_checkpoints_are_one_sentence(tmp_path, capsys, name, content):
-    model = UpcycledLM(num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes')
+    model = UpcycledLM(
+        num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes'
+    )
     parameters = {k: v for k, v in model.hyperparameters.items() if v is not None}
     state = {'exp': 'gpt2_moe', 'exp_file': None, 'parameters': parameters, 'tokenizer': {'name': 'bytes'}}
     (tmp_path / 'state.json').write_text(json.dumps(state))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k != 'model.lm_head.weight'}, tmp_path / 'model.safetensors',
-              metadata={'aliases': json.dumps({'model.lm_head.weight': 'model.transformer.wte.weight'})})
-    assert open_source(str(tmp_path))[1] is None        # whole, it opens
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items() if k != 'model.lm_head.weight'},
+        tmp_path / 'model.safetensors',
+        metadata={'aliases': json.dumps({'model.lm_head.weight': 'model.transformer.wte.weight'})},
+    )
+    assert open_source(str(tmp_path))[1] is None  # whole, it opens
     (tmp_path / name).write_text(content)
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err

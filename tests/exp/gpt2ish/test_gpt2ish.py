@@ -42,7 +42,9 @@ def test_logits_equal_hugging_face_gpt2_with_the_same_weights():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(1)
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=50257, n_positions=24, n_embd=48, n_layer=3, n_head=4, layer_norm_epsilon=1e-5)).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50257, n_positions=24, n_embd=48, n_layer=3, n_head=4, layer_norm_epsilon=1e-5)
+    ).eval()
     for p in theirs.parameters():  # fresh biases are zero and norms one, which would hide a mapping error
         nn.init.normal_(p, std=0.2)
     ours = build(norm_eps=1e-5, gelu='tanh').eval()

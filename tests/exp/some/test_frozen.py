@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from lmplay.base.errors import ExperimentError
 from lmplay.exp.some.frozen import INITS, frozen_experts
 
-SMALL = dict(num_experts=3, embed_dim=32, d_ffn=96, top_k=2, init='sparse', seed=0, layer=0, device=torch.device('cpu'))
+SMALL = dict(
+    num_experts=3, embed_dim=32, d_ffn=96, top_k=2, init='sparse', seed=0, layer=0, device=torch.device('cpu')
+)
 
 
 def test_sparse_has_half_zeros_for_each_input_and_normal_values():
@@ -19,20 +21,26 @@ def test_sparse_has_half_zeros_for_each_input_and_normal_values():
         assert (zeros == weights.shape[-1] // 2).all()
         values = weights[weights != 0].double()
         assert values.mean().abs() < 1e-4 and values.std().item() == pytest.approx(0.01, rel=0.01)
-        assert (values / 0.01).pow(4).mean().item() == pytest.approx(3, rel=0.03)      # of a normal distribution
+        assert (values / 0.01).pow(4).mean().item() == pytest.approx(3, rel=0.03)  # of a normal distribution
         assert ((weights[0] == 0) & (weights[1] == 0)).double().mean().item() == pytest.approx(0.25, abs=0.01)
     assert not b1.any() and not b2.any()
 
 
 def test_odd_sizes():
     w1, _, w2, _, _ = frozen_experts(**SMALL | dict(embed_dim=5, d_ffn=7))
-    assert ((w1 == 0).sum(-1) == 4).all() and ((w2 == 0).sum(-1) == 3).all()       # ceil of a half, as torch.nn.init.sparse_
+    assert ((w1 == 0).sum(-1) == 4).all() and (
+        (w2 == 0).sum(-1) == 3
+    ).all()  # ceil of a half, as torch.nn.init.sparse_
 
 
 def test_scaled_preserves_variance_where_experts_are_mixed_equally():
     K, E, D = 4, 64, 128
-    w1, _, w2, _, _ = (t.float() for t in frozen_experts(**SMALL | dict(num_experts=E, embed_dim=D, d_ffn=384, top_k=K,
-                                                                       init='sparse_scaled')))
+    w1, _, w2, _, _ = (
+        t.float()
+        for t in frozen_experts(
+            **SMALL | dict(num_experts=E, embed_dim=D, d_ffn=384, top_k=K, init='sparse_scaled')
+        )
+    )
     x = torch.randn(200, D, generator=torch.Generator().manual_seed(0))
     y = torch.stack([(F.gelu(x @ w1[e]) @ w2[e]) for e in range(E)])
     mixed = y.unflatten(0, (E // K, K)).mean(1)
@@ -48,18 +56,22 @@ def test_published_scale_leaves_the_output_near_zero():
 def test_default_is_the_initialisation_of_linear():
     tensors = frozen_experts(**SMALL | dict(init='default', embed_dim=64, d_ffn=192))
     for tensor, fan_in in zip(tensors, (64, 64, 192, 192)):
-        bound = fan_in ** -0.5
+        bound = fan_in**-0.5
         values = tensor.double().flatten()
-        assert values.abs().max() <= bound * 1.004                    # bfloat16 rounds by up to 2^-8
+        assert values.abs().max() <= bound * 1.004  # bfloat16 rounds by up to 2^-8
         if len(values) > 5000:
-            assert values.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.02)
+            assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
 def test_orthogonal():
     w1, _, w2, _, _ = frozen_experts(**SMALL | dict(init='orthogonal'))
-    for weights in (w1.double(), w2.double().transpose(1, 2)):        # 32 orthonormal vectors of length 96
-        torch.testing.assert_close(weights @ weights.transpose(1, 2), torch.eye(32, dtype=torch.float64).expand(3, 32, 32),
-                                   rtol=0, atol=0.01)
+    for weights in (w1.double(), w2.double().transpose(1, 2)):  # 32 orthonormal vectors of length 96
+        torch.testing.assert_close(
+            weights @ weights.transpose(1, 2),
+            torch.eye(32, dtype=torch.float64).expand(3, 32, 32),
+            rtol=0,
+            atol=0.01,
+        )
 
 
 @pytest.mark.parametrize('init', INITS)
@@ -85,14 +97,19 @@ def test_more_experts_keep_the_first_ones():
 
 def test_digest_is_that_of_the_bytes_and_never_changes():
     *tensors, digest = frozen_experts(**SMALL)
-    parts = [hashlib.sha256(b''.join(t[e].view(torch.int16).numpy().tobytes() for t in tensors)).digest() for e in range(3)]
+    parts = [
+        hashlib.sha256(b''.join(t[e].view(torch.int16).numpy().tobytes() for t in tensors)).digest()
+        for e in range(3)
+    ]
     assert bytes(digest.tolist()) == hashlib.sha256(b''.join(parts)).digest()
     # A change of this value means that checkpoints trained before can't be loaded any more.
     assert bytes(digest.tolist()).hex() == 'de9808cfa4d70c9f9529bd740e43e4ad171c43ac2bada7600275cbd571b1b66a'
 
 
 def test_nothing_is_made_on_the_meta_device():
-    tensors = frozen_experts(**SMALL | dict(num_experts=128, embed_dim=4096, d_ffn=16384, device=torch.device('meta')))
+    tensors = frozen_experts(
+        **SMALL | dict(num_experts=128, embed_dim=4096, d_ffn=16384, device=torch.device('meta'))
+    )
     assert all(t.is_meta for t in tensors) and tensors[0].shape == (128, 4096, 16384)
 
 

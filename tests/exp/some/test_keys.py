@@ -9,11 +9,33 @@ from hypothesis import strategies as st
 
 from lmplay.exp.some.keys import Keys, entropy_bits, gini, query_sums
 
-RULES = dict(alpha=0.015, beta=0.001, delta=0.001, theta_percentile=0.05, warmup_steps=400, ema_decay=0.995, decay_fix=False)
+RULES = dict(
+    alpha=0.015,
+    beta=0.001,
+    delta=0.001,
+    theta_percentile=0.05,
+    warmup_steps=400,
+    ema_decay=0.995,
+    decay_fix=False,
+)
 
 
-def literal_update(keys, usage, pull, updates, queries, choices, *, alpha, beta, delta, theta_percentile, warmup_steps,
-                   ema_decay, decay_fix):
+def literal_update(
+    keys,
+    usage,
+    pull,
+    updates,
+    queries,
+    choices,
+    *,
+    alpha,
+    beta,
+    delta,
+    theta_percentile,
+    warmup_steps,
+    ema_decay,
+    decay_fix,
+):
     """The rules as they are written down: token by token, pair by pair."""
     E = len(keys)
     counts = np.zeros(E)
@@ -52,15 +74,29 @@ def literal_update(keys, usage, pull, updates, queries, choices, *, alpha, beta,
 @st.composite
 def cases(draw):
     E = draw(st.integers(2, 7))
-    rules = dict(alpha=draw(st.sampled_from([0.0, 0.015, 0.3])), beta=draw(st.sampled_from([0.0, 0.001, 0.2])),
-                 delta=draw(st.sampled_from([0.0, 0.001, 0.3])), theta_percentile=draw(st.floats(0, 1)),
-                 warmup_steps=draw(st.integers(0, 3)), ema_decay=draw(st.floats(0, 0.999)), decay_fix=draw(st.booleans()))
-    return dict(E=E, K=draw(st.integers(1, E)), D=draw(st.integers(2, 5)), steps=draw(st.lists(st.integers(0, 9), max_size=4)),
-                seed=draw(st.integers(0, 10 ** 6)), rules=rules)
+    rules = dict(
+        alpha=draw(st.sampled_from([0.0, 0.015, 0.3])),
+        beta=draw(st.sampled_from([0.0, 0.001, 0.2])),
+        delta=draw(st.sampled_from([0.0, 0.001, 0.3])),
+        theta_percentile=draw(st.floats(0, 1)),
+        warmup_steps=draw(st.integers(0, 3)),
+        ema_decay=draw(st.floats(0, 0.999)),
+        decay_fix=draw(st.booleans()),
+    )
+    return dict(
+        E=E,
+        K=draw(st.integers(1, E)),
+        D=draw(st.integers(2, 5)),
+        steps=draw(st.lists(st.integers(0, 9), max_size=4)),
+        seed=draw(st.integers(0, 10**6)),
+        rules=rules,
+    )
 
 
 def random_step(generator, N, E, K, D):
-    queries = torch.nn.functional.normalize(torch.randn(N, D, dtype=torch.float64, generator=generator), dim=1)
+    queries = torch.nn.functional.normalize(
+        torch.randn(N, D, dtype=torch.float64, generator=generator), dim=1
+    )
     choices = torch.rand(N, E, generator=generator).argsort(dim=1)[:, :K]
     return queries, choices
 
@@ -81,10 +117,12 @@ def test_equals_the_rules_token_by_token(case):
         queries, choices = random_step(generator, N, E, K, D)
         cut = N // 3
         keys.clear()
-        keys.collect(queries[:cut], choices[:cut])        # two micro-batches, of unequal size
+        keys.collect(queries[:cut], choices[:cut])  # two micro-batches, of unequal size
         keys.collect(queries[cut:], choices[cut:])
         keys.update()
-        vectors, usage, pull = literal_update(vectors, usage, pull, step, queries.numpy(), choices.tolist(), **case['rules'])
+        vectors, usage, pull = literal_update(
+            vectors, usage, pull, step, queries.numpy(), choices.tolist(), **case['rules']
+        )
         np.testing.assert_allclose(keys.vectors.numpy(), vectors, atol=1e-9)
         np.testing.assert_allclose(keys.usage.numpy(), usage, atol=1e-12)
         np.testing.assert_allclose(keys.pull.numpy(), pull, atol=1e-12)
@@ -111,9 +149,13 @@ def test_masked_tokens_count_in_nothing():
 
 def test_published_decay_is_undone_by_normalisation_and_the_fix_is_not():
     queries, choices = random_step(torch.Generator().manual_seed(0), 40, 6, 2, 4)
-    choices = choices % 4                       # experts 4 and 5 are never chosen
+    choices = choices % 4  # experts 4 and 5 are never chosen
     rules = dict(delta=0.25, warmup_steps=0, theta_percentile=0.5)
-    published, fixed, none = make(6, 4, 2, **rules), make(6, 4, 2, **rules, decay_fix=True), make(6, 4, 2, delta=0.0)
+    published, fixed, none = (
+        make(6, 4, 2, **rules),
+        make(6, 4, 2, **rules, decay_fix=True),
+        make(6, 4, 2, delta=0.0),
+    )
     for keys in (fixed, none):
         keys.load_state_dict(published.state_dict())
     for _ in range(3):
@@ -123,7 +165,7 @@ def test_published_decay_is_undone_by_normalisation_and_the_fix_is_not():
     torch.testing.assert_close(fixed.vectors, none.vectors, rtol=0, atol=1e-12)
     torch.testing.assert_close(published.scores(queries), none.scores(queries), rtol=0, atol=1e-12)
     weakened = fixed.scores(queries)[:, 5] / none.scores(queries)[:, 5]
-    torch.testing.assert_close(weakened, torch.full_like(weakened, 0.75 ** 3))
+    torch.testing.assert_close(weakened, torch.full_like(weakened, 0.75**3))
     assert fixed.pull.max() == 1
 
 
@@ -158,7 +200,7 @@ def test_autocast_does_not_round_the_keys():
     assert torch.equal(plain.vectors, under.vectors)
 
 
-RANKS = '''
+RANKS = """
 import sys, torch, torch.distributed as dist
 from lmplay.exp.some.keys import Keys
 rank, file = int(sys.argv[1]), sys.argv[2]
@@ -176,14 +218,20 @@ both.update()
 torch.testing.assert_close(both.vectors, alone.vectors, rtol=0, atol=1e-12)
 torch.testing.assert_close(both.usage, alone.usage, rtol=0, atol=1e-12)
 dist.destroy_process_group()
-'''
+"""
 
 
 def test_ranks_add_up(tmp_path):
     script = tmp_path / 'ranks.py'
     script.write_text(RANKS)
-    ranks = [subprocess.Popen([sys.executable, str(script), str(r), str(tmp_path / 'rendezvous')], stderr=subprocess.PIPE, text=True)
-             for r in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(r), str(tmp_path / 'rendezvous')],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
     for process in ranks:
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error

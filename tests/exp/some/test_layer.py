@@ -6,9 +6,25 @@ from torch import nn
 from lmplay.base.errors import CheckpointError, ExperimentError
 from lmplay.exp.some.layer import SoMELayer
 
-OPTIONS = dict(embed_dim=16, num_experts=6, d_ffn=24, top_k=3, init='default', expert_seed=0, layer=0, train_temperature=1.0,
-               eval_temperature=0.5, include_padding=False, alpha=0.015, beta=0.001, delta=0.001, theta_percentile=0.05,
-               warmup_steps=400, ema_decay=0.995, decay_fix=False)
+OPTIONS = dict(
+    embed_dim=16,
+    num_experts=6,
+    d_ffn=24,
+    top_k=3,
+    init='default',
+    expert_seed=0,
+    layer=0,
+    train_temperature=1.0,
+    eval_temperature=0.5,
+    include_padding=False,
+    alpha=0.015,
+    beta=0.001,
+    delta=0.001,
+    theta_percentile=0.05,
+    warmup_steps=400,
+    ema_decay=0.995,
+    decay_fix=False,
+)
 
 
 def make(**options):
@@ -57,8 +73,15 @@ def test_equals_the_naive_layer_with_gradients(init, training):
 def test_experts_are_neither_trained_nor_saved():
     layer = make()
     assert {name for name, _ in layer.named_parameters()} == {'query.weight', 'query.bias'}
-    assert set(layer.state_dict()) == {'query.weight', 'query.bias', 'expert_digest', 'keys.vectors', 'keys.usage', 'keys.pull',
-                                       'keys.updates'}
+    assert set(layer.state_dict()) == {
+        'query.weight',
+        'query.bias',
+        'expert_digest',
+        'keys.vectors',
+        'keys.usage',
+        'keys.pull',
+        'keys.updates',
+    }
     assert layer.frozen_parameters() == 6 * (16 * 24 + 24 + 24 * 16 + 16)
 
 

@@ -41,20 +41,46 @@ def keys_of(model):
 
 
 def test_parameter_counts_of_the_publication():
-    some, baseline = build('some', 'meta', tokenizer=Tokens()), build('some_baseline', 'meta', tokenizer=Tokens())
+    some, baseline = (
+        build('some', 'meta', tokenizer=Tokens()),
+        build('some_baseline', 'meta', tokenizer=Tokens()),
+    )
     trainable = sum(p.numel() for p in some.parameters() if p.requires_grad)
     assert trainable == 18_919_424 and some.total_parameters() == 1_631_629_312
     assert some.active_parameters() == 18_919_424 + 8 * 8 * 1_574_912
-    assert sum(p.numel() for p in baseline.parameters() if p.requires_grad) == baseline.total_parameters() == 33_615_872
+    assert (
+        sum(p.numel() for p in baseline.parameters() if p.requires_grad)
+        == baseline.total_parameters()
+        == 33_615_872
+    )
     saved = sum(t.numel() * t.element_size() for t in some.state_dict().values())
-    assert saved < 80e6         # weights of a checkpoint; the optimizer adds twice the trained ones
+    assert saved < 80e6  # weights of a checkpoint; the optimizer adds twice the trained ones
 
 
 def test_documented_defaults():
-    assert build('some', 'meta').hyperparameters.items() >= dict(
-        max_len=512, num_blocks=8, num_heads=8, embed_dim=512, num_experts=128, d_ffn=1536, top_k=8, alpha=0.015, beta=0.001,
-        delta=0.001, theta_percentile=0.05, warmup_steps=400, ema_decay=0.995, init='sparse', train_temperature=1.0,
-        eval_temperature=0.5, decay_fix=False, include_padding=False).items()
+    assert (
+        build('some', 'meta').hyperparameters.items()
+        >= dict(
+            max_len=512,
+            num_blocks=8,
+            num_heads=8,
+            embed_dim=512,
+            num_experts=128,
+            d_ffn=1536,
+            top_k=8,
+            alpha=0.015,
+            beta=0.001,
+            delta=0.001,
+            theta_percentile=0.05,
+            warmup_steps=400,
+            ema_decay=0.995,
+            init='sparse',
+            train_temperature=1.0,
+            eval_temperature=0.5,
+            decay_fix=False,
+            include_padding=False,
+        ).items()
+    )
     assert build('some_baseline', 'meta').hyperparameters['d_ffn'] == 2048
 
 
@@ -77,7 +103,9 @@ def test_post_norm_backbone_by_hand():
     block, D = model.blocks[0], 16
     h = model.tok_embed.weight[x] * 4 + sinusoidal_positions(32, D)[:9]
     q, k, v = (t.view(2, 9, 2, 8).transpose(1, 2) for t in block.attn.qkv(h).split(D, dim=2))
-    scores = (q @ k.transpose(2, 3) / 8 ** 0.5).masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -torch.inf)
+    scores = (q @ k.transpose(2, 3) / 8**0.5).masked_fill(
+        torch.ones(9, 9, dtype=torch.bool).triu(1), -torch.inf
+    )
     h = block.ln1(h + block.attn.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 9, D)))
     h = block.ln2(h + block.ff[2](F.gelu(block.ff[0](h))))
     torch.testing.assert_close(model(x), h @ model.fc.weight.t() + model.fc.bias, rtol=1e-4, atol=1e-5)
@@ -100,7 +128,9 @@ def test_keys_move_once_per_step_and_micro_batches_make_no_difference():
         for at in range(3):
             step(model, optimizer, *batches, at=at)
     assert not torch.allclose(keys_of(whole), start, atol=1e-3)
-    torch.testing.assert_close(keys_of(whole), keys_of(parts), rtol=0, atol=1e-6)      # Adam's epsilon magnifies rounding
+    torch.testing.assert_close(
+        keys_of(whole), keys_of(parts), rtol=0, atol=1e-6
+    )  # Adam's epsilon magnifies rounding
     assert all(layer.keys.updates == 3 for layer in whole.layers)
 
 
@@ -108,7 +138,7 @@ def test_skipped_steps_evaluation_and_stray_passes_move_nothing():
     model = build()
     optimizer = torch.optim.AdamW(model.param_groups(0.1), lr=1e-3)
     x, start = torch.randint(0, 257, (4, 16)), keys_of(model)
-    for stepped in (False, torch.tensor(False)):        # a tensor where the device decides by itself
+    for stepped in (False, torch.tensor(False)):  # a tensor where the device decides by itself
         step(model, optimizer, x, stepped=stepped)
     model.eval()
     with torch.no_grad():
@@ -116,7 +146,7 @@ def test_skipped_steps_evaluation_and_stray_passes_move_nothing():
     assert torch.equal(keys_of(model), start) and not model.layers[0].keys.usage.any()
     model.train()
     other = copy.deepcopy(model)
-    model(torch.randint(0, 257, (4, 16)))       # outside a step, as a search for the largest micro-batch does
+    model(torch.randint(0, 257, (4, 16)))  # outside a step, as a search for the largest micro-batch does
     for m in (model, other):
         step(m, torch.optim.SGD(m.param_groups(0), lr=1e-3), x)
     assert torch.equal(keys_of(model), keys_of(other))
@@ -190,7 +220,7 @@ def test_metrics():
     assert metrics['expert_load'].shape == (2, 16)
     torch.testing.assert_close(output.metrics['expert_load'].sum(1), torch.ones(2))
     assert 0 < metrics['gini_middle'] == metrics['some_gini'][1] < 1
-    assert 2 < metrics['entropy_middle'] == metrics['some_entropy'][1] < 4       # 4 bits: 16 experts used alike
+    assert 2 < metrics['entropy_middle'] == metrics['some_entropy'][1] < 4  # 4 bits: 16 experts used alike
     assert not any(m.requires_grad for m in metrics.values())
 
 
@@ -209,8 +239,9 @@ def test_temperature_schedule_is_a_function_of_the_context():
 def test_everything_trained_decays():
     groups = build().param_groups(0.1)
     assert [g['weight_decay'] for g in groups] == [0.1]
-    assert {id(p) for p in groups[0]['params']} == {id(p) for p in build().parameters() if p.requires_grad} or len(
-        groups[0]['params']) == len(list(build().parameters()))
+    assert {id(p) for p in groups[0]['params']} == {
+        id(p) for p in build().parameters() if p.requires_grad
+    } or len(groups[0]['params']) == len(list(build().parameters()))
 
 
 def test_flops():
@@ -218,9 +249,9 @@ def test_flops():
     assert baseline.flops_per_token(512) == LMBase.flops_per_token(baseline, 512)
     assert baseline.training_flops_per_token(512) == 3 * baseline.flops_per_token(512)
     some = build('some', 'meta', tokenizer=Tokens())
-    D, dense = 512, baseline.flops_per_token(512) - 8 * 2 * 2 * 512 * 2048       # without its MLPs
+    D, dense = 512, baseline.flops_per_token(512) - 8 * 2 * 2 * 512 * 2048  # without its MLPs
     assert some.flops_per_token(512) == dense + 8 * 2 * (D * D + D * 128 + 8 * 2 * D * 1536)
-    frozen = 8 * 2 * 8 * 2 * D * 1536       # no gradient of their own: twice the forward pass, not three times
+    frozen = 8 * 2 * 8 * 2 * D * 1536  # no gradient of their own: twice the forward pass, not three times
     assert some.training_flops_per_token(512) == 3 * some.flops_per_token(512) - frozen
 
 
@@ -239,7 +270,9 @@ def test_routing_is_that_of_the_forward_pass():
     assert [layer.name for layer in layers] == ['block 0', 'block 1'] and len(experts) == 2
     for layer, expected, found, inner in zip(layers, load, experts, model.layers):
         assert layer.expert_ids.shape == layer.weights.shape == (3, 10, 4) and layer.entropy.shape == (3, 10)
-        torch.testing.assert_close(torch.bincount(layer.expert_ids.flatten(), minlength=16) / (30 * 4), expected)
+        torch.testing.assert_close(
+            torch.bincount(layer.expert_ids.flatten(), minlength=16) / (30 * 4), expected
+        )
         torch.testing.assert_close(layer.weights.sum(2), torch.ones(3, 10))
         assert (layer.entropy > 0).all() and (layer.entropy <= torch.tensor(16.0).log()).all()
         assert found.weights == () and found.keys is inner.keys.vectors and found.usage is inner.keys.usage

@@ -7,16 +7,45 @@ from safetensors.torch import load_file
 from lmplay.train.__main__ import main
 from lmplay.train.plan import load_plan
 
-TINY = ['--num-blocks', '1', '--embed-dim', '32', '--num-heads', '2', '--max-len', '64', '--batch-size', '6', '--device', 'cpu', '--quiet']
+TINY = [
+    '--num-blocks',
+    '1',
+    '--embed-dim',
+    '32',
+    '--num-heads',
+    '2',
+    '--max-len',
+    '64',
+    '--batch-size',
+    '6',
+    '--device',
+    'cpu',
+    '--quiet',
+]
 
 
 def test_the_protocol_of_the_publication():
     plan = load_plan('some_vs_gpt2')
     stage = plan.stage(0)
-    assert plan.source_spec(stage.dataset) == {'loader': 'tinystories', 'limit': 20_000, 'validation_limit': 5_000}
-    assert plan.tokenizer == {'type': 'bpe', 'vocab_size': 8192, 'special_tokens': ['[UNK]', '[PAD]', '[EOS]'],
-                              'pre_tokenizer': 'whitespace', 'documents': 20_000}
-    assert (stage.epochs, stage.batch_size, stage.row_length, stage.packing, stage.long_documents) == (4, 24, 512, 'pad', 'cut')
+    assert plan.source_spec(stage.dataset) == {
+        'loader': 'tinystories',
+        'limit': 20_000,
+        'validation_limit': 5_000,
+    }
+    assert plan.tokenizer == {
+        'type': 'bpe',
+        'vocab_size': 8192,
+        'special_tokens': ['[UNK]', '[PAD]', '[EOS]'],
+        'pre_tokenizer': 'whitespace',
+        'documents': 20_000,
+    }
+    assert (stage.epochs, stage.batch_size, stage.row_length, stage.packing, stage.long_documents) == (
+        4,
+        24,
+        512,
+        'pad',
+        'cut',
+    )
     assert (stage.drop_last, stage.score_padding, stage.validation_interval) == (True, True, 20_000)
     assert (stage.optimizer, stage.lr, stage.betas, stage.weight_decay) == ('adamw', 4e-4, (0.9, 0.95), 0.1)
     assert (stage.schedule, stage.warmup, stage.final_lr, stage.clip) == ('cosine', 0, 0, 1)
@@ -28,14 +57,29 @@ def stories(tmp_path, monkeypatch):
     draw = random.Random(0)
     words = 'the cat saw a big red ball and ran to mom who said let us play in the park'.split()
     file = tmp_path / 'stories.jsonl'
-    file.write_text(''.join(json.dumps({'text': ' '.join(draw.choices(words, k=draw.randint(8, 70))) + '.'}) + '\n' for _ in range(120)))
+    file.write_text(
+        ''.join(
+            json.dumps({'text': ' '.join(draw.choices(words, k=draw.randint(8, 70))) + '.'}) + '\n'
+            for _ in range(120)
+        )
+    )
     return file
 
 
 @pytest.mark.parametrize('exp', ['some', 'some_baseline'])
 def test_the_small_plan_on_stories_of_ones_own(exp, stories, tmp_path, capsys):
     run = tmp_path / 'run'
-    options = ['--exp', exp, '--training-plan', 'some_vs_gpt2_small', '--dataset', str(stories), '--run-dir', str(run), *TINY]
+    options = [
+        '--exp',
+        exp,
+        '--training-plan',
+        'some_vs_gpt2_small',
+        '--dataset',
+        str(stories),
+        '--run-dir',
+        str(run),
+        *TINY,
+    ]
     options += ['--num-experts', '8', '--top-k', '2'] if exp == 'some' else []
     assert main([*options, '--steps', '5']) == 0
     evaluation = json.loads((run / 'summary.json').read_text())['evaluation']
@@ -43,12 +87,21 @@ def test_the_small_plan_on_stories_of_ones_own(exp, stories, tmp_path, capsys):
     weights = load_file(run / 'checkpoints' / 'last' / 'model.safetensors')
     if exp == 'some_baseline':
         return
-    assert sum(w.numel() for name, w in weights.items() if '.ff.' in name and 'query' not in name and 'keys' not in name) == 32    # the digest
+    assert (
+        sum(
+            w.numel()
+            for name, w in weights.items()
+            if '.ff.' in name and 'query' not in name and 'keys' not in name
+        )
+        == 32
+    )  # the digest
     assert weights['blocks.0.ff.keys.updates'] == 5
     records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     assert any(0 < r.get('gini_middle', 0) < 1 and len(r['some_entropy']) == 1 for r in records)
     capsys.readouterr()
-    assert main([*options, '--steps', '8', '--expert-seed', '1']) == 2      # the run goes on, with other experts: refused
+    assert (
+        main([*options, '--steps', '8', '--expert-seed', '1']) == 2
+    )  # the run goes on, with other experts: refused
     assert 'expert_seed' in capsys.readouterr().err
     assert main([*options, '--steps', '8']) == 0
     assert load_file(run / 'checkpoints' / 'last' / 'model.safetensors')['blocks.0.ff.keys.updates'] == 8

@@ -1,4 +1,5 @@
 """Drift of experts against plain NumPy."""
+
 import numpy as np
 import pytest
 import torch
@@ -22,12 +23,20 @@ def test_drift(from_start):
     now, start = stacked(E, 1), stacked(E, 2)
     found = drift(Experts(weights=now), Experts(weights=start) if from_start else None)
     w = np.stack([flat(now, e) for e in range(E)])
-    begun = np.stack([flat(start, e) for e in range(E)]) if from_start else np.repeat(w.mean(0, keepdims=True), E, 0)
+    begun = (
+        np.stack([flat(start, e) for e in range(E)])
+        if from_start
+        else np.repeat(w.mean(0, keepdims=True), E, 0)
+    )
     added = w - begun
     norm = np.linalg.norm
     np.testing.assert_allclose(found.norm, norm(added, axis=1) / norm(begun, axis=1), rtol=1e-4)
-    np.testing.assert_allclose(found.cosine, (w * begun).sum(1) / norm(w, axis=1) / norm(begun, axis=1), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found.between, added @ added.T / np.outer(norm(added, axis=1), norm(added, axis=1)), atol=1e-4)
+    np.testing.assert_allclose(
+        found.cosine, (w * begun).sum(1) / norm(w, axis=1) / norm(begun, axis=1), rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        found.between, added @ added.T / np.outer(norm(added, axis=1), norm(added, axis=1)), atol=1e-4
+    )
 
 
 def test_experts_that_did_not_move():

@@ -1,4 +1,5 @@
 """Tables, pictures and the page, on routing made up for the purpose, of every size."""
+
 import csv
 import math
 import re
@@ -28,18 +29,43 @@ def observed(n, E, K, layers=2, seed=0):
         routed.append(RoutedTokens(f'block {i}', E, ids, weights, rng.random(n, dtype=np.float32)))
     document = np.sort(rng.integers(0, 6, n))
     types = rng.integers(0, len(TYPES), n).astype(np.int8)
-    return Observed(rng.integers(32, 127, n), document, document % 2, types, ['x', 'y'], routed, Pieces(get_tokenizer('bytes')))
+    return Observed(
+        rng.integers(32, 127, n),
+        document,
+        document % 2,
+        types,
+        ['x', 'y'],
+        routed,
+        Pieces(get_tokenizer('bytes')),
+    )
 
 
 def report(E, K, *, points=3, **options):
     found = observed(300, E, K, **options)
     rng = np.random.default_rng(1)
-    experts = [Experts(weights=(torch.randn(E, 3, 4),), keys=torch.randn(E, 6), usage=torch.rand(E)) for _ in found.layers]
+    experts = [
+        Experts(weights=(torch.randn(E, 3, 4),), keys=torch.randn(E, 6), usage=torch.rand(E))
+        for _ in found.layers
+    ]
     load = rng.random((points, len(found.layers), E))
     curves = {'router_entropy': rng.random((points, len(found.layers)))}
-    history = History(np.arange(points) + 5, load / load.sum(2, keepdims=True), curves,
-                      [(6, 'warning', 'take care'), (7, 'collapse', 'too late <b>')])
-    return Report('model', 'somewhere', 7, 'text', found, history, experts, [drift(x, None) for x in experts], 'their mean')
+    history = History(
+        np.arange(points) + 5,
+        load / load.sum(2, keepdims=True),
+        curves,
+        [(6, 'warning', 'take care'), (7, 'collapse', 'too late <b>')],
+    )
+    return Report(
+        'model',
+        'somewhere',
+        7,
+        'text',
+        found,
+        history,
+        experts,
+        [drift(x, None) for x in experts],
+        'their mean',
+    )
 
 
 @pytest.mark.parametrize('E, K, points', [(1, 1, 1), (4, 1, 3), (16, 2, 2), (17, 3, 240), (128, 8, 3)])
@@ -47,14 +73,18 @@ def test_every_size_is_drawn(E, K, points, tmp_path):
     text = write(report(E, K, points=points, layers=1), tmp_path).page.read_text(encoding='utf-8')
     assert 'too late &lt;b&gt;' in text and 'too late <b>' not in text
     assert (tmp_path / 'coactivation-block-0.svg').is_file() == (K > 1)
-    assert all('nan' not in re.sub(r'base64,[^"]*', '', f.read_text()).lower() for f in tmp_path.glob('*.svg'))
+    assert all(
+        'nan' not in re.sub(r'base64,[^"]*', '', f.read_text()).lower() for f in tmp_path.glob('*.svg')
+    )
     assert text.count('data:image/svg+xml') == len(list(tmp_path.glob('*.svg')))
 
 
 def test_tables_count_what_was_routed(tmp_path):
     given = report(7, 2)
     write(given, tmp_path)
-    rows = {f.stem: list(csv.DictReader(open(f, encoding='utf-8', newline=''))) for f in tmp_path.glob('*.csv')}
+    rows = {
+        f.stem: list(csv.DictReader(open(f, encoding='utf-8', newline=''))) for f in tmp_path.glob('*.csv')
+    }
     o = given.observed
     for kind, members, groups in (('domain', o.domain, o.domains), ('type', o.type, TYPES)):
         for layer in o.layers:
@@ -67,13 +97,23 @@ def test_tables_count_what_was_routed(tmp_path):
             assert len(own) == len(totals) * 7
             for r in own:
                 assert int(r['tokens']) == totals[r[kind]]
-                assert float(r['fraction']) == pytest.approx(counts[r[kind], int(r['expert'])] / (2 * totals[r[kind]]), abs=1e-5)
+                assert float(r['fraction']) == pytest.approx(
+                    counts[r[kind], int(r['expert'])] / (2 * totals[r[kind]]), abs=1e-5
+                )
     together = Counter()
     for pair in o.layers[1].expert_ids.tolist():
         together[max(pair), min(pair)] += 1
-    found = {(int(r['expert']), int(r['other'])): float(r['fraction']) for r in rows['coactivation'] if r['layer'] == 'block 1'}
+    found = {
+        (int(r['expert']), int(r['other'])): float(r['fraction'])
+        for r in rows['coactivation']
+        if r['layer'] == 'block 1'
+    }
     assert found == pytest.approx({k: v / 300 for k, v in together.items()}, abs=1e-5)
-    assert len(rows['drift']) == 2 * 7 and len(rows['keys']) == 2 * 7 and len(rows['training']) == 3 * 2 * (7 + 1)
+    assert (
+        len(rows['drift']) == 2 * 7
+        and len(rows['keys']) == 2 * 7
+        and len(rows['training']) == 3 * 2 * (7 + 1)
+    )
     assert [(r['step'], r['alarm']) for r in rows['alarms']] == [('6', 'warning'), ('7', 'collapse')]
 
 
@@ -96,9 +136,11 @@ def test_favourite_tokens_are_those_that_weigh_most_beyond_their_share():
         for f in favourites:
             assert (f.text, f.count) == (chr(f.token), count[f.token, e])
             assert f.lift == pytest.approx(f.share / own, rel=1e-4)
-            place = ''.join(map(chr, o.tokens)).index(f.before + f.text + f.after)      # it stands in the text, served by e
+            place = ''.join(map(chr, o.tokens)).index(
+                f.before + f.text + f.after
+            )  # it stands in the text, served by e
             assert e in layer.expert_ids[place + len(f.before)]
-            documents = o.document[place:place + len(f.before + f.text + f.after)]
+            documents = o.document[place : place + len(f.before + f.text + f.after)]
             assert len(set(documents.tolist())) == 1
 
 
@@ -116,12 +158,14 @@ def test_principal_components():
     points, explained = principal(plane + 5)
     assert explained.sum() == pytest.approx(1) and explained[0] > explained[1]
     away = plane[:, None] - plane[None]
-    np.testing.assert_allclose(np.linalg.norm(points[:, None] - points[None], axis=2), np.linalg.norm(away, axis=2), atol=1e-9)
+    np.testing.assert_allclose(
+        np.linalg.norm(points[:, None] - points[None], axis=2), np.linalg.norm(away, axis=2), atol=1e-9
+    )
     assert principal(np.ones((1, 4)))[0].tolist() == [[0, 0]]
 
 
 def test_orders():
     fractions = np.array([[0.0, 0.6, 0.1, 0.3, 0.0], [0.0, 0.1, 0.7, 0.2, 0.0]])
     assert by_favour(fractions, fractions.mean(0)).tolist() == [1, 3, 2, 0, 4]
-    alike = np.array([[1, 0, .5, 0], [0, 1, .4, .9], [.5, .4, 1, 0], [0, .9, 0, 1]])
+    alike = np.array([[1, 0, 0.5, 0], [0, 1, 0.4, 0.9], [0.5, 0.4, 1, 0], [0, 0.9, 0, 1]])
     assert chain(alike).tolist() == [1, 3, 0, 2]

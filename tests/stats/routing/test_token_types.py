@@ -1,4 +1,5 @@
 """Kinds of tokens: of Python against its own tokenizer, of prose character by character."""
+
 import io
 import keyword
 import token
@@ -45,7 +46,7 @@ def test_code_agrees_with_pythons_own_tokenizer():
         else:
             continue
         seen.add(expected)
-        kinds = set(types[at:at + len(found.string)])
+        kinds = set(types[at : at + len(found.string)])
         assert kinds == {expected} or (found.string in ('2.5e1',) and 'number' in kinds), found
     assert seen == {'keyword', 'identifier', 'number', 'operator', 'punctuation'}
 
@@ -53,16 +54,24 @@ def test_code_agrees_with_pythons_own_tokenizer():
 def test_strings_and_comments_of_code_are_prose():
     types = names(CODE, code=True)
     for text in ('Walks a tree', 'for each entry, not', '"None"'):
-        part = types[CODE.index(text):CODE.index(text) + len(text)]
+        part = types[CODE.index(text) : CODE.index(text) + len(text)]
         assert set(part) <= {'word', 'whitespace', 'punctuation'} and 'word' in part, text
 
 
 def test_prose():
     text = "It isn't well-known: 3 - 2 = 1, and 1,234.5 for Zoë (return)."
     types = dict(zip(range(len(text)), names(text, code=False)))
-    for part, kind in (("isn't", 'word'), ('1,234.5', 'number'), ('=', 'operator'), ('- 2', 'operator'),
-                       ('-known', 'punctuation'),
-                       ('Zoë', 'word'), ('return', 'word'), (': ', 'punctuation'), (' 3', 'whitespace')):
+    for part, kind in (
+        ("isn't", 'word'),
+        ('1,234.5', 'number'),
+        ('=', 'operator'),
+        ('- 2', 'operator'),
+        ('-known', 'punctuation'),
+        ('Zoë', 'word'),
+        ('return', 'word'),
+        (': ', 'punctuation'),
+        (' 3', 'whitespace'),
+    ):
         assert types[text.index(part)] == kind, part
     assert {types[text.index("isn't") + i] for i in range(5)} == {'word'}
 
@@ -91,7 +100,9 @@ def test_a_token_is_of_the_type_of_its_first_visible_character(tokenizer):
 
 
 def test_a_tokenizer_that_forgets_spaces():
-    tokenizer = BPETokenizer.train(['one two, 34 five'] * 20, vocab_size=60, pre_tokenizer='whitespace', special_tokens=['[EOS]'])
+    tokenizer = BPETokenizer.train(
+        ['one two, 34 five'] * 20, vocab_size=60, pre_tokenizer='whitespace', special_tokens=['[EOS]']
+    )
     pieces = Pieces(tokenizer)
     assert pieces.separator == ' '
     tokens = tokenizer.encode('two 34, five')
