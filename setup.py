@@ -26,7 +26,7 @@ setup(
     packages=find_packages(include=['lmplay', 'lmplay.*']) + ['lmplay.plans'],
     package_dir={'lmplay.plans': 'plans'},
     package_data={
-        'lmplay.data.tokenizers': ['gpt2.tiktoken', 'LICENSE-gpt2'],
+        'lmplay.tokenizers': ['gpt2.tiktoken', 'LICENSE-gpt2'],
         'lmplay.plans': ['*.json'],
         'lmplay': ['**/*.md', '**/*.html', '**/*.j2'],
     },
@@ -59,9 +59,9 @@ setup(
         'console_scripts': [
             'lmp_trainer=lmplay.train.__main__:main',
             'lmp_generator=lmplay.generate.__main__:main',
-            'lmp_plotstats=lmplay.stats.__main__:main',
+            'lmp_plotstats=lmplay.plots.__main__:main',
             'lmp_verify_moe=lmplay.exp.gpt2_moe.verify:main',
-            'lmp_routing=lmplay.stats.routing.__main__:main',
+            'lmp_routing=lmplay.routing.__main__:main',
             'lmp_compare=lmplay.compare.__main__:main',
             'lmp_new=lmplay.new.__main__:main',
         ]

@@ -40,8 +40,8 @@ def run_checkpoint(meter, *, shape, folder, device) -> None:
     import torch
 
     from lmplay.base.runner_list import find_runner
-    from lmplay.train.checkpoint import load_optimizer, load_weights, save_checkpoint
-    from lmplay.train.device import keep_freed_memory
+    from lmplay.device import keep_freed_memory
+    from lmplay.runs.checkpoint import load_optimizer, load_weights, save_checkpoint
 
     from .measure import shape_of
 

@@ -49,7 +49,7 @@ def run_data(meter, *, folder, spec, context, rows) -> None:
     from lmplay.data.rows import Mixture, PackedRows
     from lmplay.data.sources import open_source
     from lmplay.data.store import open_store
-    from lmplay.data.tokenizers import get_tokenizer
+    from lmplay.tokenizers import get_tokenizer
 
     os.environ['LMP_DATASETS'] = folder
     tokenizer = get_tokenizer('gpt2')

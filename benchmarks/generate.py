@@ -48,8 +48,8 @@ def run_generate(meter, *, shape, dtype, device, prompt, new) -> None:
     import torch
 
     from lmplay.base.runner_list import find_runner
+    from lmplay.device import keep_freed_memory
     from lmplay.generate.generator import generate
-    from lmplay.train.device import keep_freed_memory
 
     from .measure import shape_of
     from .references import autocast, gpt2

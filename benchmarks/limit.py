@@ -210,7 +210,7 @@ def make_step(
 
 def run_limit(meter, *, shape, context, rows, dtype, device, folder, compiled=True, keep=False, **_) -> None:
     if keep:
-        from lmplay.train.device import keep_freed_memory
+        from lmplay.device import keep_freed_memory
 
         keep_freed_memory()
     batches = load_rows(folder, rows, device)

@@ -100,7 +100,7 @@ def layers(*, tokens: int, top_k: int, device: str = 'cpu', shrink: int = 1):
 
 
 def run_moe(meter, *, tokens, top_k, dtype, device, shrink) -> None:
-    from lmplay.train.device import keep_freed_memory
+    from lmplay.device import keep_freed_memory
 
     from .references import autocast
 

@@ -227,7 +227,7 @@ class Original(nn.Module):
 def run_original(meter, *, shape, context, rows, dtype, device, folder, variable=False, **_) -> None:
     from rapidfuzz.distance import Levenshtein
 
-    from lmplay.data.tokenizers import get_tokenizer
+    from lmplay.tokenizers import get_tokenizer
 
     texts = json.loads((Path(folder) / ('documents.json' if variable else 'texts.json')).read_text())
     batches = itertools.cycle(

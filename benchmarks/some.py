@@ -48,8 +48,8 @@ def run_some(meter, *, tokens, num_experts, top_k, embed_dim, d_ffn, dtype, devi
     import torch
     from torch import nn
 
+    from lmplay.device import keep_freed_memory
     from lmplay.exp.some.layer import SoMELayer
-    from lmplay.train.device import keep_freed_memory
 
     from .references import autocast
 

@@ -85,8 +85,8 @@ def run(
     """
     import torch
 
+    from lmplay.device import keep_freed_memory
     from lmplay.exp.some.layer import SoMELayer
-    from lmplay.train.device import keep_freed_memory
 
     keep_freed_memory()
     torch.manual_seed(0)
@@ -191,7 +191,7 @@ def full_step(*, rows: int = 1, device: str = 'cpu', amp: bool = False) -> dict:
 
     from lmplay.base.base_model import StepContext
     from lmplay.base.runner_list import find_runner
-    from lmplay.data.tokenizers import BytesTokenizer
+    from lmplay.tokenizers import BytesTokenizer
 
     class Vocabulary(BytesTokenizer):
         n_vocab = 8192

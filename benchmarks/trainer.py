@@ -60,7 +60,7 @@ def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
     from lmplay.data.rows import PackedRows
     from lmplay.data.sources import open_source
     from lmplay.data.store import open_store
-    from lmplay.data.tokenizers import get_tokenizer
+    from lmplay.tokenizers import get_tokenizer
 
     plan = {
         'datasets': {'text': QUICK_DATA if quick else DATA},
@@ -119,7 +119,7 @@ def run_ours(meter, **options) -> None:
 
 def run_overhead(meter, **options) -> None:
     """lmp_trainer, and after each of its steps a bare one, of the same model, optimizer, batch and process."""
-    from lmplay.train.device import autocast
+    from lmplay.device import autocast
     from lmplay.train.objective import micro_loss
     from lmplay.train.optimizer import clip_gradients
     from lmplay.train.trainer import Trainer
@@ -173,7 +173,7 @@ def run_overhead(meter, **options) -> None:
 
 def _train(options: dict, count) -> None:
     """Runs lmp_trainer; `count` gets every training record, once it is written."""
-    from lmplay.stats.recorder import Recorder
+    from lmplay.runs.recorder import Recorder
     from lmplay.train.__main__ import main
 
     write = Recorder.train

@@ -24,36 +24,65 @@ def imports(file: Path) -> set[str]:
     return {name for name in found if name.startswith('lmplay.')}
 
 
-def part(name: str) -> str:
-    return '.'.join(name.split('.')[1:3])
+# Top to bottom: what stands in one row imports what stands in rows below it, never the reverse, never its own row.
+ORDER = (
+    {'new', 'compare'},
+    {'routing'},
+    {'train'},
+    {'plots', 'generate'},  # a run draws its curves and writes a sample when it ends
+    {'checks'},
+    {'runs'},
+    {'data'},
+    {'modules'},
+    {'base'},
+    {'tokenizers'},
+    {'device', 'files', 'cli', 'utils'},
+    {'errors'},
+)
+LEVEL = {package: level for level, row in enumerate(reversed(ORDER)) for package in row}
+FOR_EXPERIMENTS = {'base', 'modules', 'tokenizers', 'errors', 'cli', 'files', 'device', 'utils'}
+FORMER_HOMES = ('base/errors.py', 'data/tokenizers.py')  # aliases for experiments written before
+
+
+def imported_packages(file: Path) -> set[str]:
+    return {name.split('.')[1] for name in imports(file)}
+
+
+def package_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix('').parts[0]
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_imports_run_one_way(file):
-    names = imports(file)
-    where = file.relative_to(PACKAGE).parts
-    if where[0] == 'exp' and len(where) > 2:
-        own = f'lmplay.exp.{where[1]}'
-        for name in names:
-            allowed = (
-                name.startswith(
-                    (own, 'lmplay.base', 'lmplay.modules', 'lmplay.data.tokenizers', 'lmplay.utils')
-                )
-                or name == 'lmplay.data'
-            )
-            assert allowed, f'{name}: an experiment imports base, modules and data.tokenizers only'
-    elif where[0] in ('base', 'modules'):
-        for name in names:
-            assert (
-                name.split('.')[1] in ('base', 'modules', 'utils')
-                or name.startswith('lmplay.data.tokenizers')
-                or name == 'lmplay.data'
-            ), name
-    else:
-        for name in names:
-            assert not name.startswith('lmplay.exp.') or where == ('__init__.py',), (
-                f'{name}: the core names no experiment'
-            )
+    package = package_of(file)
+    others = imported_packages(file) - {package}
+    if package == 'exp':
+        own = '.'.join(('lmplay', *file.relative_to(PACKAGE).parts[:2]))
+        foreign = {
+            name for name in imports(file) if name.startswith('lmplay.exp.') and not name.startswith(own)
+        }
+        assert not foreign, 'an experiment imports no other one'
+        assert others <= FOR_EXPERIMENTS, f'an experiment imports {sorted(FOR_EXPERIMENTS)} only'
+    elif package != '__init__':
+        assert 'exp' not in others, 'the core names no experiment'
+        upwards = {name for name in others if LEVEL[name] >= LEVEL[package]}
+        assert not upwards, f'{package} stands below {sorted(upwards)}'
+
+
+def test_every_package_has_its_place():
+    assert {package_of(f) for f in FILES} - {'__init__', 'exp'} == LEVEL.keys()
+
+
+def test_no_two_packages_import_each_other():
+    """Circles of any length, found by taking away what imports nothing that is left."""
+    graph = {}
+    for file in FILES:
+        graph.setdefault(package_of(file), set()).update(imported_packages(file) - {package_of(file)})
+    graph.pop('__init__')
+    while free := [package for package, others in graph.items() if not others & graph.keys()]:
+        for package in free:
+            del graph[package]
+    assert not graph, f'these import each other: {graph}'
 
 
 def test_experiments_import_their_siblings_relatively():

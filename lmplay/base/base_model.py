@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.tokenizers import Tokenizer, as_tokenizer, provide_gpt2
-from .errors import ExperimentError, unknown
+from ..errors import ExperimentError, unknown
+from ..tokenizers import Tokenizer, as_tokenizer, provide_gpt2
 
 provide_gpt2()  # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
 
@@ -110,7 +110,7 @@ class LMBase(nn.Module):
 
     @property
     def tokenizer(self):
-        """The tokenizer as the model set it: a tiktoken.Encoding or a Tokenizer of lmplay.data.tokenizers."""
+        """The tokenizer as the model set it: a tiktoken.Encoding or a Tokenizer of lmplay.tokenizers."""
         return self._tokenizer
 
     @tokenizer.setter

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import ExperimentError, unknown
 from . import reading
-from .errors import ExperimentError, unknown
 
 ENTRY_POINT_GROUP = 'lmplay.experiments'
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..base.command_line import CommandParser, run_command
-from ..base.errors import UserError
+from ..cli import CommandParser, run_command
+from ..errors import UserError
 
 EPILOG = """\
 examples:

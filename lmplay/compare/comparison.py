@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.errors import DataError, UserError
+from ..errors import DataError, UserError
 from ..train.plan import load_plan
 from .judge import early_warning, judge, noise
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
@@ -71,7 +71,7 @@ def read_json(file: Path, *keys: str) -> dict:
 
 def devices_of(given: str) -> list[str]:
     """The devices that runs are spread over: those named, or every GPU where 'cuda' or 'auto' finds some."""
-    from ..train.device import find_device
+    from ..device import find_device
 
     names = given.split(',')
     found = [find_device(n) for n in names]

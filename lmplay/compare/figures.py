@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..stats.plot import COLOURS, LABELS
+from ..plots.plot import COLOURS, LABELS
 from .results import Run
 from .statistics import paired_t
 

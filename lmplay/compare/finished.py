@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..base.errors import UserError, unknown
+from ..errors import UserError, unknown
 from .judge import judge
 from .report import write_report
 from .results import check_comparable, find_runs, fingerprints_of, group

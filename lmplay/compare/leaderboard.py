@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from ..base.errors import UserError
+from ..errors import UserError
 from .report import figure_text, number, page, write_csv, write_text
 from .results import METRICS, Run, find_runs, group
 

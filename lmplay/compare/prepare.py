@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.errors import PlanError, UserError, unknown
 from ..base.runner_list import find_entry, find_runner
-from ..data.tokenizers import as_tokenizer
+from ..device import find_device
+from ..errors import PlanError, UserError, unknown
+from ..runs.fingerprints import fingerprints
+from ..tokenizers import as_tokenizer
 from ..train.__main__ import STAGE_OPTIONS, read_value
-from ..train.device import find_device
-from ..train.fingerprints import fingerprints
+from ..train.console import View
 from ..train.plan import LENGTHS, MOST_SECONDS, Plan, parse_plan
 from ..train.stage_data import open_data, open_tokenizer
 from ..train.stages import Run, Settings
-from ..train.view import View
 
 BUDGETS = ('tokens', 'flops', 'seconds')
 CODE = ('base', 'modules', 'data', 'train')  # of the package: what trains a model

@@ -7,9 +7,9 @@ import math
 import os
 from pathlib import Path
 
-from ..base.errors import UserError
-from ..stats.routing.page import XRay
-from ..stats.routing.xray import xray
+from ..errors import UserError
+from ..routing.page import XRay
+from ..routing.xray import xray
 from . import figures
 from .judge import FIGURES, TOLERANCE, signed
 from .prepare import safe

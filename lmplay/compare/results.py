@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import DataError, UserError
-from ..stats.recorder import read_metrics
+from ..errors import DataError, UserError
+from ..runs.recorder import read_metrics
 
 METRICS = {'loss': 'nats per token', 'bits_per_byte': 'bits per byte'}
 # Settings of a run that say where it ran or was kept, not what it did.

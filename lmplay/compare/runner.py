@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.errors import UserError
-from ..stats.recorder import METRICS, read_metrics
-from ..train.view import count, duration
+from ..errors import UserError
+from ..runs.recorder import METRICS, read_metrics
+from ..train.console import count, duration
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..base.errors import DataError
+from ..errors import DataError
 from .local import check_columns
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..base.errors import DataError, nearest
+from ..errors import DataError, nearest
 
 SUFFIXES = {
     '.json': 'json',

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.errors import DataError
+from ..errors import DataError
+from ..tokenizers import Tokenizer
 from .store import TokenStore
-from .tokenizers import Tokenizer
 
 IGNORE = -100
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import DataError, unknown
+from ..errors import DataError, unknown
 from . import embedded, local
 
 log = logging.getLogger(__name__)

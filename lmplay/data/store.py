@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import DataError
-from .tokenizers import BPETokenizer, Tokenizer, in_lists
+from ..errors import DataError
+from ..tokenizers import BPETokenizer, Tokenizer, in_lists
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise when the format changes: old stores are then made anew

@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from ..base.command_line import CommandParser, run_command
-from ..base.errors import DataError, UserError
+from ..cli import CommandParser, run_command
+from ..errors import DataError, UserError
 
 
 def parser() -> CommandParser:
@@ -94,9 +94,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     texts = [*args.prompt, *map(read_prompt, args.prompt_file)] or ['']
 
-    from ..data.tokenizers import as_tokenizer
-    from ..train.checkpoint import load_model
-    from ..train.device import amp_dtype, autocast, find_device, keep_freed_memory
+    from ..device import amp_dtype, autocast, find_device, keep_freed_memory
+    from ..runs.checkpoint import load_model
+    from ..tokenizers import as_tokenizer
     from .generator import TextStream, generate
 
     keep_freed_memory()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase
-from ..base.errors import ExperimentError, UserError
-from ..data.tokenizers import Tokenizer, as_tokenizer
-from ..modules.onednn import speed_up_linears
+from ..errors import ExperimentError, UserError
+from ..modules.matmul import speed_up_linears
+from ..tokenizers import Tokenizer, as_tokenizer
 from .sampling import Sampling
 
 

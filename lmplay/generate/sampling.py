@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base.errors import UserError
+from ..errors import UserError
 
 LEAST = 1e-30  # temperature
 HEAD = (256, 4096)  # how many tokens are tried for top-p before all are sorted

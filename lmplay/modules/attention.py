@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.errors import UserError
+from ..errors import UserError
 from .kv_cache import KVCache
 
 PLAIN = (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import onednn
+from . import matmul as onednn
 
 grouped_mm = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)  # public since torch 2.10
 

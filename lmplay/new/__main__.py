@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from ..base.command_line import CommandParser, run_command
-from ..base.errors import ExperimentError
+from ..cli import CommandParser, run_command
+from ..errors import ExperimentError
 from .copying import copy_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     new = copy_experiment(args.name, origin=args.origin, folder=folder)
     print(f'{new} is a copy of {args.origin}.', flush=True)
     exp = args.name if args.to is None else str(new / 'versions.py')
-    from .contract import check
+    from ..checks.contract import check
 
     wrong = 0
     for what, problem in check(exp):

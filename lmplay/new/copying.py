@@ -10,8 +10,8 @@ import tempfile
 import tokenize
 from pathlib import Path
 
-from ..base.errors import ExperimentError
 from ..base.runner_list import find_entry, list_experiments
+from ..errors import ExperimentError
 
 IGNORED = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
 

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..base.command_line import CommandParser, run_command
-from ..base.errors import UserError, unknown
 from ..base.runner_list import Entry, find_entry, list_experiments
+from ..cli import CommandParser, run_command
+from ..errors import UserError, unknown
 
 EPILOG = """\
 examples:
@@ -351,9 +351,9 @@ def run(args: argparse.Namespace) -> int:
     for i in range(len(plan.stages)):
         plan.stage(i, None, overrides)  # and a bad value too
 
+    from .console import View
     from .stage_data import open_tokenizer
     from .stages import Run, Settings
-    from .view import View
 
     run_dir = args.run_dir or str(Path('runs') / f'{entry.name}-{plan.name}')
     settings = Settings(
@@ -423,7 +423,7 @@ def _describe(job, args: argparse.Namespace, open_tokenizer) -> int:
 
 def _save_datasets(job) -> int:
     from ..data.store import cache_dir
-    from ..data.tokenizers import as_tokenizer
+    from ..tokenizers import as_tokenizer
     from .stage_data import open_data, open_tokenizer
 
     tokenizer = open_tokenizer(job.plan, job.view.line)

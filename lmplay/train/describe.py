@@ -3,10 +3,10 @@
 import torch
 
 from ..base.base_model import LMBase
-from ..base.errors import UserError
-from ..data.tokenizers import as_tokenizer
+from ..errors import UserError
+from ..tokenizers import as_tokenizer
+from .console import count, duration
 from .objective import call, fuses_head, head_of
-from .view import count, duration
 
 
 def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
@@ -94,7 +94,7 @@ def dry_run(run, console) -> None:
     """Prints what the run's plan will do: stages, tokens, steps, memory, estimated time."""
     from rich.table import Table
 
-    from .device import measured_flops
+    from ..device import measured_flops
     from .stage_data import open_data, open_tokenizer
 
     tokenizer = open_tokenizer(run.plan, run.view.line)

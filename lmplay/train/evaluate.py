@@ -8,8 +8,8 @@ import torch
 
 from ..base.base_model import LMBase
 from ..data.rows import IGNORE, HeldOut
-from ..data.tokenizers import as_tokenizer
-from .device import autocast
+from ..device import autocast
+from ..tokenizers import as_tokenizer
 from .objective import token_losses
 
 

@@ -4,10 +4,10 @@ import json
 import os
 
 from ..base.base_model import LMBase
-from ..base.errors import UserError
-from ..data.tokenizers import as_tokenizer
+from ..errors import UserError
 from ..generate.generator import generate
-from ..stats.plot import plot_run
+from ..plots.plot import plot_run
+from ..tokenizers import as_tokenizer
 
 TEXTS = 4  # texts generated, each after a prompt of another domain
 

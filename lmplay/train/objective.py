@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.base_model import LMBase, LMOutput
-from ..base.errors import ExperimentError
 from ..data.rows import IGNORE
-from ..modules.onednn import product
+from ..errors import ExperimentError
+from ..modules.matmul import product
 
 
 class LinearCrossEntropy(torch.autograd.Function):

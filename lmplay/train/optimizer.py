@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase
-from ..base.errors import CheckpointError, PlanError
+from ..errors import CheckpointError, PlanError
 from .plan import Stage
 
 

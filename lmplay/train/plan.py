@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..base.errors import PlanError, unknown
 from ..data.sources import NAMED, check_spec
+from ..errors import PlanError, unknown
 
 Positive = Field(None, gt=0)
 MOST_SECONDS = 1e9  # 31 years

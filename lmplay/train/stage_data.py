@@ -3,11 +3,11 @@
 import logging
 from dataclasses import dataclass
 
-from ..base.errors import DataError, PlanError
 from ..data.rows import HeldOut, Mixture, PackedRows, PaddedRows
 from ..data.sources import open_source
 from ..data.store import open_store, train_bpe
-from ..data.tokenizers import Tokenizer, get_tokenizer
+from ..errors import DataError, PlanError
+from ..tokenizers import Tokenizer, get_tokenizer
 from .plan import Plan, Stage
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 
 from ..base.base_model import BasicModelRunner, LMBase
-from ..base.errors import CheckpointError, ExperimentError, PlanError, UserError
 from ..base.runner_list import find_entry, find_runner
-from ..data.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
-from ..stats.recorder import LOGS, Recorder
-from .checkpoint import (
+from ..device import amp_dtype, find_device, keep_freed_memory, peak_flops
+from ..errors import CheckpointError, ExperimentError, PlanError, UserError
+from ..runs.checkpoint import (
     OPTIMIZER,
     STATE,
     Checkpoints,
@@ -29,15 +28,16 @@ from .checkpoint import (
     point,
     read_state,
 )
+from ..runs.fingerprints import STAGES, record_stage, stage_facts
+from ..runs.recorder import LOGS, Recorder
+from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
+from .console import View
 from .describe import check_runnable
-from .device import amp_dtype, find_device, keep_freed_memory, peak_flops
 from .evaluate import Evaluation
-from .fingerprints import STAGES, record_stage, stage_facts
 from .optimizer import make_optimizer, restore_moments
 from .plan import Plan, Stage
 from .stage_data import open_data, open_tokenizer, row_length
 from .trainer import Progress, StopTraining, Trainer
-from .view import View
 
 log = logging.getLogger(__name__)
 
@@ -490,7 +490,7 @@ class Run:
             os.replace(temporary, self.dir / f'held_out-{stage}.npz')
 
     def _write_settings(self) -> None:
-        from ..stats.environment import environment
+        from ..runs.environment import environment
 
         files = {
             'settings.json': asdict(self.settings)

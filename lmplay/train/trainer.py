@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase, StepContext
-from ..base.errors import UserError
 from ..data.rows import Batch, Mixture
-from ..modules.onednn import speed_up_linears
-from ..stats.alarm import CollapseAlarm
-from .device import autocast, compiling_pays, expected_seconds, measured_flops, memory_in_use
+from ..device import autocast, compiling_pays, expected_seconds, measured_flops, memory_in_use
+from ..errors import UserError
+from ..modules.matmul import speed_up_linears
+from .collapse import CollapseAlarm
 from .evaluate import Evaluation, evaluate
 from .objective import fuses_head, micro_loss
 from .optimizer import clip_gradients, learning_rate

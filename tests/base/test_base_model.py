@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lmplay.base.base_model import BasicModelRunner, LMBase
-from lmplay.base.errors import DataError, ExperimentError
+from lmplay.errors import DataError, ExperimentError
 
 
 class Tiny(LMBase):

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from lmplay.base.base_model import BasicModelRunner
-from lmplay.base.errors import ExperimentError
 from lmplay.base.runner_list import expose_runner, find_entry, find_runner, list_experiments
+from lmplay.errors import ExperimentError
 
 
 def write_experiment(folder, versions: str, model: str | None = None):

@@ -14,7 +14,7 @@ import torch
 from benchmarks import limit, measure, moe, references
 from benchmarks.step import flops_per_token
 from lmplay.base.runner_list import find_runner
-from lmplay.data.tokenizers import get_tokenizer
+from lmplay.tokenizers import get_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHAPE = {'layers': 2, 'dim': 64, 'heads': 1}

@@ -14,12 +14,12 @@ import time
 
 import pytest
 
-from lmplay.base.errors import UserError
 from lmplay.compare import comparison
 from lmplay.compare.__main__ import main
 from lmplay.compare.prepare import Budget, Prepared, Spec, apply_budget
 from lmplay.compare.results import read_run
-from lmplay.stats.recorder import read_metrics
+from lmplay.errors import UserError
+from lmplay.runs.recorder import read_metrics
 
 SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
 # Measured by the clock, and what a working copy says of itself: never twice the same.

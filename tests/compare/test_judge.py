@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lmplay.base.errors import UserError
 from lmplay.compare.finished import compare_runs
 from lmplay.compare.judge import compare_pair, differing_settings, early_warning, judge, noise
 from lmplay.compare.results import check_comparable, fingerprints_of, group, read_run
 from lmplay.compare.statistics import paired_t, t_quantile
+from lmplay.errors import UserError
 
 
 def seeds(trained, label, exp, *flags):

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmplay.base.errors import DataError
 from lmplay.data.rows import IGNORE, HeldOut, Mixture, PackedRows, PaddedRows
 from lmplay.data.sources import Row
-from lmplay.data.tokenizers import get_tokenizer
+from lmplay.errors import DataError
+from lmplay.tokenizers import get_tokenizer
 
 EOT = 256
 

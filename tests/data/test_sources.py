@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmplay.base.errors import DataError
 from lmplay.data import local, sources
 from lmplay.data.sources import NAMED, Row, check_spec, describe_named, open_source
+from lmplay.errors import DataError
 
 REPO = Path(__file__).parents[2]
 
@@ -567,7 +567,7 @@ def _python(script: str, **env) -> subprocess.CompletedProcess:
 
 SHOW = """
 import json
-from lmplay.base.errors import DataError
+from lmplay.errors import DataError
 from lmplay.data.sources import open_source
 for spec in json.loads({specs!r}):
     try:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lmplay.base.errors import DataError
 from lmplay.data import store as stores
 from lmplay.data.sources import Row
-from lmplay.data.tokenizers import get_tokenizer
+from lmplay.errors import DataError
+from lmplay.tokenizers import get_tokenizer
 
 BYTES = get_tokenizer('bytes')
 

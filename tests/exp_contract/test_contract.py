@@ -11,9 +11,9 @@ import torch
 from lmplay.base.base_model import LMOutput, StepContext
 from lmplay.base.runner_list import find_runner, list_experiments
 from lmplay.data.rows import IGNORE
-from lmplay.data.tokenizers import as_tokenizer
+from lmplay.runs.checkpoint import load_model, save_checkpoint
+from lmplay.tokenizers import as_tokenizer
 from lmplay.train.__main__ import main
-from lmplay.train.checkpoint import load_model, save_checkpoint
 from lmplay.train.describe import check_runnable, describe
 from lmplay.train.objective import call, fuses_head, micro_loss
 from lmplay.train.optimizer import make_optimizer

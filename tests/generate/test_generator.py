@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmplay.base.errors import UserError
 from lmplay.base.runner_list import find_runner
-from lmplay.data.tokenizers import BPETokenizer, get_tokenizer
+from lmplay.errors import UserError
 from lmplay.generate.generator import TextStream, generate, window_start
+from lmplay.tokenizers import BPETokenizer, get_tokenizer
 
 MAX_LEN = 12
 EOT = 256

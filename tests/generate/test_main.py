@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import lmplay
-from lmplay.data.tokenizers import as_tokenizer
 from lmplay.generate.__main__ import main
 from lmplay.generate.generator import generate
+from lmplay.runs.checkpoint import load_model
+from lmplay.tokenizers import as_tokenizer
 from lmplay.train.__main__ import main as train
-from lmplay.train.checkpoint import load_model
 
 MODEL = [
     '--exp',
@@ -218,7 +218,7 @@ def test_mistakes_are_one_sentence(trained, tmp_path, monkeypatch, capsys, argum
 
 
 def test_damaged_weights_are_said(trained, tmp_path, capsys):
-    from lmplay.train.checkpoint import read_state, save_checkpoint
+    from lmplay.runs.checkpoint import read_state, save_checkpoint
 
     model, state = load_model(trained)
     model.fc.bias.data[3] = torch.nan

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmplay.base.errors import UserError
+from lmplay.errors import UserError
 from lmplay.generate.sampling import Sampling
 
 

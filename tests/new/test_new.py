@@ -8,8 +8,8 @@ import zlib
 import pytest
 
 from lmplay.base.runner_list import find_runner
+from lmplay.checks.contract import check
 from lmplay.new.__main__ import main
-from lmplay.new.contract import check
 from lmplay.new.copying import class_name, copy_experiment
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from lmplay.base.runner_list import find_runner
 from lmplay.modules.experts import experts_mlp
-from lmplay.stats.recorder import read_metrics
+from lmplay.runs.checkpoint import load_model
+from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import main
-from lmplay.train.checkpoint import load_model
 from lmplay.train.objective import LinearCrossEntropy
 from lmplay.train.trainer import Trainer
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lmplay.base.base_model import LMBase, LMOutput
-from lmplay.base.errors import UserError
-from lmplay.data.tokenizers import BytesTokenizer
+from lmplay.errors import UserError
+from lmplay.tokenizers import BytesTokenizer
 from lmplay.train.describe import check_runnable
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmplay.base.errors import UserError
-from lmplay.stats.recorder import read_metrics
+from lmplay.errors import UserError
+from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import dump_config, main, parse
 
 TINY = [
@@ -398,7 +398,7 @@ BROKEN = """
 from torch import nn
 from lmplay.base.base_model import BasicModelRunner, LMBase
 from lmplay.base.runner_list import expose_runner
-from lmplay.data.tokenizers import BytesTokenizer
+from lmplay.tokenizers import BytesTokenizer
 class Broken(LMBase):
     def __init__(self, max_len=32):
         super().__init__('broken', max_len=max_len)

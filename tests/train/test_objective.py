@@ -8,7 +8,7 @@ from torch import nn
 from lmplay.base.base_model import LMBase, LMOutput
 from lmplay.base.runner_list import find_runner
 from lmplay.data.rows import IGNORE, Batch
-from lmplay.data.tokenizers import BytesTokenizer
+from lmplay.tokenizers import BytesTokenizer
 from lmplay.train.objective import LinearCrossEntropy, micro_loss, token_losses
 from lmplay.train.trainer import micro_batches
 

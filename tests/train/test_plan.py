@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from lmplay.base.errors import DataError, PlanError, UserError
+from lmplay.errors import DataError, PlanError, UserError
 from lmplay.train.optimizer import learning_rate
 from lmplay.train.plan import Stage, load_plan, parse_plan, shipped_plans
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmplay.stats.recorder import read_metrics
+from lmplay.runs.recorder import read_metrics
 
 # Times, speeds and sizes of a process are its own; everything else that is recorded must be equal.
 OWN = ('seconds', 'tokens_per_second', 'memory', 'data_wait', 'mfu')

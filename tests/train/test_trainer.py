@@ -11,9 +11,9 @@ from lmplay.base.base_model import StepContext
 from lmplay.base.runner_list import find_runner
 from lmplay.data.rows import Batch
 from lmplay.exp.some.keys import Keys
-from lmplay.stats.recorder import read_metrics
+from lmplay.runs.checkpoint import Checkpoints, load_model, read_state
+from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import main
-from lmplay.train.checkpoint import Checkpoints, load_model, read_state
 from lmplay.train.optimizer import learning_rate
 from lmplay.train.plan import Stage
 from lmplay.train.trainer import Progress, StopTraining, Trainer, step_seed
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from lmplay.base.base_model import BasicModelRunner, LMBase, LMOutput
 from lmplay.base.runner_list import expose_runner
-from lmplay.data.tokenizers import BytesTokenizer
+from lmplay.tokenizers import BytesTokenizer
 
 class Troubled(LMBase):
     def __init__(self, max_len=32, nan_from=10**9, nan_to=10**9, rows_that_fit=10**9, load=0.0, log=None):
@@ -182,7 +182,7 @@ def test_evaluation_changes_nothing_in_training(train):
 
 def test_the_loop_neither_decodes_nor_waits(train, monkeypatch):
     """Between logging points no step turns ids into text or tensors into numbers."""
-    from lmplay.data.tokenizers import BytesTokenizer
+    from lmplay.tokenizers import BytesTokenizer
     from lmplay.train import trainer
 
     calls = []

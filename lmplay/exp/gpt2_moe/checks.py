@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmplay.data.tokenizers import as_tokenizer
 from lmplay.modules.routing import Routing, expert_load
+from lmplay.tokenizers import as_tokenizer
 
 from .pretrained import TEXT, TEXT_TOKENS, receipt
 

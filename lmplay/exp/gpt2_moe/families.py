@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmplay.base.errors import ExperimentError, unknown
+from lmplay.errors import ExperimentError, unknown
 
 ATTENTION = 'lmplay_causal'
 

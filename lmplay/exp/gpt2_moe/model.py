@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lmplay.base.base_model import Experts, LMBase, LMOutput, RoutedLayer, StepContext
-from lmplay.base.errors import ExperimentError
-from lmplay.data.tokenizers import get_tokenizer
+from lmplay.errors import ExperimentError
 from lmplay.modules.routing import expert_load, load_balance_loss, router_entropy, z_loss
+from lmplay.tokenizers import get_tokenizer
 from lmplay.utils import to_name
 
 from .families import find_family

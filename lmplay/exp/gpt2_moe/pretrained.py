@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lmplay.base.base_model import LMBase
-from lmplay.base.errors import CheckpointError, DataError
-from lmplay.data.tokenizers import BPETokenizer, as_tokenizer
+from lmplay.errors import CheckpointError, DataError
+from lmplay.tokenizers import BPETokenizer, as_tokenizer
 
 from .families import Family, causal_attention
 

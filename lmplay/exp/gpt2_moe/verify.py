@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from lmplay.base.command_line import CommandParser, run_command
-from lmplay.base.errors import CheckpointError, UserError
+from lmplay.cli import CommandParser, run_command
+from lmplay.errors import CheckpointError, UserError
 
 
 def parser() -> CommandParser:
@@ -146,7 +146,7 @@ def open_checkpoint(folder: Path):
     from safetensors import SafetensorError, safe_open
 
     from lmplay.base.runner_list import find_runner
-    from lmplay.data.tokenizers import load_tokenizer
+    from lmplay.tokenizers import load_tokenizer
 
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lmplay.base.base_model import LMBase
-from lmplay.data.tokenizers import get_tokenizer
 from lmplay.modules import Block, cached_length, layer_cache
+from lmplay.tokenizers import get_tokenizer
 from lmplay.utils import to_name
 
 

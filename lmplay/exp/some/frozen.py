@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmplay.base.errors import ExperimentError, unknown
+from lmplay.errors import ExperimentError, unknown
 
 SPARSITY = 0.5  # share of zeros in what each input feeds, as in the publication
 PUBLISHED_STD = 0.01

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmplay.base.errors import CheckpointError, ExperimentError
+from lmplay.errors import CheckpointError, ExperimentError
 from lmplay.modules.experts import experts_mlp
 from lmplay.modules.routing import expert_load
 

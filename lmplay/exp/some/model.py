@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lmplay.base.base_model import Experts, LMBase, LMOutput, RoutedLayer, StepContext
-from lmplay.base.errors import ExperimentError, unknown
-from lmplay.data.tokenizers import get_tokenizer
+from lmplay.errors import ExperimentError, unknown
 from lmplay.modules import CausalSelfAttention, FeedForward, cached_length, layer_cache
+from lmplay.tokenizers import get_tokenizer
 from lmplay.utils import to_name
 
 from .keys import entropy_bits, gini

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lmplay.base.base_model import LMOutput, StepContext
-from lmplay.base.errors import ExperimentError
 from lmplay.base.runner_list import find_runner
+from lmplay.errors import ExperimentError
 from lmplay.exp.gpt2_moe.model import UpcycledLM, routed_layers
 
 TINY = dict(

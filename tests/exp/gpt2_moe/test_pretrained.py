@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmplay.base.errors import CheckpointError
 from lmplay.base.runner_list import find_runner
-from lmplay.data.tokenizers import BPETokenizer
+from lmplay.errors import CheckpointError
 from lmplay.exp.gpt2_moe.model import UpcycledLM
 from lmplay.exp.gpt2_moe.pretrained import TEXT, receipt, upcycle
+from lmplay.tokenizers import BPETokenizer
 
 SHAPE = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=64)
 TINY = dict(**SHAPE, moe_layers='last 2', num_experts=4, tokenizer='bytes')

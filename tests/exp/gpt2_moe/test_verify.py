@@ -63,7 +63,7 @@ def test_command_on_a_folder(tmp_path, capsys):
 )
 def test_command_on_a_checkpoint(exp, expected, tmp_path, capsys):
     """As the trainer writes it: a mixture is checked as it is, a dense model is upcycled first."""
-    from lmplay.train.checkpoint import save_checkpoint
+    from lmplay.runs.checkpoint import save_checkpoint
 
     parameters = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=64)
     torch.manual_seed(0)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmplay.base.errors import UserError
 from lmplay.base.runner_list import find_runner
+from lmplay.errors import UserError
 
 
 def build(**parameters):

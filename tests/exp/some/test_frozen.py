@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmplay.base.errors import ExperimentError
+from lmplay.errors import ExperimentError
 from lmplay.exp.some.frozen import INITS, frozen_experts
 
 SMALL = dict(

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lmplay.base.errors import CheckpointError, ExperimentError
+from lmplay.errors import CheckpointError, ExperimentError
 from lmplay.exp.some.layer import SoMELayer
 
 OPTIONS = dict(

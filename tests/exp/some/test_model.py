@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from lmplay.base.base_model import LMBase, StepContext
-from lmplay.base.errors import ExperimentError
 from lmplay.base.runner_list import find_runner
-from lmplay.data.tokenizers import BytesTokenizer
+from lmplay.errors import ExperimentError
 from lmplay.exp.some.model import sinusoidal_positions
+from lmplay.tokenizers import BytesTokenizer
 
 
 class Tokens(BytesTokenizer):

@@ -1,0 +1,128 @@
+"""The device a run trains on: its precision, what it can do per second, how much memory is in use."""
+
+import contextlib
+import ctypes
+import platform
+import resource
+import sys
+import time
+
+import torch
+
+from .errors import UserError, unknown
+
+# Dense bf16 / fp16 matrix throughput by datasheet, FLOP/s, for model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
+PEAK_FLOPS = {
+    'H200': 989e12,
+    'H100 PCIe': 756e12,
+    'H100': 989e12,
+    'A100': 312e12,
+    'A40': 149.7e12,
+    'A10': 125e12,
+    'L40S': 362e12,
+    'L4': 121e12,
+    'V100': 125e12,
+    'T4': 65e12,
+    'RTX 5090': 209.5e12,
+    'RTX 4090': 165.2e12,
+    'RTX 4080': 97.5e12,
+    'RTX 3090': 71e12,
+    'RTX 3080': 59.5e12,
+    'RTX 3070': 40.6e12,
+}
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError where this machine has none."""
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    kind = name.split(':')[0]
+    if kind not in ('cpu', 'cuda', 'mps'):
+        raise UserError(unknown('device', name, ['auto', 'cpu', 'cuda', 'mps']))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"Unknown device '{name}': {error}.") from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise UserError(
+            f"Device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. Use --device cpu."
+        )
+    if kind == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"Device '{name}' was asked for, but there are only {torch.cuda.device_count()} GPUs."
+        )
+    if kind == 'mps' and not torch.backends.mps.is_available():
+        raise UserError("Device 'mps' was asked for, but this torch sees no Apple GPU. Use --device cpu.")
+    return device
+
+
+def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
+    """The autocast type of --amp: bf16 where the device has it, else fp16; None without --amp."""
+    if not amp:
+        return None
+    if device.type == 'cuda':
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # a CPU that has neither computes bf16 in fp32, which is slow but right
+        has_bf16 = (
+            device.type != 'cpu'
+            or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            or not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        )
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None):
+    """Mixed precision in that type, or nothing."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
+    """Peak FLOP/s of the device where it is known and trains in mixed precision."""
+    if device.type != 'cuda' or dtype is None:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
+    """FLOP/s of a 1024-cubed matrix product on this machine, the best of five."""
+    a = torch.randn(1024, 1024, device=device, dtype=dtype or torch.float32)
+    best = float('inf')
+    for _ in range(6):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024**3 / best
+
+
+def expected_seconds(device: torch.device, training_flops: float) -> float:
+    """About how long a GPU takes for that many FLOPs."""
+    return training_flops / (0.3 * (peak_flops(device, torch.bfloat16) or 1e14))
+
+
+def compiling_pays(device: torch.device, seconds: float) -> bool:
+    """Whether torch.compile earns its start-up in a stage of about that length: on a GPU from five minutes on.
+
+    On CPUs it does not: measured, a compiled step is no faster than the eager one here, whose head and products have been
+    taken care of (docs/performance.md).
+    """
+    return device.type == 'cuda' and seconds > 300
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator, or resident ones of this process."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def keep_freed_memory() -> None:
+    """Stops glibc from handing big blocks back to the system after every step, only to fault them in again in the next.
+
+    On CPUs this makes eager steps 2 to 4 times faster, at the price of a higher resident size. Linux with glibc only.
+    """
+    if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim

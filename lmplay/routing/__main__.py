@@ -1,0 +1,70 @@
+"""lmp_routing: what the experts of a trained model do, as pictures, tables and one page."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..cli import CommandParser, run_command
+from ..errors import UserError
+
+
+def parser() -> CommandParser:
+    p = CommandParser(
+        'lmp_routing',
+        description='Shows what the experts of a trained model do: which text goes where, how that came to be, what they became. '
+        'Writes pictures, CSV tables and one page, index.html.',
+    )
+    p.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint"
+    )
+    p.add_argument(
+        '--data',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help="text to route: a dataset of the run's plan, a named dataset, or a local file; repeatable, each is a "
+        "domain of its own unless it names domains (the held-out text of the run's own plan)",
+    )
+    p.add_argument(
+        '--max-bytes',
+        type=int,
+        metavar='N',
+        help='how much text, all domains together (as in validation, or 131072)',
+    )
+    p.add_argument('--out', metavar='DIR', help="where it goes (routing in the run's directory)")
+    p.add_argument(
+        '--exp',
+        metavar='NAME',
+        help='the experiment, where it has another name or place now: a name, or the path of a versions.py',
+    )
+    p.add_argument(
+        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best there is)'
+    )
+    p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.max_bytes is not None and args.max_bytes < 1:
+        raise UserError(f'--max-bytes must be at least 1; given: {args.max_bytes}.')
+    from .xray import xray
+
+    print(
+        xray(
+            Path(args.checkpoint),
+            data=args.data,
+            max_bytes=args.max_bytes,
+            out=args.out and Path(args.out),
+            exp=args.exp,
+            device=args.device,
+            amp=args.amp,
+        ).page
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command('lmp_routing', lambda: run(parser().parse_args(argv)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""What a run writes down while it trains.
+
+metrics.jsonl        everything, one object a line; `kind` is train, validation or event
+train_stats.csv      the original lmplay's columns: iter (samples), accuracy, loss, tokens
+validate_stats.csv   the same
+samples.jsonl        a prompt, its truth and the model's prediction, from time to time
+tensorboard/, wandb/ when asked for; their step axis is samples
+"""
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UserError, unknown
+
+log = logging.getLogger(__name__)
+
+METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV = (
+    'metrics.jsonl',
+    'samples.jsonl',
+    'train_stats.csv',
+    'validate_stats.csv',
+)
+LOGS = (METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV)
+CSV_HEADER = 'iter,accuracy,loss,tokens\n'
+FLUSH_SECONDS = 2.0
+AXES = ('stage', 'step', 'samples', 'tokens', 'seconds')  # where a record stands; no curves of their own
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: tensors and arrays become numbers and lists, what is not finite becomes None."""
+    if hasattr(value, 'tolist'):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _finite(value: Any) -> bool:
+    if hasattr(value, 'tolist'):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return not isinstance(value, float) or math.isfinite(value)
+    return all(map(_finite, value))
+
+
+def _load_summary(load_LE: Any) -> dict[str, list]:
+    """By layer, from the mean load of a routed model's experts (lists of shares): the busiest one's share, and how many got nothing."""
+    if not isinstance(load_LE, list) or not all(
+        isinstance(row, list) and row and None not in row for row in load_LE
+    ):
+        return {}
+    return {'busiest_share': [max(row) for row in load_LE], 'dead_experts': [row.count(0) for row in load_LE]}
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """One line of strict JSON. Fields that hold a NaN or an infinity are named under `non_finite`, null in their place."""
+    line = plain(record)
+    if bad := [str(k) for k, v in record.items() if not _finite(v)]:
+        line['non_finite'] = bad
+    return json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, float]]:
+    """(tag, number) of all numbers of a record; of a list its least and its greatest."""
+    for key, value in record.items():
+        if hasattr(value, 'tolist'):
+            value = value.tolist()
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f'{prefix}{key}/')
+        elif isinstance(value, (list, tuple)):
+            if numbers := list(_numbers(value)):
+                yield f'{prefix}{key}/min', min(numbers)
+                yield f'{prefix}{key}/max', max(numbers)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in AXES:
+            yield f'{prefix}{key}', value
+
+
+def _numbers(value: Sequence) -> Iterator[float]:
+    for v in value:
+        if isinstance(v, (list, tuple)):
+            yield from _numbers(v)
+        elif isinstance(v, (int, float)):
+            yield v
+
+
+class _TensorBoard:
+    def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        folder = run_dir / 'tensorboard'
+        if resumed_at is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        # What an interrupted run wrote after its last checkpoint is taken back.
+        self.writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
+        if resumed_at is None and config:
+            self.writer.add_text('config', f'```json\n{json.dumps(plain(config), indent=1)}\n```')
+
+    def scalars(self, scalars: dict[str, float], samples: int):
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, samples)
+
+    def flush(self):
+        self.writer.flush()
+
+    def close(self):
+        self.writer.close()
+
+
+class _Wandb:
+    def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
+        import wandb
+
+        id_file = run_dir / 'wandb_id'
+        if resumed_at is None or not id_file.is_file():
+            id_file.write_text(secrets.token_hex(4), encoding='utf-8')
+        # W&B drops what comes at a step it has already: exactly what a resumed run repeats.
+        self.run = wandb.init(
+            project='lmplay',
+            id=id_file.read_text(encoding='utf-8').strip(),
+            resume='allow',
+            name=run_name or None,
+            dir=str(run_dir),
+            config=plain(config),
+        )
+
+    def scalars(self, scalars: dict[str, float], samples: int):
+        self.run.log(scalars, step=samples)
+
+    def flush(self):
+        pass  # its own process does
+
+    def close(self):
+        self.run.finish()
+
+
+REPORTERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
+
+
+class Recorder:
+    """Writes what a run records into its directory.
+
+    report_to   any of 'tensorboard', 'wandb'
+    offsets     what `offsets()` returned for the checkpoint that is resumed from: logs are cut back to it, so that a
+                resumed run writes nothing twice. None is a fresh start: logs of an earlier history are removed.
+
+    Raises UserError for an unknown or uninstalled reporter.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        report_to: Sequence[str] = (),
+        offsets: dict[str, int] | None = None,
+        run_name: str = '',
+        config: dict | None = None,
+    ):
+        for name in report_to:
+            if name not in REPORTERS:
+                raise UserError(unknown('reporter', name, REPORTERS, '--report-to'))
+            if importlib.util.find_spec(name) is None:
+                raise UserError(f'Reporting to {name} needs the package {name}: pip install lmplay[{name}].')
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._files = {name: self._open(name, (offsets or {}).get(name, 0)) for name in LOGS}
+        self._flushed = time.monotonic()
+        resumed_at = None
+        if offsets is not None:
+            resumed_at = max((r.get('samples') or 0 for r in read_metrics(self.run_dir)), default=0)
+        self._reporters = [
+            REPORTERS[name](self.run_dir, resumed_at, run_name, config or {})
+            for name in dict.fromkeys(report_to)
+        ]
+
+    def _open(self, name: str, offset: int):
+        path = self.run_dir / name
+        file = open(path, 'ab')  # noqa: SIM115  closed in close()
+        size = file.seek(0, os.SEEK_END)
+        if size < offset:  # someone cut it: keep its whole lines
+            log.warning(
+                '%s is shorter (%d bytes) than when the checkpoint was written (%d).', path, size, offset
+            )
+            offset = path.read_bytes().rfind(b'\n') + 1
+        file.truncate(offset)
+        file.seek(offset)
+        if name.endswith('.csv') and not offset:
+            file.write(CSV_HEADER.encode())
+        return file
+
+    def _write(self, name: str, line: str, *, flush: bool):
+        self._files[name].write(line.encode())
+        if flush or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self):
+        for file in self._files.values():
+            file.flush()
+        self._flushed = time.monotonic()
+
+    def _curve(self, kind: str, csv: str, record: Mapping[str, Any]):
+        rare = kind != 'train'
+        record = {**record, **_load_summary(plain(record.get('expert_load')))}
+        values = (
+            '' if (v := plain(record.get(k))) is None else str(v)
+            for k in ('samples', 'accuracy', 'loss', 'tokens')
+        )
+        self._write(csv, ','.join(values) + '\n', flush=False)
+        self._write(METRICS, to_json({'kind': kind, **record}) + '\n', flush=rare)
+        if self._reporters:
+            scalars = {f'{kind}/{tag}': value for tag, value in _scalars(record)}
+            for reporter in self._reporters:
+                reporter.scalars(scalars, int(record['samples']))
+
+    def train(self, record: Mapping[str, Any]) -> None:
+        """A point of the training curve: samples, tokens, loss and whatever else is worth keeping (numbers, tensors, lists)."""
+        self._curve('train', TRAIN_CSV, record)
+
+    def validation(self, record: Mapping[str, Any]) -> None:
+        """A validation: as `train`, and `domains`, name -> numbers."""
+        self._curve('validation', VALIDATE_CSV, record)
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Anything worth a line. Its `message` is logged too, at its `level` ('info' unless given)."""
+        self._write(METRICS, to_json({'kind': 'event', **record}) + '\n', flush=True)
+        level = logging.getLevelNamesMapping().get(str(record.get('level', 'info')).upper(), logging.INFO)
+        log.log(level, '%s', record.get('message') or to_json(record))
+
+    def sample(self, record: Mapping[str, Any]) -> None:
+        """A prompt, its truth and the model's prediction."""
+        self._write(SAMPLES, to_json(record) + '\n', flush=True)
+
+    def offsets(self) -> dict[str, int]:
+        """Brings all logs to the disk and returns their lengths in bytes, for the checkpoint that is written next."""
+        self._flush()
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        for reporter in self._reporters:
+            reporter.flush()
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        for reporter in self._reporters:
+            reporter.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict]:
+    """The records of a run's metrics.jsonl in order; empty where there are none. A torn last line is left out.
+
+    Raises DataError for a line before it that is no JSON.
+    """
+    file = Path(run_dir) / METRICS
+    if not file.is_file():
+        return []
+    records = []
+    for number, line in enumerate(
+        file.read_bytes().split(b'\n')[:-1], 1
+    ):  # what follows the last line end is torn
+        try:
+            records.append(dict(json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise DataError(f'{file} line {number} is no record: {error}.') from error
+    return records

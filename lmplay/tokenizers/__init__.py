@@ -1,0 +1,367 @@
+"""Tokenizers: `gpt2` (tiktoken, its vocabulary shipped here), `bytes`, and byte-pair encodings trained on a plan's data.
+
+An experiment may bring its own: any object with the members of `Tokenizer` below. A `tiktoken.Encoding` is accepted as it is.
+"""
+
+import base64
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..errors import DataError, unknown
+
+PIECE = (
+    1 << 16
+)  # characters; longer texts are encoded in pieces, which keeps time linear and frees the worker threads
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What lmplay asks of a tokenizer. Ids are ints in [0, n_vocab).
+
+    name         what plans and checkpoints call it
+    n_vocab      number of ids
+    eot_token    id of the end-of-text token, put after every document
+    pad_token    id that fills padded rows (equal to eot_token where the vocabulary has none of its own)
+    fingerprint  a string that changes whenever any text would be encoded otherwise
+    """
+
+    name: str
+    n_vocab: int
+    eot_token: int
+    pad_token: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> Any:
+        """Ids (a list or an array) of `text`; special tokens written out in the text are ordinary text."""
+        ...
+
+    def encode_batch(self, texts: list[str]) -> list[Any]:
+        """`encode` of each (lists or arrays of ids), in parallel where the tokenizer can."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load_tokenizer` needs beside what is in `name`."""
+        ...
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a long text where GPT-2's pattern splits anyway (before a space that a word follows), else at PIECE characters."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = text.rfind(' ', start + PIECE // 2, start + PIECE)
+        while cut > 0 and not (text[cut + 1].isalpha() and not text[cut - 1].isspace()):
+            cut = text.rfind(' ', start + PIECE // 2, cut)
+        if cut <= 0:
+            cut = start + PIECE
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def in_lists(items: Iterable, size_of: Callable[[Any], int], least: int) -> Iterator[list]:
+    """Items in order, in lists whose sizes add up to `least` or just above."""
+    some, size = [], 0
+    for item in items:
+        some.append(item)
+        size += size_of(item)
+        if size >= least:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+class TiktokenTokenizer:
+    """A `tiktoken.Encoding` behind the `Tokenizer` protocol."""
+
+    def __init__(self, encoding):
+        self.encoding = encoding
+        self.name = encoding.name
+        self.n_vocab = encoding.n_vocab
+        self.eot_token = encoding.eot_token
+        self.pad_token = encoding.eot_token
+
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.encoding)
+
+    def encode(self, text: str) -> list[int]:
+        return [i for piece in _pieces(text) for i in self.encoding.encode_ordinary(piece)]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        # tiktoken's own batch is a task for each text; for short ones that costs as much as their encoding
+        pieces = [list(_pieces(text)) for text in texts]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tasks = in_lists(itertools.chain.from_iterable(pieces), len, PIECE)
+            done = pool.map(lambda task: [self.encoding.encode_ordinary(piece) for piece in task], tasks)
+            flat = itertools.chain.from_iterable(done)
+            return [
+                next(flat) if len(text) == 1 else [i for _ in text for i in next(flat)] for text in pieces
+            ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.encoding.decode(list(ids), errors='replace')
+
+    def save(self, folder: Path) -> None:
+        pass  # named encodings are rebuilt from their name
+
+
+@functools.cache
+def _fingerprint(encoding) -> str:
+    digest = hashlib.sha256(encoding._pat_str.encode())
+    for token in encoding.token_byte_values():
+        digest.update(token + b'\0')
+    digest.update(repr(sorted(encoding._special_tokens.items())).encode())
+    return f'{encoding.name}-{digest.hexdigest()[:16]}'
+
+
+class BytesTokenizer:
+    """UTF-8 bytes as ids 0 to 255, and 256 for the end of text."""
+
+    name = 'bytes'
+    n_vocab = 257
+    eot_token = pad_token = 256
+    fingerprint = 'bytes-1'
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode('utf-8'))
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode('utf-8'), np.uint8) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+BPE_OPTIONS = {
+    'vocab_size': 8192,
+    'special_tokens': [
+        '<|endoftext|>'
+    ],  # the end of text is [EOS] or <|endoftext|>, padding [PAD], where listed
+    'pre_tokenizer': 'byte_level',  # or 'whitespace', as in the SoME publication
+    'normalizer': None,  # or 'NFC', 'NFKC', 'lowercase'
+    'documents': 20_000,  # how many training documents it is trained on, the first ones in order
+}
+
+
+class BPETokenizer:
+    """A byte-pair encoding of the `tokenizers` library; the file tokenizer.json is that library's own format."""
+
+    FILE = 'tokenizer.json'
+
+    def __init__(self, backend, name: str = 'bpe'):
+        self.backend = backend
+        self.name = name
+        self.n_vocab = backend.get_vocab_size(with_added_tokens=True)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        eot = next((vocabulary[t] for t in ('<|endoftext|>', '[EOS]', '</s>') if t in vocabulary), None)
+        if eot is None:
+            raise DataError(
+                "A tokenizer needs an end-of-text token: add '<|endoftext|>' or '[EOS]' to its special_tokens."
+            )
+        self.eot_token: int = eot
+        self.pad_token: int = next(
+            (vocabulary[t] for t in ('[PAD]', '<pad>') if t in vocabulary), self.eot_token
+        )
+        self._special = {
+            vocabulary[str(t)]
+            for t in map(str, vocabulary)
+            if t in ('[PAD]', '<pad>', '[EOS]', '<|endoftext|>')
+        }
+        self._lossless = 'ByteLevel' in json.dumps(json.loads(backend.to_str()).get('pre_tokenizer') or '')
+
+    @property
+    def fingerprint(self) -> str:
+        return f'bpe-{hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]}'
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        pieces = [list(_pieces(text)) for text in texts]
+        flat = iter(
+            self.backend.encode_batch_fast([p for text in pieces for p in text], add_special_tokens=False)
+        )
+        return [[i for _ in text for i in next(flat).ids] for text in pieces]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [i for i in ids if i not in self._special]
+        text = self.backend.decode(ids, skip_special_tokens=False)
+        if self._lossless:
+            return text
+        # A whitespace pre-tokenizer forgets where spaces were; put punctuation back to its word.
+        return re.sub(r'\s+([.,!?;:])', r'\1', text)
+
+    def save(self, folder: Path) -> None:
+        (Path(folder) / self.FILE).write_text(self.backend.to_str(), encoding='utf-8')
+
+    @classmethod
+    def load(cls, file: str | Path) -> 'BPETokenizer':
+        import tokenizers
+
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises bare Exception for every fault of the file
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"'{file}' is no tokenizer file of the tokenizers library: {error}.") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], **options) -> 'BPETokenizer':
+        """Trains on `texts`. Options: see BPE_OPTIONS. Equal texts and options give an equal tokenizer."""
+        import tokenizers as tk
+
+        for key in options:
+            if key not in BPE_OPTIONS:
+                raise DataError(unknown('tokenizer option', key, BPE_OPTIONS))
+        o = BPE_OPTIONS | options
+        special = list(o['special_tokens'])
+        backend = tk.Tokenizer(tk.models.BPE(unk_token='[UNK]' if '[UNK]' in special else None))
+        if o['normalizer']:
+            normalizers = {
+                'nfc': tk.normalizers.NFC,
+                'nfkc': tk.normalizers.NFKC,
+                'lowercase': tk.normalizers.Lowercase,
+            }
+            if str(o['normalizer']).lower() not in normalizers:
+                raise DataError(unknown('normalizer', o['normalizer'], ['NFC', 'NFKC', 'lowercase']))
+            backend.normalizer = normalizers[o['normalizer'].lower()]()
+        alphabet = []
+        if o['pre_tokenizer'] == 'byte_level':
+            backend.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = tk.decoders.ByteLevel()
+            alphabet = sorted(tk.pre_tokenizers.ByteLevel.alphabet())
+        elif o['pre_tokenizer'] == 'whitespace':
+            backend.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+        else:
+            raise DataError(unknown('pre_tokenizer', o['pre_tokenizer'], ['byte_level', 'whitespace']))
+        smallest = len(alphabet) + len(special)
+        if not isinstance(o['vocab_size'], int) or o['vocab_size'] <= smallest:
+            raise DataError(
+                f'vocab_size must be a whole number above {smallest}, the bytes and special tokens alone; '
+                f'given: {o["vocab_size"]!r}.'
+            )
+        trainer = tk.trainers.BpeTrainer(
+            vocab_size=o['vocab_size'], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+
+GPT2_FILE = Path(__file__).parent / 'gpt2.tiktoken'
+_lock = threading.Lock()
+
+
+def _gpt2_constructor() -> dict:
+    """tiktoken's definition of `gpt2`, with the ranks read from the file shipped here instead of fetched."""
+    from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+
+    ranks = {
+        base64.b64decode(token): int(rank)
+        for token, rank in (line.split() for line in GPT2_FILE.read_bytes().splitlines() if line)
+    }
+    return {
+        'name': 'gpt2',
+        'explicit_n_vocab': 50257,
+        'pat_str': r50k_pat_str,
+        'mergeable_ranks': ranks,
+        'special_tokens': {ENDOFTEXT: 50256},
+    }
+
+
+def provide_gpt2() -> None:
+    """Makes `tiktoken.get_encoding('gpt2')` work without a network, for every model in this process."""
+    import tiktoken.registry as registry
+
+    with _lock:
+        if registry.ENCODING_CONSTRUCTORS is None:
+            registry._find_constructors()
+        constructors = registry.ENCODING_CONSTRUCTORS
+        assert constructors is not None
+        constructors['gpt2'] = _gpt2_constructor
+
+
+def as_tokenizer(tokenizer) -> Tokenizer:
+    """A `Tokenizer` from what a model sets as its tokenizer (a tiktoken.Encoding, or a Tokenizer already)."""
+    import tiktoken
+
+    if isinstance(tokenizer, tiktoken.Encoding):
+        return _wrap(tokenizer)
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    missing = [
+        m
+        for m in (
+            'name',
+            'n_vocab',
+            'eot_token',
+            'pad_token',
+            'fingerprint',
+            'encode',
+            'encode_batch',
+            'decode',
+            'save',
+        )
+        if not hasattr(tokenizer, m)
+    ]
+    raise DataError(
+        f"A model's tokenizer must be a tiktoken.Encoding or have the members of lmplay.tokenizers.Tokenizer; "
+        f'{type(tokenizer).__name__} lacks {", ".join(missing)}.'
+    )
+
+
+@functools.cache
+def _wrap(encoding) -> TiktokenTokenizer:
+    return TiktokenTokenizer(encoding)
+
+
+def get_tokenizer(name) -> Tokenizer:
+    """The tokenizer of a name: 'gpt2', 'bytes', another tiktoken encoding, or the path of a tokenizer.json.
+
+    A tokenizer is returned as it is. Raises DataError for a name that is none of these.
+    """
+    if not isinstance(name, (str, Path)):
+        return as_tokenizer(name)
+    if name == 'bytes':
+        return BytesTokenizer()
+    path = Path(name)
+    if path.suffix == '.json' or path.is_dir():
+        file = path / BPETokenizer.FILE if path.is_dir() else path
+        if not file.is_file():
+            raise DataError(f"No tokenizer file at '{file}'.")
+        return BPETokenizer.load(file)
+    import tiktoken
+
+    provide_gpt2()
+    if name not in tiktoken.list_encoding_names():
+        raise DataError(
+            unknown(
+                'tokenizer', str(name), ['bytes', *tiktoken.list_encoding_names(), 'path/to/tokenizer.json']
+            )
+        )
+    return _wrap(tiktoken.get_encoding(str(name)))
+
+
+def load_tokenizer(name: str, folder: Path) -> Tokenizer:
+    """The tokenizer that was saved under `name` with a run or checkpoint."""
+    return get_tokenizer(folder) if (Path(folder) / BPETokenizer.FILE).is_file() else get_tokenizer(name)
