@@ -46,7 +46,8 @@ def run_data(meter, *, folder, spec, context, rows) -> None:
     import numpy as np
     import torch
 
-    from lmplay.data.rows import Mixture, PackedRows
+    from lmplay.data.mixture import Mixture
+    from lmplay.data.rows import PackedRows
     from lmplay.data.sources import open_source
     from lmplay.data.store import open_store
     from lmplay.tokenizers import get_tokenizer

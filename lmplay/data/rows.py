@@ -6,13 +6,11 @@ of (seed, stage, epoch), so that any position can be sought at once and a resume
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
 from ..tokenizers import Tokenizer
 from .store import TokenStore
 
@@ -216,76 +214,6 @@ def _cuts(tokens: np.ndarray, length: int, sentence_end: np.ndarray) -> list[int
 Rows = PackedRows | PaddedRows
 
 
-class Mixture:
-    """An endless sequence of samples from one or several sources of rows.
-
-    Weights are shares of samples. Within each block of BLOCK samples every source has exactly its share, in an order that
-    depends on (seed, stage, block), so that sample i is found in constant time. A source that runs out begins its next epoch.
-    """
-
-    BLOCK = 1000
-
-    def __init__(
-        self,
-        sources: list[Any],
-        weights: list[float],
-        *,
-        seed: int,
-        stage: str,
-        exhaust: str = 'first_exhausted',
-    ):
-        self.sources, self.seed, self.stage = sources, seed, stage
-        shares = np.asarray(weights, float) / sum(weights)
-        quota = np.floor(shares * self.BLOCK).astype(int)
-        for i in np.argsort(-(shares * self.BLOCK - quota), kind='stable')[: self.BLOCK - quota.sum()]:
-            quota[i] += 1
-        if (quota == 0).any():
-            raise DataError(f'A weight of a mixture is below 1 in {self.BLOCK}; weights: {list(weights)}.')
-        self.quota = quota
-        lengths = [rows.count / share for rows, share in zip(sources, quota / self.BLOCK)]
-        whole = min(lengths) if exhaust == 'first_exhausted' else max(lengths)
-        self.epoch_samples = max(1, sources[0].count if len(sources) == 1 else int(whole))
-        self.tokens_per_row = float(sum(q * r.tokens_per_row for q, r in zip(quota, sources)) / self.BLOCK)
-        self.length = sources[0].length
-        self._orders: dict[int, tuple] = {}
-        self._block: tuple | None = None
-
-    def locate(self, sample: int) -> tuple[int, int, int]:
-        """(source, epoch, row in that epoch's order) of a sample."""
-        if len(self.sources) == 1:
-            epoch, row = divmod(sample, self.sources[0].count)
-            return 0, epoch, row
-        block, at = divmod(sample, self.BLOCK)
-        if self._block is None or self._block[0] != block:
-            draw = np.repeat(np.arange(len(self.quota)), self.quota)[
-                permutation(self.BLOCK, self.seed, self.stage, 'mix', block)
-            ]
-            rank = np.zeros(self.BLOCK, int)
-            for i in range(len(self.quota)):
-                rank[draw == i] = np.arange(self.quota[i])
-            self._block = (block, draw, rank)
-        source = int(self._block[1][at])
-        epoch, row = divmod(
-            block * int(self.quota[source]) + int(self._block[2][at]), self.sources[source].count
-        )
-        return source, epoch, row
-
-    def batch(self, start: int, count: int) -> Batch:
-        """Samples start to start + count. Padded columns that no row needs are left out."""
-        x, y = np.empty((count, self.length), np.int64), np.empty((count, self.length), np.int64)
-        lengths = np.empty(count, np.int64)
-        for i in range(count):
-            source, epoch, row = self.locate(start + i)
-            cached = self._orders.get(source)
-            if cached is None or cached[0] != epoch:
-                self._orders[source] = cached = (
-                    epoch,
-                    self.sources[source].order(self.seed, self.stage, source, epoch),
-                )
-            lengths[i] = self.sources[source].fill(cached[1], row, x[i], y[i])
-        return make_batch(x, y, lengths)
-
-
 def make_batch(
     x: np.ndarray, y: np.ndarray, lengths: np.ndarray, documents: np.ndarray | None = None
 ) -> Batch:
@@ -300,71 +228,3 @@ def make_batch(
         int((y != IGNORE).sum()),
         None if documents is None else torch.from_numpy(documents[:, :width].copy()),
     )
-
-
-class HeldOut:
-    """The fixed held-out rows of one or several stores: whole documents, each domain its equal share of `max_bytes`.
-
-    Documents are taken in the order of their hashes, which no tokenizer, seed or row length changes. One longer than its
-    domain's whole share is cut. `table` has an entry per document: domain name, tokens scored, bytes, hash.
-    """
-
-    def __init__(
-        self,
-        stores: list[tuple[TokenStore, np.ndarray]],
-        *,
-        make_rows,
-        length: int,
-        max_bytes: int,
-        include_prompts: bool = True,
-    ):
-        self.length = length
-        self.rows: list[tuple[Any, str, np.ndarray, int]] = []
-        self.documents: list[dict] = []
-        groups = [
-            (store, documents[store.domains[documents] == d], name)
-            for store, documents in stores
-            for d, name in enumerate(store.meta['domains'])
-        ]
-        groups = [g for g in groups if len(g[1])]
-        for store, documents, domain in groups:
-            documents = documents[np.lexsort((documents, store.hashes[documents]))]
-            size = store.text_bytes[documents].sum(axis=1)
-            share = max(1, max_bytes // len(groups))
-            documents = documents[: max(1, int(np.searchsorted(np.cumsum(size), share, side='right')))]
-            rows = make_rows(store, documents)
-            base = len(self.documents)
-            for d in documents:
-                scored_bytes = int(store.text_bytes[d, 0 if include_prompts else 1 :].sum())
-                covered = rows.covered(int(d)) / int(store.lengths[d])  # below 1 where long documents are cut
-                self.documents.append(
-                    {
-                        'domain': domain,
-                        'hash': int(store.hashes[d]),
-                        'bytes': round(scored_bytes * covered),
-                        'tokens': int(store.lengths[d]),
-                    }
-                )
-            limit = None
-            if len(documents) == 1 and int(size[0]) > share:  # one huge document: its head only
-                limit = max(1, int(store.lengths[documents[0]] * share / int(size[0])) // length)
-                covered = min(1.0, limit * length / int(store.lengths[documents[0]]))
-                self.documents[base]['bytes'] = int(self.documents[base]['bytes'] * covered)
-            index = np.zeros(int(documents.max()) + 1, np.int64)
-            index[documents] = np.arange(base, base + len(documents))
-            self.rows.append((rows, domain, index, min(rows.count, limit) if limit else rows.count))
-        self.count = sum(r[3] for r in self.rows)
-
-    def batches(self, rows_per_batch: int):
-        """Yields every held-out row once, as Batches of at most that many rows with `documents` set."""
-        for rows, _, index, count in self.rows:
-            order = rows.order()
-            for start in range(0, count, rows_per_batch):
-                n = min(rows_per_batch, count - start)
-                x, y, which = (np.zeros((n, self.length), np.int64) for _ in range(3))
-                lengths = np.array(
-                    [rows.fill(order, start + i, x[i], y[i], which[i]) for i in range(n)], np.int64
-                )
-                yield make_batch(
-                    x, y, lengths, np.where(which < len(index), index[np.minimum(which, len(index) - 1)], 0)
-                )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..base.base_model import LMBase
-from ..data.rows import HeldOut
+from ..data.held_out import HeldOut
 from ..device import autocast
 from ..tokenizers import as_tokenizer
 from .token_types import Pieces, token_types

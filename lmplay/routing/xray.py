@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.base_model import LMBase
-from ..data.rows import HeldOut, PackedRows
+from ..data.held_out import HeldOut
+from ..data.rows import PackedRows
 from ..data.sources import open_source
 from ..data.store import open_store
 from ..device import amp_dtype, find_device, keep_freed_memory

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from ..base.base_model import LMBase
-from ..data.rows import IGNORE, HeldOut
+from ..data.held_out import HeldOut
+from ..data.rows import IGNORE
 from ..device import autocast
 from ..tokenizers import as_tokenizer
 from .objective import token_losses

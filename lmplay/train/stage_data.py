@@ -3,7 +3,9 @@
 import logging
 from dataclasses import dataclass
 
-from ..data.rows import HeldOut, Mixture, PackedRows, PaddedRows
+from ..data.held_out import HeldOut
+from ..data.mixture import Mixture
+from ..data.rows import PackedRows, PaddedRows
 from ..data.sources import open_source
 from ..data.store import open_store, train_bpe
 from ..errors import DataError, PlanError

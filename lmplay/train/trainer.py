@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase, StepContext
-from ..data.rows import Batch, Mixture
+from ..data.mixture import Mixture
+from ..data.rows import Batch
 from ..device import autocast, compiling_pays, expected_seconds, measured_flops, memory_in_use
 from ..errors import UserError
 from ..modules.matmul import speed_up_linears

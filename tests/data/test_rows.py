@@ -4,7 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmplay.data.rows import IGNORE, HeldOut, Mixture, PackedRows, PaddedRows
+from lmplay.data.held_out import HeldOut
+from lmplay.data.mixture import Mixture
+from lmplay.data.rows import IGNORE, PackedRows, PaddedRows
 from lmplay.data.sources import Row
 from lmplay.errors import DataError
 from lmplay.tokenizers import get_tokenizer
