@@ -49,3 +49,18 @@ def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f'{prog}: {error.strerror}{f": {error.filename}" if error.filename else ""}.', file=sys.stderr)
         return 2
+
+
+def duration(seconds: float) -> str:
+    """3723 -> '1:02:03'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+def count(n: float) -> str:
+    """1234567 -> '1.23 M'."""
+    for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+        if n >= size:
+            return f'{n / size:.3g} {unit}'
+    return f'{n:.3g}'

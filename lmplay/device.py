@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -74,6 +75,35 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
 def autocast(device: torch.device, dtype: torch.dtype | None):
     """Mixed precision in that type, or nothing."""
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a run computes on. dtype: of mixed precision, None without."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, device: str, *, amp: bool) -> 'Compute':
+        """Of the options --device and --amp. Raises UserError where this machine has no such device."""
+        found = find_device(device)
+        return cls(found, amp_dtype(found, amp))
+
+    def autocast(self):
+        return autocast(self.device, self.dtype)
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.type == 'cpu'
+
+    @property
+    def peak_flops(self) -> float | None:
+        return peak_flops(self.device, self.dtype)
+
+    def __str__(self) -> str:
+        dtype = '' if self.dtype is None else ', ' + str(self.dtype).removeprefix('torch.')
+        return f'{self.device}{dtype}'
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:

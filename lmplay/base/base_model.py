@@ -1,6 +1,6 @@
 """The contract of an experiment: `LMBase` is what a model is, `BasicModelRunner` is how a version of it is declared.
 
-B rows, T positions, D width, V vocabulary.
+B sequences, T positions, D width, V vocabulary. docs/contract.md explains it by examples.
 """
 
 import inspect
@@ -23,11 +23,12 @@ class LMOutput:
 
     logits    (B, T, V); None where `features` is given
     features  (B, T, D), from `LMBase.features` only: what the head `fc` turns into logits
-    losses    auxiliary losses, name -> (unweighted scalar, weight); weight * scalar joins the objective, the unweighted
-              scalar is logged under its name. Each is a mean over this micro-batch's tokens; the trainer weighs
-              micro-batches by their tokens.
-    metrics   detached tensors to log, of any shape; averaged over micro-batches. Convention: `expert_load` (layers, E),
+    losses    auxiliary losses, name -> (unweighted scalar, weight); weight * scalar joins the objective. Each is a mean
+              over this micro-batch's tokens; the trainer weighs micro-batches by their tokens.
+    metrics   detached tensors to log, of any shape, averaged over micro-batches. By convention `expert_load` (layers, E),
               fractions of assignments, is watched for collapse.
+
+    Losses (unweighted) and metrics are logged as `model/NAME`, apart from what the trainer measures itself.
     """
 
     logits: Tensor | None = None
@@ -35,13 +36,21 @@ class LMOutput:
     losses: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
+    def reported(self) -> dict[str, Tensor]:
+        """What is logged of it: unweighted losses and metrics."""
+        return {name: value for name, (value, _) in self.losses.items()} | self.metrics
+
 
 @dataclass(frozen=True)
 class StepContext:
     """Where training stands, at `before_step` and `after_step`.
 
-    step counts optimizer steps of the stage from 0; total_steps is the stage's number of them; tokens are those trained
-    on so far in the run. `stepped` is False in after_step where the update was skipped because it was not finite.
+    stage        name of the stage
+    step         optimizer steps of the stage so far, from 0
+    total_steps  of the stage
+    tokens       trained on so far in the run
+    stepped      False in `after_step` where the update was skipped because the gradient was not finite; on a GPU a tensor,
+                 so that nothing waits for the device
     """
 
     stage: str
@@ -51,60 +60,44 @@ class StepContext:
     stepped: bool | Tensor = True
 
 
-@dataclass(frozen=True)
-class RoutedLayer:
-    """What one routed layer did with a batch; from `LMBase.routing`.
-
-    name         what reports call it, e.g. 'block 8'
-    num_experts  E
-    expert_ids   (B, T, K) int64: the experts that serve a token
-    weights      (B, T, K) their gate weights
-    entropy      (B, T) of the clean router's distribution over the experts, in nats
-    """
-
-    name: str
-    num_experts: int
-    expert_ids: Tensor
-    weights: Tensor
-    entropy: Tensor
-
-
-@dataclass(frozen=True)
-class Experts:
-    """What the experts of one routed layer have become, whatever the text; from `LMBase.experts`, in the order of `routing`.
-
-    weights  their trained parameters, each stacked (E, ...); empty where experts are frozen
-    keys     (E, D) where each expert sits, if the router knows places
-    usage    (E,) running usage, in any unit, if the model keeps it
-    """
-
-    weights: tuple[Tensor, ...] = ()
-    keys: Tensor | None = None
-    usage: Tensor | None = None
+def _optional(method: Callable) -> frozenset[str]:
+    """Which of the optional keywords `cache` and `mask` a method names."""
+    return frozenset({'cache', 'mask'} & inspect.signature(method).parameters.keys())
 
 
 class LMBase(nn.Module):
     """Base class of every language model here.
 
-    A subclass calls `super().__init__(name, max_len=..., **hyperparameters)`, sets `self.tokenizer`, and defines `forward`.
-    Hyperparameters are recorded, saved with checkpoints and shown. All state that must survive a save is a parameter or a
-    persistent buffer; large state that follows from a seed is not saved, its seed and digest are.
+    A subclass calls `super().__init__(name, max_len=...)`, sets `self.tokenizer`, and defines either
 
-    Optional, each found by its presence:
-    - `features(x)` and an output head `fc`: training and evaluation then take fc(features(x)) in place of `forward`, head and loss
-      fused, so that logits are never all in memory. Both must be the same model, which is checked before training; what
-      `forward` would report in an LMOutput, `features` returns as LMOutput(features=..., losses=..., metrics=...).
-    - a keyword `mask` in `forward` / `features`: receives (B, T) bool, True at real tokens, False at padding.
-    - `import_pretrained(source)`: warm start from another model's weights. `source` is 'pretrained:NAME', the path of a
-      folder, or an LMBase that was trained before; returns a list of lines for the log.
-    - `routing(x)` and `experts()`: lists with a RoutedLayer and an Experts per routed layer, for `lmp_routing`; called in
-      evaluation mode, x (B, T) with any padding at the end of rows.
+    - `features(x)` and an output head `self.fc`. `forward` is then fc(features(x)). Where the head is a plain `nn.Linear`,
+      head and loss are computed together, so that the logits of a batch are never all in memory; or
+    - its own `forward(x)`, through which it is trained, evaluated and sampled.
+
+    Either may take two optional keywords:
+
+    - `cache`: a list, empty at first, in which the model keeps what it needs of earlier positions; `x` then holds the
+      positions that follow the cached ones. A model that takes none generates without one, slower.
+    - `mask` (B, T) bool: True at real tokens, False at padding, which stands at the end of sequences.
+
+    All state that must survive a save is a parameter or a persistent buffer. Large state that follows from a seed need
+    not be saved if its seed and a digest are. Set the class attribute `causal = False` on a model whose positions see
+    later ones: it trains, and is never ranked against models that predict the next token.
     """
+
+    causal = True
+    features_takes: frozenset[str] = frozenset()
+    forward_takes: frozenset[str] = frozenset({'cache', 'mask'})
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.features_takes, cls.forward_takes = _optional(cls.features), _optional(cls.forward)
 
     def __init__(self, name: str, *, max_len: int, **hyperparameters: Any):
         super().__init__()
         self.name = name
         self.max_len = max_len
+        # BasicModelRunner.build adds every parameter of the version; a model passes only what it derives itself.
         self.hyperparameters = {'max_len': max_len, **hyperparameters}
         self._tokenizer: Tokenizer | None = None
 
@@ -118,10 +111,56 @@ class LMBase(nn.Module):
         as_tokenizer(tokenizer)  # fail where it is set, not where it is used
         self._tokenizer = tokenizer
 
-    def forward(self, x: Tensor, cache: list | None = None):
-        """Training: x (B, T) int64 to logits (B, T, V), or an LMOutput. Generation, where cache is a list (empty at
-        first): (logits (B, 1, V) of the last position, cache), x being what follows the cached positions."""
-        raise NotImplementedError(f'{type(self).__name__} defines no forward')
+    def features(self, x: Tensor) -> Tensor | LMOutput:
+        """(B, T) token ids to (B, T, D), ready for the head `fc`; or an LMOutput with them, losses and metrics."""
+        raise NotImplementedError(f'{type(self).__name__} defines neither features nor forward')
+
+    def forward(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None):
+        """fc(features(x)), over the vocabulary of the tokenizer where the head is padded beyond it.
+
+        Training: x (B, T) int64 to logits (B, T, V), or an LMOutput where `features` gives one. Generation, with a cache:
+        (logits (B, 1, V) of the last position, cache), x being what follows the cached positions; logits alone from a
+        model whose `features` takes no cache.
+        """
+        optional = {'cache': cache, 'mask': mask}
+        out = self.features(x, **{k: optional[k] for k in self.features_takes})
+        output = out if isinstance(out, LMOutput) else LMOutput(features=out)
+        n_vocab = self.tokenizer.n_vocab
+        if cache is not None and 'cache' in self.features_takes:
+            return self.fc(output.features[:, -1:])[..., :n_vocab], cache
+        logits = self.fc(output.features)[..., :n_vocab]
+        if output is not out:
+            return logits
+        return LMOutput(logits=logits, losses=output.losses, metrics=output.metrics)
+
+    @property
+    def takes_cache(self) -> bool:
+        """Whether `forward` can be given a cache."""
+        inherited = type(self).forward is LMBase.forward
+        return 'cache' in (self.features_takes if inherited else self.forward_takes)
+
+    def import_pretrained(self, source: 'str | LMBase') -> list[str]:
+        """Warm start from another model's weights; returns lines for the log.
+
+        source: 'pretrained:NAME', the path of a folder, or an LMBase trained before. This default takes the weights of a
+        model of the same class and shapes. Raises ExperimentError for any other source.
+        """
+        if not isinstance(source, LMBase) or not self.is_like(source):
+            name = source.name if isinstance(source, LMBase) else source
+            raise ExperimentError(
+                f'{self.name} cannot start from {name}: its model defines no import_pretrained, and the architectures differ.'
+            )
+        self.load_state_dict(source.state_dict())
+        return []
+
+    def can_start_from(self, source: 'LMBase') -> bool:
+        """Whether `import_pretrained` may take this model, as far as can be told without its weights."""
+        return type(self).import_pretrained is not LMBase.import_pretrained or self.is_like(source)
+
+    def is_like(self, other: 'LMBase') -> bool:
+        """Whether the other is of the same class, with tensors of the same names and shapes."""
+        ours, theirs = ({k: v.shape for k, v in m.state_dict().items()} for m in (self, other))
+        return type(self) is type(other) and ours == theirs
 
     def before_step(self, ctx: StepContext) -> None:
         """Runs before the micro-batches of each optimizer step."""
@@ -157,8 +196,11 @@ class LMBase(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, length: int) -> float:
-        """Forward floating-point operations per token in rows of `length`, multiply and add counted as two, attention
-        counted in full (not halved for causality). Counted on the meta device; a model with routed products adds its own."""
+        """Forward floating-point operations per token in sequences of `length`.
+
+        Multiply and add count as two, attention counts in full (not halved for causality). A model with routed products
+        computes its own.
+        """
         from torch.utils.flop_counter import FlopCounterMode
 
         counter = FlopCounterMode(display=False)
@@ -254,7 +296,7 @@ class BasicModelRunner:
         self.parameters = self.declared | {k: v for k, v in given.items() if k != 'version'}
 
     def build(self, device: str | torch.device = 'cpu') -> LMBase:
-        """The model with fresh weights. Raises ExperimentError where it breaks the contract."""
+        """The model with fresh weights, its hyperparameters recorded. Raises ExperimentError where it breaks the contract."""
         with torch.device(device):
             model = self.model_class(**self.given)
         if not isinstance(model, LMBase):
@@ -266,4 +308,15 @@ class BasicModelRunner:
                 f"{self.model_class.__name__} sets no tokenizer: self.tokenizer = tiktoken.get_encoding('gpt2') "
                 f'is the usual one.'
             )
+        own = {k: v for k, v in self.parameters.items() if k != 'tokenizer'}
+        model.hyperparameters = own | model.hyperparameters
         return model
+
+
+def __getattr__(name: str) -> Any:
+    """RoutedLayer and Experts live in routed.py; experiments written before import them from here."""
+    if name in ('Experts', 'RoutedLayer'):
+        from . import routed
+
+        return getattr(routed, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import matmul as onednn
+from . import matmul as mm
 
 grouped_mm = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)  # public since torch 2.10
 
@@ -264,8 +264,8 @@ def _segments_forward(
                 for w, cast in zip((w1_EDF, w2_EFD), casts)
             )
             b1, b2 = (None if b is None else b[e].to(x_ND.dtype) for b in (b1_EF, b2_ED))
-            h_mF = _product(x_ND.index_select(0, token_M[rows]), w1, b1, out=h_MF[rows] if keep else None)
-            _product(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows])
+            h_mF = _matmul(x_ND.index_select(0, token_M[rows]), w1, b1, out=h_MF[rows] if keep else None)
+            _matmul(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows])
     return outputs
 
 
@@ -328,17 +328,17 @@ def _segments_backward(
             torch.sum(dy_mD * y_MD[rows], 1, out=dgate_M[rows])
         gated_mD = dy_mD.mul_(gate_M[rows, None])
         if needs[4]:
-            _product(F.gelu(h_mF, approximate=gelu).t(), gated_mD, out=dw2_EFD[e])
+            _matmul(F.gelu(h_mF, approximate=gelu).t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
             db2_ED[e] = gated_mD.sum(0)  # to a wider dtype it would copy all of it first
-        da_mF = _product(gated_mD, cast2_EFD[e].t())
+        da_mF = _matmul(gated_mD, cast2_EFD[e].t())
         dh_mF = torch.ops.aten.gelu_backward(da_mF, h_mF, approximate=gelu)
         if needs[2]:
-            _product(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
+            _matmul(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
         if needs[3]:
             db1_EF[e] = dh_mF.sum(0)
         if needs[0]:
-            _product(dh_mF, cast1_EDF[e].t(), out=dx_MD[rows])
+            _matmul(dh_mF, cast1_EDF[e].t(), out=dx_MD[rows])
     return gradients
 
 
@@ -374,12 +374,12 @@ def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
     return [(e, slice(start, end)) for e, (start, end) in enumerate(zip([0, *ends], ends))]
 
 
-def _product(
+def _matmul(
     x: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor:
     """x @ weight + bias by the library that is faster here, into `out` (of any dtype) where given."""
-    through_onednn = x.dtype == torch.float32 and x.device.type == 'cpu' and onednn.available()
+    through_onednn = x.dtype == torch.float32 and x.device.type == 'cpu' and mm.available()
     if through_onednn or out is not None and out.dtype != x.dtype:
-        y = onednn.product(x, weight_IO.t(), bias_O) if through_onednn else _product(x, weight_IO, bias_O)
+        y = mm.matmul(x, weight_IO.t(), bias_O) if through_onednn else _matmul(x, weight_IO, bias_O)
         return y if out is None else out.copy_(y)
     return torch.mm(x, weight_IO, out=out) if bias_O is None else torch.addmm(bias_O, x, weight_IO, out=out)

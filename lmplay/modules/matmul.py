@@ -40,7 +40,7 @@ def _large(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, (N, O), by whichever library is faster here. Not differentiable."""
     if _large(x_NI, weight_OI) and available():
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, 'none', [], '')
@@ -49,7 +49,7 @@ def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
 
 def _linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """F.linear for x (..., I)."""
-    return product(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], weight_OI.shape[0])
+    return matmul(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], weight_OI.shape[0])
 
 
 # differentiable, and one opaque operation to torch.compile
@@ -64,7 +64,7 @@ def _(x, weight_OI, bias_O):
 @torch.library.custom_op('lmplay::linear_backward', mutates_args=(), device_types='cpu')
 def linear_backward(grad: Tensor, x: Tensor, weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    return product(grad_NO, weight_OI.t()).view(x.shape), product(grad_NO.t(), x_NI.t()), grad_NO.sum(0)
+    return matmul(grad_NO, weight_OI.t()).view(x.shape), matmul(grad_NO.t(), x_NI.t()), grad_NO.sum(0)
 
 
 @linear_backward.register_fake
@@ -97,6 +97,11 @@ class _Forward:
         if not torch.is_autocast_enabled('cpu') and _large(x, m.weight):
             return (linear if torch.is_grad_enabled() else _linear)(x, m.weight, m.bias)
         return F.linear(x, m.weight, m.bias)
+
+
+def is_faster_linear(forward: object) -> bool:
+    """Whether a module's forward is one that `speed_up_linears` put there."""
+    return isinstance(forward, _Forward)
 
 
 def speed_up_linears(model: nn.Module) -> None:

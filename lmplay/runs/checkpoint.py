@@ -161,6 +161,12 @@ class Checkpoints:
         else:
             self.writing = self.pool.submit(write)
 
+    def forget_links(self) -> None:
+        """Removes the links of a history that is given up, but for `last`."""
+        for link in self.folder.iterdir():
+            if link.is_symlink() and link.name != 'last':
+                link.unlink()
+
     def wait(self) -> None:
         """Returns when the last save is on the disk. Raises CheckpointError where it could not be written."""
         writing, self.writing = self.writing, None

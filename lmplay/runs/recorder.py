@@ -64,7 +64,10 @@ def _load_summary(load_LE: Any) -> dict[str, list]:
         isinstance(row, list) and row and None not in row for row in load_LE
     ):
         return {}
-    return {'busiest_share': [max(row) for row in load_LE], 'dead_experts': [row.count(0) for row in load_LE]}
+    return {
+        'model/busiest_share': [max(row) for row in load_LE],
+        'model/dead_experts': [row.count(0) for row in load_LE],
+    }
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -214,7 +217,7 @@ class Recorder:
 
     def _curve(self, kind: str, csv: str, record: Mapping[str, Any]):
         rare = kind != 'train'
-        record = {**record, **_load_summary(plain(record.get('expert_load')))}
+        record = {**record, **_load_summary(plain(record.get('model/expert_load')))}
         values = (
             '' if (v := plain(record.get(k))) is None else str(v)
             for k in ('samples', 'accuracy', 'loss', 'tokens')

@@ -351,18 +351,24 @@ def run(args: argparse.Namespace) -> int:
     for i in range(len(plan.stages)):
         plan.stage(i, None, overrides)  # and a bad value too
 
-    from .console import View
-    from .stage_data import open_tokenizer
-    from .stages import Run, Settings
+    if args.seed is not None and not 0 <= args.seed < 2**32:
+        raise UserError(f'--seed must be at least 0 and below 2^32; given: {args.seed}.')
+    if args.keep < 1:
+        raise UserError(f'--keep takes a whole number, at least 1; given: {args.keep}.')
 
-    run_dir = args.run_dir or str(Path('runs') / f'{entry.name}-{plan.name}')
+    from .console import ConsoleReporter
+    from .describe import describe_stage, dry_run
+    from .resolve import Settings
+    from .session import Session
+    from .stage_data import save_datasets
+
     settings = Settings(
         exp=exp,
         device=args.device,
         amp=args.amp,
         compile_model=args.compile_model,
         seed=args.seed,
-        run_dir=run_dir,
+        run_dir=args.run_dir or str(Path('runs') / f'{entry.name}-{plan.name}'),
         report_to=args.report_to,
         reset_history=args.reset_history,
         initial_model=args.initial_model,
@@ -373,84 +379,18 @@ def run(args: argparse.Namespace) -> int:
         overrides=overrides,
         model=args.model,
     )
-    if args.seed is not None and not 0 <= args.seed < 2**32:
-        raise UserError(f'--seed must be at least 0 and below 2^32; given: {args.seed}.')
-    if args.keep < 1:
-        raise UserError(f'--keep takes a whole number, at least 1; given: {args.keep}.')
-    view = View(quiet=args.quiet)
-    job = Run(plan, settings, view=view)
     if args.describe:
-        return _describe(job, args, open_tokenizer)
+        # a plan's tokenizer may have to be trained; only a plan that was asked for does that
+        describe_stage(plan, settings, with_tokenizer=args.training_plan != 'default', as_json=args.json)
+        return 0
+    session = Session(plan, settings, console=ConsoleReporter(quiet=args.quiet))
     if args.dry_run:
-        from rich.console import Console
-
-        from .describe import dry_run
-
-        dry_run(job, Console(width=None if sys.stdout.isatty() else 160))
+        dry_run(session)
         return 0
     if args.save_datasets:
-        return _save_datasets(job)
-    return job.train()
-
-
-def _describe(job, args: argparse.Namespace, open_tokenizer) -> int:
-    from .describe import check_runnable, describe, print_description
-    from .plan import Stage
-
-    stage = job.stage(0)
-    explicit = (
-        args.training_plan != 'default'
-    )  # a plan's tokenizer may have to be trained; only a plan asked for does that
-    job.runner = job.runner_of(
-        job.stage_exp(0), stage.model, open_tokenizer(job.plan, job.view.line) if explicit else None
-    )
-    model = job.runner.build('meta')
-    check_runnable(model)
-    rows = (
-        stage.mini_batch_size
-        if isinstance(stage.mini_batch_size, int)
-        else Stage.model_fields['mini_batch_size'].default
-    )
-    figures = describe(model, rows=rows, length=stage.row_length or model.max_len, amp=args.amp)
-    if args.json:
-        print(json.dumps(figures, indent=1, default=str))
-    else:
-        from rich.console import Console
-
-        print_description(model, figures, Console(width=None if sys.stdout.isatty() else 160))
-    return 0
-
-
-def _save_datasets(job) -> int:
-    from ..data.store import cache_dir
-    from ..tokenizers import as_tokenizer
-    from .stage_data import open_data, open_tokenizer
-
-    tokenizer = open_tokenizer(job.plan, job.view.line)
-    for i in range(len(job.plan.stages)):
-        stage = job.stage(i)
-        runner = job.runner_of(job.stage_exp(i), stage.model, tokenizer)
-        model = runner.build('meta')
-        if stage.init_from.startswith('pretrained:') and hasattr(model, 'import_pretrained'):
-            model = runner.build()
-            getattr(model, 'import_pretrained')(stage.init_from)  # noqa: B009  fetches the weights into the hub's cache
-            job.view.line(f'Stage "{stage.name}": the weights of {stage.init_from} are ready.')
-        data = open_data(
-            stage,
-            job.plan,
-            as_tokenizer(model.tokenizer),
-            max_len=model.max_len,
-            seed=job.seed,
-            progress=job.view.line,
-        )
-        job.view.line(
-            f'Stage "{stage.name}": {data.mixture.epoch_samples:,.0f} rows of {data.row_length} tokens ready.'
-        )
-    job.view.line(
-        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
-        'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
-    )
-    return 0
+        save_datasets(session.resolve(), seed=session.seed, tell=session.console.line)
+        return 0
+    return session.train()
 
 
 def _main(argv: list[str] | None) -> int:

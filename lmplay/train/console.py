@@ -5,26 +5,18 @@ import time
 
 from tqdm import tqdm
 
+from ..base.base_model import LMBase
+from ..cli import count, duration
+from ..device import Compute
+from .length import StageLength
+from .plan import Stage
+from .state import TrainState
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def duration(seconds: float) -> str:
-    """3723 -> '1:02:03'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
-
-
-def count(n: float) -> str:
-    """1234567 -> '1.23 M'."""
-    for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-        if n >= size:
-            return f'{n / size:.3g} {unit}'
-    return f'{n:.3g}'
-
-
-class View:
-    """Shows a run on `out`. quiet: only warnings and the end."""
+class ConsoleReporter:
+    """Shows a run on `out` (standard error). quiet: shows nothing."""
 
     def __init__(self, out=None, *, quiet: bool = False):
         self.out = out or sys.stderr
@@ -40,80 +32,62 @@ class View:
         else:
             print(text, file=self.out, flush=True)
 
-    def stage(self, stage, data, model, run) -> None:
+    def stage(
+        self,
+        stage: Stage,
+        model: LMBase,
+        length: StageLength,
+        state: TrainState,
+        *,
+        row_length: int,
+        compute: Compute,
+    ) -> None:
         """A stage begins."""
-        p = run.progress
-        share = '' if stage.mix is None else ', '.join(f'{k} {v:g}' for k, v in stage.mix.items())
+        data = stage.dataset or ', '.join(f'{name} {share:g}' for name, share in stage.datasets.items())
         self.line(
-            f'Stage "{stage.name}": {model.name} on {stage.dataset or share}: {data.extent}, '
-            f'{f"{data.steps:,} " if data.steps else ""}steps of {stage.batch_size} rows; {stage.optimizer}, lr {stage.lr:g} {stage.schedule}; '
-            f'{run.device}{", " + str(run.amp_dtype).removeprefix("torch.") if run.amp_dtype else ""}.'
+            f'Stage "{stage.name}": {model.name} on {data}, {length} of {row_length} tokens in steps of '
+            f'{stage.batch_size}; {stage.optimizer}, lr {stage.lr:g} {stage.schedule}; {compute}.'
         )
-        if self.out.isatty() and not self.quiet:
+        if not self.quiet and self.out.isatty():
             self.close()
-            total, done, unit = (
-                (data.samples, p.samples, 'row')
-                if data.samples
-                else (round(data.seconds), round(p.stage_seconds), 's')
-            )
-            self.bar = tqdm(
-                total=total,
-                initial=done,
-                desc=stage.name,
-                unit=unit,
-                file=self.out,
-                dynamic_ncols=True,
-                mininterval=0.5,
-            )
+            done, total, unit = length.done(state)
+            shape = dict(total=total, initial=done, desc=stage.name, unit=unit)
+            self.bar = tqdm(**shape, file=self.out, dynamic_ncols=True, mininterval=0.5)
 
-    def train(self, record: dict, progress, data) -> None:
-        """A logging point of training."""
-        speed = record['tokens_per_second'] or 0.0
-        validation = '' if progress.validation_loss is None else f' val {progress.validation_loss:.4f}'
-        text = (
-            f'loss {record["loss"]:.4f}{validation} lr {record["lr"]:.2e} |g| {record["grad_norm"]:.2f} {count(speed)} tok/s'
-            + (f' MFU {record["mfu"]:.0%}' if 'mfu' in record else '')
-            + f' {record["memory"] / 2**30:.1f} GiB'
-            + (f' data wait {record["data_wait"]:.0%}' if record['data_wait'] > 0.01 else '')
-        )
+    def train(self, record: dict, state: TrainState, length: StageLength) -> None:
+        """A point of the training curve."""
+        done, total, _ = length.done(state)
         if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(
-                (progress.samples if data.samples else round(progress.stage_seconds)) - self.bar.n
-            )
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or progress.step == data.steps:
+            self.bar.set_postfix_str(_figures(record, state), refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or done >= total:
             self.last_line = time.monotonic()
-            rest = (
-                (data.steps - progress.step) * progress.stage_seconds / progress.step
-                if data.steps
-                else data.seconds - progress.stage_seconds
-            )
-            of = f'/{data.steps:,}' if data.steps else ''
-            self.line(f'{record["stage"]} step {progress.step:,}{of} {text} left {duration(max(0.0, rest))}')
+            left = duration(max(0.0, (total - done) * state.stage_seconds / max(1, done)))
+            step = f'{record["stage"]} step {state.step:,}/{max(state.step, length.total_steps(state)):,}'
+            self.line(f'{step} {_figures(record, state)} left {left}')
 
     def validation(self, record: dict, example: dict) -> None:
         """An evaluation, with one example as the original lmplay shows it."""
-        domains = (
-            ' '.join(f'{k} {v["loss"]:.3f}' for k, v in record['domains'].items())
-            if len(record['domains']) > 1
-            else ''
+        text = (
+            f'validation at {record["samples"]:,} sequences: loss {record["loss"]:.4f} accuracy '
+            f'{record["accuracy"]:.1%} perplexity {record["perplexity"]:.2f} bits/byte {record["bits_per_byte"]:.4f}'
         )
-        with_pad = f' loss with padding {record["loss_with_pad"]:.4f}' if 'loss_with_pad' in record else ''
-        self.line(
-            f'validation at {record["samples"]:,} rows: loss {record["loss"]:.4f} accuracy {record["accuracy"]:.1%} '
-            f'perplexity {record["perplexity"]:.2f} bits/byte {record["bits_per_byte"]:.4f}{with_pad}{" | " + domains if domains else ""}'
-        )
-        one_line = {k: ' '.join(v.split())[:160] for k, v in example.items()}
-        self.line(
-            f'  prompt     {one_line["prompt"]}\n  truth      {one_line["truth"]}\n  prediction {one_line["prediction"]}'
-        )
+        if 'loss_with_pad' in record:
+            text += f' loss with padding {record["loss_with_pad"]:.4f}'
+        if len(record['domains']) > 1:
+            text += ' | ' + ' '.join(
+                f'{name} {found["loss"]:.3f}' for name, found in record['domains'].items()
+            )
+        self.line(text)
+        for part in ('prompt', 'truth', 'prediction'):
+            self.line(f'  {part:<10} {" ".join(example[part].split())[:160]}')
 
-    def gradients(self, model) -> None:
+    def gradients(self, model: LMBase) -> None:
         """--check-grads: which parameters got no gradient, or are frozen."""
-        frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-        without = [
-            n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
-        ]
+        parameters = dict(model.named_parameters())
+        frozen = [name for name, p in parameters.items() if not p.requires_grad]
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        without = [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
         for what, names in (('frozen', frozen), ('without a gradient', without)):
             if names:
                 self.line(f'{len(names)} parameters {what}: {", ".join(names)}')
@@ -124,3 +98,17 @@ class View:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _figures(record: dict, state: TrainState) -> str:
+    parts = [f'loss {record["loss"]:.4f}']
+    if state.validation_loss is not None:
+        parts.append(f'val {state.validation_loss:.4f}')
+    parts.append(f'lr {record["lr"]:.2e} |g| {record["grad_norm"]:.2f}')
+    parts.append(f'{count(record["tokens_per_second"] or 0.0)} tok/s')
+    if 'mfu' in record:
+        parts.append(f'MFU {record["mfu"]:.0%}')
+    parts.append(f'{record["memory"] / 2**30:.1f} GiB')
+    if record['data_wait'] > 0.01:
+        parts.append(f'data wait {record["data_wait"]:.0%}')
+    return ' '.join(parts)

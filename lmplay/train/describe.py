@@ -1,12 +1,28 @@
 """--describe and --dry-run: what a model is and what a plan will do, told before anything is trained."""
 
+import json
+import sys
+
 import torch
 
 from ..base.base_model import LMBase
-from ..errors import UserError
+from ..checks import check_runnable
+from ..cli import count, duration
+from ..device import measured_flops
 from ..tokenizers import as_tokenizer
-from .console import count, duration
-from .objective import call, fuses_head, head_of
+from .length import TimeLength, stage_length
+from .objective import Objective
+from .plan import Plan, Stage
+from .resolve import ResolvedStage, Settings, resolve
+from .session import Session
+from .stage_data import StageData, open_data, open_tokenizer
+
+
+def console():
+    """A rich console for standard output; of a width that fits its tables where that is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
@@ -20,8 +36,8 @@ def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
 
     x = torch.zeros(rows, length, dtype=torch.int64, device='meta')
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        forward = model.features if fuses_head(model) else model
-        out = call(model, forward, x, torch.ones_like(x, dtype=torch.bool))  # noqa: F841  kept alive
+        mask = torch.ones_like(x, dtype=torch.bool)
+        out = Objective(model).output(x, mask)  # noqa: F841  kept alive
     for t in [
         *model.parameters(),
         *model.buffers(),
@@ -62,6 +78,20 @@ def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:
     }
 
 
+def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_json: bool) -> None:
+    """--describe: prints the figures of the plan's first stage. with_tokenizer: with the one that the plan asks for."""
+    tokenizer = open_tokenizer(plan) if with_tokenizer else None
+    stage = resolve(plan, settings, tokenizer)[0]
+    check_runnable(stage.skeleton)
+    rows = stage.settings.mini_batch_size
+    rows = Stage.model_fields['mini_batch_size'].default if rows == 'auto' else rows
+    figures = describe(stage.skeleton, rows=rows, length=stage.row_length, amp=settings.amp)
+    if as_json:
+        print(json.dumps(figures, indent=1, default=str))
+    else:
+        print_description(stage.skeleton, figures, console())
+
+
 def print_description(model: LMBase, figures: dict, console) -> None:
     from rich.table import Table
 
@@ -90,125 +120,57 @@ def print_description(model: LMBase, figures: dict, console) -> None:
     console.print(table)
 
 
-def dry_run(run, console) -> None:
-    """Prints what the run's plan will do: stages, tokens, steps, memory, estimated time."""
+def dry_run(session: Session) -> None:
+    """Prints what a plan will do: stages, tokens, steps, memory, estimated time."""
     from rich.table import Table
 
-    from ..device import measured_flops
-    from .stage_data import open_data, open_tokenizer
-
-    tokenizer = open_tokenizer(run.plan, run.view.line)
-    speed = measured_flops(run.device, run.amp_dtype)
-    table = Table(title=f'Plan "{run.plan.name}" on {run.device}', title_justify='left')
-    for heading in ('stage', 'experiment', 'data', 'rows', 'tokens', 'steps', 'memory', 'about'):
-        table.add_column(
-            heading, justify='right' if heading in ('rows', 'tokens', 'steps', 'memory', 'about') else 'left'
-        )
-    if run.plan.description:
-        console.print(run.plan.description, highlight=False)
+    out, plan, compute = console(), session.plan, session.compute
+    stages = session.resolve()
+    speed = 0.5 * measured_flops(compute.device, compute.dtype)
+    table = Table(title=f'Plan "{plan.name}" on {compute.device}', title_justify='left')
+    numbers = ('sequences', 'tokens', 'steps', 'memory', 'about')
+    for heading in ('stage', 'experiment', 'data', *numbers):
+        table.add_column(heading, justify='right' if heading in numbers else 'left')
+    if plan.description:
+        out.print(plan.description, highlight=False)
     total = 0.0
-    for i in range(len(run.plan.stages)):
-        stage = run.stage(i)
-        exp = run.stage_exp(i)
-        run.runner = run.runner_of(exp, stage.model, tokenizer)
-        model = run.runner.build('meta')
-        data = open_data(
-            stage,
-            run.plan,
-            as_tokenizer(model.tokenizer),
-            max_len=model.max_len,
-            seed=run.seed,
-            progress=run.view.line,
-        )
-        rows = (
-            stage.batch_size
-            if stage.mini_batch_size == 'auto'
-            else min(int(stage.mini_batch_size), stage.batch_size)
-        )
-        memory = sum(training_memory(model, rows=rows, length=data.row_length, amp=run.settings.amp).values())
-        per_row = (
-            model.training_flops_per_token(data.row_length) * data.mixture.tokens_per_row / (0.5 * speed)
-        )  # seconds
-        samples = data.samples or max(1, round(data.seconds / per_row))
-        seconds = data.seconds or samples * per_row
+    for stage in stages:
+        tokenizer = as_tokenizer(stage.skeleton.tokenizer)
+        data = open_data(stage, tokenizer, seed=session.seed, progress=session.console.line)
+        row, seconds = _expected(stage, data, speed=speed, amp=session.settings.amp)
+        table.add_row(*row)
         total += seconds
-        about = '~' if data.seconds else ''
-        table.add_row(
-            stage.name,
-            exp,
-            ', '.join(stage.datasets),
-            f'{about}{samples:,} x {data.row_length}',
-            about + count(samples * data.mixture.tokens_per_row),
-            f'{about}{-(-samples // stage.batch_size):,}',
-            f'{memory / 2**30:.1f} GiB',
-            duration(seconds),
-        )
-    console.print(table)
-    console.print(
-        f'About {duration(total)} in all, at half of the {speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here. '
-        'Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries take half a GiB more. Nothing was trained.',
+    out.print(table)
+    out.print(
+        f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches '
+        f'here. Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries take half a GiB '
+        f'more. Nothing was trained.',
         highlight=False,
     )
 
 
-@torch.no_grad()
-def check_runnable(model: LMBase) -> None:
-    """Raises UserError where the model's forward pass does not give what the contract says, with and without a cache.
-
-    Told before a run begins, not at its end, when text is generated.
-    """
-    name, vocabulary = type(model).__name__, as_tokenizer(model.tokenizer).n_vocab
-    first = next(model.parameters(), None)
-    if first is None:
-        raise UserError(f'{name} has no parameters: there is nothing to train.')
-    length = min(8, model.max_len)
-    x = (torch.arange(2 * length, device=first.device) % vocabulary).view(2, length)
-    training = model.training
-    model.eval()
-    try:
-        out = model(x)
-        cached = model(x, cache=[])
-        fused = getattr(model, 'features')(x) if fuses_head(model) else None  # noqa: B009
-    finally:
-        model.train(training)
-    what = f'{name}.forward(x) must return logits of shape (rows, positions, vocabulary)'
-    _check_logits(getattr(out, 'logits', out), (2, x.shape[1], vocabulary), what)
-    if not isinstance(cached, tuple) or len(cached) != 2:
-        raise UserError(
-            f'{name}.forward(x, cache=[]) must return (logits, cache); given: {type(cached).__name__}.'
-        )
-    _check_logits(
-        cached[0],
-        (2, 1, vocabulary),
-        f'{name}.forward(x, cache=[]) must return logits of the last position, (rows, 1, vocabulary)',
-    )
-    if fused is not None:
-        _check_fused(model, out, fused)
-
-
-def _check_fused(model: LMBase, out, fused) -> None:
-    """Training takes `features` and the head `fc`, generation `forward`: they must be one model."""
-    name = type(model).__name__
-    advice = 'Change both, or rename `features`: then training uses forward, with all its logits in memory.'
-    for kind in ('losses', 'metrics'):
-        if lost := getattr(out, kind, {}).keys() - getattr(fused, kind, {}).keys():
-            raise UserError(
-                f'{name}.forward reports {kind} that {name}.features does not ({", ".join(sorted(lost))}), but a model with features and '
-                f'a head `fc` is trained on those: return LMOutput(features=..., {kind}=...) from features. {advice}'
-            )
-    logits = getattr(out, 'logits', out).float()
-    other = head_of(model)(getattr(fused, 'features', fused))[..., : logits.shape[-1]].float()
-    difference = float('nan') if logits.is_meta else (logits - other).abs().max().item()
-    if (
-        difference > 0 and difference > 1e-5 * other.abs().max().item()
-    ):  # capped logits differ by little at first
-        raise UserError(
-            f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to {difference:.3g}), and a '
-            f'model with features and a head `fc` is trained on the second. {advice}'
-        )
-
-
-def _check_logits(logits, expected: tuple, what: str) -> None:
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-        given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f'{what} = {expected}; given: {given}.')
+def _expected(stage: ResolvedStage, data: StageData, *, speed: float, amp: bool) -> tuple[list[str], float]:
+    """(a row of the dry run's table, seconds). speed: FLOP/s that training reaches."""
+    settings, length = stage.settings, stage_length(stage.settings, data.mixture)
+    auto = settings.mini_batch_size == 'auto'
+    rows = settings.batch_size if auto else min(int(settings.mini_batch_size), settings.batch_size)
+    memory = sum(training_memory(stage.skeleton, rows=rows, length=stage.row_length, amp=amp).values())
+    per_sequence = stage.flops_per_token * data.mixture.tokens_per_row / speed  # seconds
+    if isinstance(length, TimeLength):
+        about, seconds = '~', length.seconds
+        samples = max(1, round(seconds / per_sequence))
+    else:
+        about, samples = '', length.samples
+        seconds = samples * per_sequence
+    steps = -(-samples // settings.batch_size)
+    row = [
+        stage.name,
+        stage.exp,
+        ', '.join(settings.datasets),
+        f'{about}{samples:,} x {stage.row_length}',
+        about + count(samples * data.mixture.tokens_per_row),
+        f'{about}{steps:,}',
+        f'{memory / 2**30:.1f} GiB',
+        duration(seconds),
+    ]
+    return row, seconds

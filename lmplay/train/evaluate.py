@@ -6,34 +6,33 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..base.base_model import LMBase
 from ..data.held_out import HeldOut
-from ..data.rows import IGNORE
-from ..device import autocast
+from ..data.rows import IGNORE, Batch
+from ..device import Compute
 from ..tokenizers import as_tokenizer
-from .objective import token_losses
+from .objective import Objective
 
 
 @dataclass
 class Evaluation:
-    """metrics: loss (nats per real scored token), accuracy, perplexity, bits_per_byte, tokens, domains {name: the same}.
+    """What one evaluation found.
 
-    model_metrics: what the model reports of itself (LMOutput.metrics), averaged over the real tokens.
-    documents: arrays of equal length with an entry per held-out document: hash, domain, loss (summed nats), tokens, bytes.
+    metrics        loss (nats per real scored token), accuracy, perplexity, bits_per_byte, tokens, domains {name: the same}
+    model_metrics  what the model reports of itself (LMOutput.metrics), averaged over the real tokens
+    documents      arrays of equal length with an entry per held-out document: hash, domain, loss (summed nats), tokens, bytes
+    examples       domain -> x, y and the prediction of its first sequence
     """
 
     metrics: dict
     model_metrics: dict[str, torch.Tensor]
     documents: dict[str, np.ndarray]
-    rows: dict[
-        str, tuple[np.ndarray, np.ndarray, np.ndarray]
-    ]  # domain -> x, y and the prediction of its first row
+    examples: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
     def example(self, tokenizer, domain: str | None = None, length: int = 64) -> dict:
-        """prompt, truth and prediction as text: the head of a domain's first held-out row, and what the model predicts for each
-        next token."""
+        """prompt, truth and prediction as text: the head of a domain's first held-out sequence, and for each next token what
+        the model predicts."""
         tokenizer = as_tokenizer(tokenizer)
-        x, y, prediction = self.rows[domain if domain is not None else next(iter(self.rows))]
+        x, y, prediction = self.examples[domain if domain is not None else next(iter(self.examples))]
         scored = np.flatnonzero(y != IGNORE)
         if not len(scored):
             return {'prompt': '', 'truth': '', 'prediction': ''}
@@ -47,68 +46,101 @@ class Evaluation:
         }
 
 
-@torch.no_grad()
-def evaluate(
-    model: LMBase,
-    held_out: HeldOut,
-    *,
-    forward,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    rows_per_batch: int = 8,
-    pad_token: int | None = None,
-) -> Evaluation:
-    """Evaluates `model` (put into eval mode) on every held-out row.
+@dataclass
+class Evaluator:
+    """Evaluates models on one held-out set.
 
-    pad_token: where the padding is scored too (a stage with score_padding), its id: `loss` still is that of real tokens alone,
-    and `loss_with_pad` counts the padding, as some published code does.
+    padding_scored: where the padding is scored too (a stage with score_padding), its token id: `loss` remains that of real
+    tokens alone, and `loss_with_pad` counts the padding, as some published code does.
     """
-    model.eval()
-    n = len(held_out.documents)
-    nll, right, tokens = torch.zeros(n, dtype=torch.float64), torch.zeros(n), torch.zeros(n)
-    pad_nll = pad_tokens = 0.0
-    rows, reported, real_tokens = {}, {}, 0
-    for batch in held_out.batches(rows_per_batch):
-        x, y = batch.x.to(device), batch.y.to(device)
-        mask = torch.arange(x.shape[1], device=device) < batch.lengths.to(device)[:, None]
-        with autocast(device, dtype):
-            losses, hit, prediction, output = token_losses(model, forward, x, y, mask)
-        real_tokens += batch.tokens
-        for name, value in output.metrics.items():
-            reported[name] = reported.get(name, 0) + value.float() * batch.tokens
-        assert batch.documents is not None
-        domain = held_out.documents[int(batch.documents[0, 0])]['domain']  # a batch is of one domain
-        if domain not in rows:
-            rows[domain] = (batch.x[0].numpy(), batch.y[0].numpy(), prediction[0].cpu().numpy())
-        scored = y != IGNORE
-        if pad_token is not None:  # a padding target stands where no real token follows
-            padding = torch.arange(x.shape[1], device=device) >= batch.lengths.to(device)[:, None] - 1
-            padding &= scored & (y == pad_token)
-            pad_nll += losses[padding].double().sum().item()
-            pad_tokens += padding.sum().item()
-            scored &= ~padding
+
+    held_out: HeldOut
+    compute: Compute
+    padding_scored: int | None = None
+
+    @torch.no_grad()
+    def evaluate(self, objective: Objective, *, sequences_per_batch: int = 8) -> Evaluation:
+        """Of the objective's model in evaluation mode, in which it is left."""
+        objective.model.eval()
+        device = self.compute.device
+        documents = self.held_out.documents
+        sums = _Sums(len(documents))
+        examples = {}
+        for batch in self.held_out.batches(sequences_per_batch):
+            x, y, lengths = (t.to(device) for t in (batch.x, batch.y, batch.lengths))
+            mask = torch.arange(x.shape[1], device=device) < lengths[:, None]
+            with self.compute.autocast():
+                losses, hit, prediction, output = objective.token_losses(x, y, mask)
+            assert batch.documents is not None
+            domain = documents[int(batch.documents[0, 0])]['domain']  # a batch is of one domain
+            if domain not in examples:
+                examples[domain] = (batch.x[0].numpy(), batch.y[0].numpy(), prediction[0].cpu().numpy())
+            sums.add_reported(output.metrics, batch.tokens)
+            padding = self._scored_padding(y, lengths)
+            if padding is not None:
+                sums.add_padding(losses, padding)
+            scored = y != IGNORE if padding is None else (y != IGNORE) & ~padding
+            sums.add(batch, losses, hit, scored)
+        table = {
+            'hash': np.array([d['hash'] for d in documents], np.uint64),
+            'domain': np.array([d['domain'] for d in documents]),
+            'bytes': np.array([d['bytes'] for d in documents]),
+            'loss': sums.nll.numpy(),
+            'right': sums.right.numpy(),
+            'tokens': sums.tokens.numpy(),
+        }
+        metrics = _summary(table) | {'domains': _by_domain(table)}
+        if self.padding_scored is not None:
+            metrics |= sums.with_padding()
+        return Evaluation(metrics, sums.model_metrics(), table, examples)
+
+    def _scored_padding(self, y: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
+        """(B, T) bool: targets that are padding, which stand where no real token follows; None where none is scored."""
+        if self.padding_scored is None:
+            return None
+        behind = torch.arange(y.shape[1], device=y.device) >= lengths[:, None] - 1
+        return behind & (y != IGNORE) & (y == self.padding_scored)
+
+
+class _Sums:
+    """Summed over an evaluation: by document nats, right predictions and tokens; of the padding; of what the model reports."""
+
+    def __init__(self, documents: int):
+        self.nll = torch.zeros(documents, dtype=torch.float64)
+        self.right, self.tokens = torch.zeros(documents), torch.zeros(documents)
+        self.pad_nll = self.pad_tokens = 0.0
+        self.reported: dict[str, torch.Tensor] = {}
+        self.real_tokens = 0
+
+    def add(self, batch: Batch, losses: torch.Tensor, hit: torch.Tensor, scored: torch.Tensor) -> None:
         scored = scored.cpu()
+        assert batch.documents is not None
         index = batch.documents[scored]
-        nll.index_add_(0, index, losses.cpu()[scored].double())
-        right.index_add_(0, index, hit.cpu()[scored].float())
-        tokens.index_add_(0, index, torch.ones(len(index)))
-    table = {
-        'hash': np.array([d['hash'] for d in held_out.documents], np.uint64),
-        'domain': np.array([d['domain'] for d in held_out.documents]),
-        'bytes': np.array([d['bytes'] for d in held_out.documents]),
-        'loss': nll.numpy(),
-        'right': right.numpy(),
-        'tokens': tokens.numpy(),
-    }
-    metrics = _summary(table)
-    domains = sorted(set(table['domain'].tolist()))
-    metrics['domains'] = {
-        name: _summary({k: v[table['domain'] == name] for k, v in table.items()}) for name in domains
-    }
-    if pad_token is not None:
-        with_pad = (table['loss'].sum() + pad_nll) / max(1.0, table['tokens'].sum() + pad_tokens)
-        metrics |= {'loss_with_pad': with_pad, 'perplexity_with_pad': math.exp(min(with_pad, 700.0))}
-    return Evaluation(metrics, {k: v / max(1, real_tokens) for k, v in reported.items()}, table, rows)
+        self.nll.index_add_(0, index, losses.cpu()[scored].double())
+        self.right.index_add_(0, index, hit.cpu()[scored].float())
+        self.tokens.index_add_(0, index, torch.ones(len(index)))
+
+    def add_padding(self, losses: torch.Tensor, padding: torch.Tensor) -> None:
+        self.pad_nll += losses[padding].double().sum().item()
+        self.pad_tokens += padding.sum().item()
+
+    def add_reported(self, metrics: dict[str, torch.Tensor], tokens: int) -> None:
+        self.real_tokens += tokens
+        for name, value in metrics.items():
+            self.reported[name] = self.reported.get(name, 0) + value.float() * tokens
+
+    def model_metrics(self) -> dict[str, torch.Tensor]:
+        return {name: value / max(1, self.real_tokens) for name, value in self.reported.items()}
+
+    def with_padding(self) -> dict[str, float]:
+        tokens = max(1.0, self.tokens.numpy().sum() + self.pad_tokens)
+        loss = (self.nll.numpy().sum() + self.pad_nll) / tokens
+        return {'loss_with_pad': loss, 'perplexity_with_pad': math.exp(min(loss, 700.0))}
+
+
+def _by_domain(table: dict[str, np.ndarray]) -> dict[str, dict]:
+    names = sorted(set(table['domain'].tolist()))
+    return {name: _summary({k: v[table['domain'] == name] for k, v in table.items()}) for name in names}
 
 
 def _summary(table: dict[str, np.ndarray]) -> dict:

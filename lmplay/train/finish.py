@@ -1,74 +1,78 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
-import json
-import os
-
-from ..base.base_model import LMBase
 from ..errors import UserError
+from ..files import write_json, write_text
 from ..generate.generator import generate
 from ..plots.plot import plot_run
+from ..runs.directory import RunDirectory
 from ..tokenizers import as_tokenizer
+from .trainer import Trainer
 
 TEXTS = 4  # texts generated, each after a prompt of another domain
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+WIDTH = 100  # characters shown of a sample
 
 
-def finish(run, model: LMBase) -> dict:
-    """Writes what remains of a finished run and tells its user where it is."""
-    p = run.progress
+def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) -> None:
+    """Writes what remains of a finished run and tells its user where it is. A picture that fails is a warning."""
+    state, model, console = trainer.state, trainer.model, trainer.console
+    assert trainer.evaluation is not None
+    texts = sample_texts(trainer)
+    summary = {
+        'model': model.name,
+        'exp': exp,
+        'plan': plan,
+        'seed': trainer.seed,
+        'steps': state.total_step,
+        'samples': state.total_samples,
+        'tokens': state.tokens,
+        'flops': state.flops,
+        'seconds': round(state.seconds, 1),
+        'train_loss': state.loss,
+        'validation_loss': state.validation_loss,
+        'best_validation_loss': state.best_loss,
+        'skipped_steps': state.skipped,
+        'evaluation': trainer.evaluation.metrics,
+        'prompt': texts[0]['prompt'],
+        'sample': texts[0]['sample'],
+        'texts': texts,
+    }
+    write_json(directory.path / 'summary.json', summary)
+    told = (
+        f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
+        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
+        f'Curves:     {_curves(directory)}\n'
+        f'Checkpoint: {directory.checkpoints / "best"}\n'
+        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
+    )
+    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
+    console.line('\nSamples, each after the end of a held-out prompt:')
+    for text in texts:
+        prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
+        console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
+    console.line(f'\n{told}')
+
+
+def sample_texts(trainer: Trainer) -> list[dict[str, str]]:
+    """A generated text for each of the first domains: domain, prompt, sample."""
+    model, evaluation = trainer.model, trainer.evaluation
+    assert evaluation is not None
     tokenizer = as_tokenizer(model.tokenizer)
-    domains = list(run.evaluation.rows)[:TEXTS]
-    prompts = [
-        tokenizer.encode(run.evaluation.example(tokenizer, domain)['prompt'])[-32:] for domain in domains
-    ]
+    domains = list(evaluation.examples)[:TEXTS]
+    heads = (evaluation.example(tokenizer, domain)['prompt'] for domain in domains)
+    prompts = [tokenizer.encode(head)[-PROMPT_TOKENS:] for head in heads]
+    sampling = dict(temperature=0.8, top_k=50, seed=trainer.seed, stop_token=tokenizer.eot_token)
     try:
-        continued = generate(
-            model,
-            prompts,
-            max_new_tokens=64,
-            temperature=0.8,
-            top_k=50,
-            seed=run.seed,
-            stop_token=tokenizer.eot_token,
-        )
+        continued = generate(model, prompts, max_new_tokens=NEW_TOKENS, **sampling)
         samples = [tokenizer.decode(new) for new in continued]
     except UserError as error:  # a run that diverged still gets its summary and its curves
         samples = [f'(none: {error})'] * len(domains)
-    texts = [
-        {'domain': d, 'prompt': tokenizer.decode(ids), 'sample': s}
-        for d, ids, s in zip(domains, prompts, samples)
-    ]
-    first = texts[0]
-    summary = {
-        'model': model.name,
-        'exp': run.exp,
-        'plan': run.plan.name,
-        'seed': run.seed,
-        'steps': p.total_step,
-        'samples': p.total_samples,
-        'tokens': p.tokens,
-        'flops': p.flops,
-        'seconds': round(p.seconds, 1),
-        'train_loss': p.loss,
-        'validation_loss': p.validation_loss,
-        'best_validation_loss': p.best_loss,
-        'skipped_steps': p.skipped,
-        'evaluation': run.evaluation.metrics,
-        'prompt': first['prompt'],
-        'sample': first['sample'],
-        'texts': texts,
-    }
-    temporary = run.dir / '.summary.json'
-    temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, run.dir / 'summary.json')
-    picture = plot_run(run.dir)
-    run.view.line(f'\nSample, after the prompt {first["prompt"]!r}:\n{first["sample"]}\n')
-    told = (
-        f'Finished: {p.tokens:,} tokens in {p.seconds:.0f} s. Validation loss {p.validation_loss:.4f}, the best was {p.best_loss:.4f}.\n'
-        f'Curves:     {picture}\nCheckpoint: {run.checkpoints / "best"}\n'
-        f"Generate:   lmp_generator {run.dir} --prompt 'Once upon a time'"
-    )
-    run.view.line(told)
-    (run.dir / 'summary.txt').write_text(
-        f'{run.plan.name}: {model.name}, seed {run.seed}\n{told}\n', encoding='utf-8'
-    )
-    return summary
+    texts = zip(domains, prompts, samples)
+    return [{'domain': d, 'prompt': tokenizer.decode(ids), 'sample': text} for d, ids, text in texts]
+
+
+def _curves(directory: RunDirectory) -> str:
+    try:
+        return str(plot_run(directory.path))
+    except Exception as error:  # noqa: BLE001  a picture is decoration; the run is finished without it
+        return f'could not be drawn ({type(error).__name__}: {error})'

@@ -7,7 +7,6 @@ N tokens, D width, V vocabulary.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..base.base_model import LMBase, LMOutput
 from ..data.rows import IGNORE
 from ..errors import ExperimentError
-from ..modules.matmul import product
+from ..modules.matmul import is_faster_linear, matmul
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -48,7 +47,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             for x, t, start in zip(
                 features.split(chunk), targets.split(chunk), range(0, len(targets), chunk)
             ):
-                logits = product(x, w)
+                logits = matmul(x, w)
                 scored = t != IGNORE
                 row_loss, hit = (compiled_softmax() if device == 'cuda' else softmax_minus_target_)(
                     logits, bias, t
@@ -58,13 +57,13 @@ class LinearCrossEntropy(torch.autograd.Function):
                 correct += (hit & scored).sum()
                 if grad_features is not None:
                     grad_features[start : start + len(x)] = (
-                        product(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
+                        matmul(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
                     )
                 if (
                     grad_weight_DV is not None
                 ):  # this way around the product is up to 1.4 times as fast on a CPU
                     grad_weight_DV.add_(
-                        product(torch.where(scored[:, None], x, 0.0).t(), grad.t()), alpha=scale
+                        matmul(torch.where(scored[:, None], x, 0.0).t(), grad.t()), alpha=scale
                     )
                 if grad_bias is not None:
                     grad_bias.add_((scored.to(dtype)[None] @ grad)[0], alpha=scale)
@@ -119,7 +118,13 @@ def compiled_softmax():
 
 @dataclass
 class MicroLoss:
-    """objective: what to call backward on. loss, correct: scaled cross-entropy and right predictions, on the device."""
+    """What one micro-batch adds to a step.
+
+    objective  what to call backward on
+    loss       its cross-entropy summed and divided by the step's scored tokens, on the device
+    correct    how many targets were predicted right, on the device
+    output     the model's own, for its losses and metrics
+    """
 
     objective: Tensor
     loss: Tensor
@@ -127,96 +132,126 @@ class MicroLoss:
     output: LMOutput
 
 
-def micro_loss(
-    model: LMBase,
-    forward,
-    x: Tensor,
-    y: Tensor,
-    mask: Tensor,
-    *,
-    scored: int,
-    tokens_share: float,
-    chunk: int | None = None,
-) -> MicroLoss:
-    """The part of a step's objective that a micro-batch gives.
+class Objective(nn.Module):
+    """From a micro-batch to its loss. Training and evaluation take the logits from the same place: head(features).
 
-    forward: `model.features` or `model`, or its compiled form; x, y, mask (B, T); scored: scored tokens of the WHOLE step;
-    tokens_share: this micro-batch's share of the step's real tokens.
+    Head and loss are fused where `fused_head` allows it; a model with its own forward, or a head whose call does more than
+    a product, is trained through its forward.
     """
-    output = call(model, forward, x, mask)
-    targets = y.reshape(-1)
-    if output.features is not None:
-        features = output.features.reshape(len(targets), -1)
-        head = head_of(model)
-        loss, correct = LinearCrossEntropy.apply(
-            features, head.weight, head.bias, targets, 1.0 / max(1, scored), chunk
+
+    def __init__(self, model: LMBase):
+        super().__init__()
+        self.model = model
+        self.fused = fused_head(model) is not None
+        self._eager: Callable = model.features if self.fused else model
+        self._pass = self._eager
+        self._takes_mask = 'mask' in (model.features_takes if self.fused else model.forward_takes)
+
+    def compile_pass(self, *, dynamic: bool | None) -> None:
+        """Trains through torch.compile from now on; evaluation stays eager."""
+        self._pass = torch.compile(self._eager, dynamic=dynamic)
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor,
+        *,
+        scored: int,
+        tokens_share: float,
+        chunk: int | None = None,
+    ) -> MicroLoss:
+        """The part of a step's objective that a micro-batch gives.
+
+        x, y, mask (B, T); scored: scored tokens of the WHOLE step; tokens_share: this micro-batch's share of its real
+        tokens. Raises ExperimentError where the model returns no logits of the right shape.
+        """
+        output = self._run(self._pass, x, mask)
+        targets = y.reshape(-1)
+        if self.fused:
+            features = output.features.reshape(len(targets), -1)
+            loss, correct = LinearCrossEntropy.apply(
+                features, *self._head_weights(), targets, 1.0 / max(1, scored), chunk
+            )
+        else:
+            logits = self._logits(output, x).reshape(len(targets), -1)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='sum') / max(1, scored)
+            with torch.no_grad():
+                correct = ((logits.argmax(-1) == targets) & (targets != IGNORE)).sum()
+        objective = loss
+        for value, weight in output.losses.values():
+            if weight:
+                objective = objective + value * (weight * tokens_share)
+        return MicroLoss(objective, loss.detach(), correct, output)
+
+    def output(self, x: Tensor, mask: Tensor) -> LMOutput:
+        """One eager pass: features where head and loss are fused, else logits."""
+        return self._run(self._eager, x, mask)
+
+    @torch.no_grad()
+    def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):
+        """(loss (B, T) in nats, right (B, T) bool, prediction (B, T), output); 0 and False where nothing is scored."""
+        output = self.output(x, mask)
+        targets = y.reshape(-1)
+        inputs = output.features if self.fused else self._logits(output, x)
+        assert inputs is not None
+        losses, predictions = [], []
+        for part, t in zip(inputs.reshape(len(targets), -1).split(chunk), targets.split(chunk)):
+            logits = self.model.fc(part)[:, : self.n_vocab] if self.fused else part
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            losses.append(F.cross_entropy(logits, t, ignore_index=IGNORE, reduction='none'))
+            predictions.append(logits.argmax(-1))
+        prediction = torch.cat(predictions)
+        right = (prediction == targets) & (targets != IGNORE)
+        return torch.cat(losses).view_as(y), right.view_as(y), prediction.view_as(y), output
+
+    @property
+    def n_vocab(self) -> int:
+        return self.model.tokenizer.n_vocab
+
+    def _head_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Of the part of the head that the tokenizer has entries for."""
+        head = self.model.fc
+        if head.out_features <= self.n_vocab:
+            return head.weight, head.bias
+        return head.weight[: self.n_vocab], None if head.bias is None else head.bias[: self.n_vocab]
+
+    def _run(self, forward: Callable, x: Tensor, mask: Tensor) -> LMOutput:
+        """One pass as an LMOutput; `mask` is handed to models that ask for it."""
+        out = forward(x, mask=mask) if self._takes_mask else forward(x)
+        if isinstance(out, LMOutput):
+            return out
+        return LMOutput(features=out) if self.fused else LMOutput(logits=out)
+
+    def _logits(self, output: LMOutput, x: Tensor) -> Tensor:
+        logits = output.logits
+        if isinstance(logits, Tensor) and logits.shape[:-1] == x.shape and logits.is_floating_point():
+            return logits
+        given = (
+            f'{logits.dtype} {tuple(logits.shape)}' if isinstance(logits, Tensor) else type(logits).__name__
         )
-    else:
-        if (
-            not isinstance(output.logits, Tensor)
-            or output.logits.shape[:-1] != x.shape
-            or not output.logits.is_floating_point()
-        ):
-            given = (
-                f'{output.logits.dtype} {tuple(output.logits.shape)}'
-                if isinstance(output.logits, Tensor)
-                else type(output.logits).__name__
-            )
-            raise ExperimentError(
-                f'forward of {type(model).__name__} must return logits (B, T, V), floating point, for x {tuple(x.shape)}, '
-                f'or an LMOutput; it returned {given}.'
-            )
-        logits = output.logits.reshape(len(targets), -1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='sum') / max(1, scored)
-        with torch.no_grad():
-            correct = ((logits.argmax(-1) == targets) & (targets != IGNORE)).sum()
-    objective = loss
-    for value, weight in output.losses.values():
-        if weight:
-            objective = objective + value * (weight * tokens_share)
-    return MicroLoss(objective, loss.detach(), correct, output)
+        raise ExperimentError(
+            f'forward of {type(self.model).__name__} must return logits (B, T, V), floating point, for x '
+            f'{tuple(x.shape)}, or an LMOutput with them; given: {given}.'
+        )
 
 
-def token_losses(model: LMBase, forward, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):
-    """(loss (B, T) in nats, right (B, T) bool, prediction (B, T), output) without gradients; 0 and False where nothing is scored."""
-    output = call(model, forward, x, mask)
-    targets = y.reshape(-1)
-    head = head_of(model) if output.features is not None else nn.Identity()
-    inputs = output.features if output.features is not None else output.logits
-    assert inputs is not None
-    inputs = inputs.reshape(len(targets), -1)
-    losses, predictions = [], []
-    for part, t in zip(inputs.split(chunk), targets.split(chunk)):
-        logits = head(part)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses.append(F.cross_entropy(logits, t, ignore_index=IGNORE, reduction='none'))
-        predictions.append(logits.argmax(-1))
-    prediction = torch.cat(predictions)
-    right = (prediction == targets) & (targets != IGNORE)
-    return torch.cat(losses).view_as(y), right.view_as(y), prediction.view_as(y), output
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def fuses_head(model: LMBase) -> bool:
-    """Whether the model gives features and a plain linear head, so that head and loss can be one."""
-    return callable(getattr(model, 'features', None)) and isinstance(getattr(model, 'fc', None), nn.Linear)
+def fused_head(model: LMBase) -> nn.Linear | None:
+    """The head of a model in which head and loss can be one, else None.
 
-
-def head_of(model: LMBase) -> nn.Linear:
-    """The head of a model whose head can be fused."""
-    head = model.fc
-    assert isinstance(head, nn.Linear)
+    Fusing bypasses the calls of the model and of its head, so both must do nothing but what is computed in their place:
+    the forward is LMBase's own, the head exactly an nn.Linear, without hooks, parametrization, or a forward of its own.
+    """
+    head = getattr(model, 'fc', None)
+    if type(model).forward is not LMBase.forward or type(head) is not nn.Linear:
+        return None
+    if any(getattr(module, hooks) for module in (model, head) for hooks in HOOKS):
+        return None
+    replaced = vars(head).get('forward'), vars(model).get('forward')
+    if any(forward is not None and not is_faster_linear(forward) for forward in replaced):
+        return None
     return head
-
-
-def call(model: LMBase, forward, x: Tensor, mask: Tensor) -> LMOutput:
-    """One forward pass as an LMOutput; `mask` is handed to models that ask for it."""
-    out = forward(x, mask=mask) if wants_mask(model) else forward(x)
-    if isinstance(out, LMOutput):
-        return out
-    return LMOutput(features=out) if fuses_head(model) else LMOutput(logits=out)
-
-
-def wants_mask(model: LMBase) -> bool:
-    target: Callable = getattr(model, 'features') if fuses_head(model) else model.forward  # noqa: B009
-    return 'mask' in inspect.signature(target).parameters

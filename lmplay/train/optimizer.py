@@ -60,7 +60,10 @@ class MuonWithAdamW:
             part.load_state_dict(part_state)
 
 
-def make_optimizer(model: LMBase, stage: Stage):
+Optimizer = torch.optim.Optimizer | MuonWithAdamW
+
+
+def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
     """The stage's optimizer over the model's parameter groups. Fused where the device has it."""
     groups = model.param_groups(stage.weight_decay)
     parameters = [p for g in groups for p in g['params']]
@@ -102,7 +105,7 @@ def make_optimizer(model: LMBase, stage: Stage):
     )
 
 
-def restore_moments(optimizer, state: dict) -> None:
+def restore_moments(optimizer: Optimizer, state: dict) -> None:
     """Loads the saved moments; the settings (lr, decay, ...) stay those of the stage at hand."""
     own = optimizer.state_dict()
     pairs = list(zip(own['parts'], state['parts'])) if 'parts' in own and 'parts' in state else [(own, state)]

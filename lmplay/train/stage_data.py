@@ -1,40 +1,29 @@
-"""A stage's data: from the names in a plan to rows that can be trained on."""
+"""A stage's data: from the names in a plan to sequences that can be trained on."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
 from ..data.rows import PackedRows, PaddedRows
 from ..data.sources import open_source
-from ..data.store import open_store, train_bpe
-from ..errors import DataError, PlanError
-from ..tokenizers import Tokenizer, get_tokenizer
+from ..data.store import TokenStore, cache_dir, open_store, train_bpe
+from ..errors import DataError
+from ..tokenizers import Tokenizer, as_tokenizer, get_tokenizer
 from .plan import Plan, Stage
+from .resolve import ResolvedStage
 
 log = logging.getLogger(__name__)
-EVALUATIONS = 20  # of a stage, where it names no interval
 
 
-@dataclass
+@dataclass(frozen=True)
 class StageData:
-    """A stage's data, ready to train on. samples, steps: what the stage trains on in all; None where it trains for `seconds`."""
+    """A stage's training sequences and its held-out text. padding_scored: the padding's token id where it is scored."""
 
     mixture: Mixture
     held_out: HeldOut
-    row_length: int
-    samples: int | None
-    steps: int | None
-    seconds: float  # 0 where samples are counted
-    validation_interval: int | None  # in samples; None: EVALUATIONS times in `seconds`
-    save_interval: int | None
-    padding_scored: int | None  # the padding's token id where the stage scores it
-
-    @property
-    def extent(self) -> str:
-        """'1,000 rows of 128 tokens', or how long."""
-        rows = f'rows of {self.row_length} tokens'
-        return f'{self.samples:,} {rows}' if self.samples is not None else f'{rows} for {self.seconds:g} s'
+    padding_scored: int | None
 
 
 def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
@@ -46,88 +35,78 @@ def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
     kind = plan.tokenizer.get('type', 'bpe')
     if kind != 'bpe':
         return get_tokenizer(kind)
-    names = list(dict.fromkeys(name for i in range(len(plan.stages)) for name in plan.stage(i).datasets))
+    names = dict.fromkeys(name for i in range(len(plan.stages)) for name in plan.stage(i).datasets)
     sources = [open_source(name, plan.source_spec(name)) for name in names]
     return train_bpe(sources, plan.tokenizer, validation_fraction=plan.validation_fraction, progress=progress)
 
 
-def row_length(stage: Stage, max_len: int) -> int:
-    """Tokens of a row. Raises PlanError where the model takes fewer."""
-    length = stage.row_length or max_len
-    if length > max_len:
-        raise PlanError(
-            f'Stage "{stage.name}": rows of {length} tokens are longer than the model\'s max_len of {max_len}.'
-        )
-    return length
+def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress=log.info) -> StageData:
+    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be opened."""
+    settings = stage.settings
 
-
-def open_data(
-    stage: Stage, plan: Plan, tokenizer: Tokenizer, *, max_len: int, seed: int, progress=log.info
-) -> StageData:
-    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be."""
-    length = row_length(stage, max_len)
-
-    def rows(store, documents):
-        if stage.packing == 'pack':
-            return PackedRows(
-                store, documents, length=length, tokenizer=tokenizer, include_prompts=stage.include_prompts
-            )
-        return PaddedRows(
-            store,
-            documents,
-            length=length,
-            tokenizer=tokenizer,
-            include_prompts=stage.include_prompts,
-            long_documents=stage.long_documents,
-            score_padding=stage.score_padding,
-        )
+    def rows(store: TokenStore, documents):
+        return make_rows(settings, store, documents, length=stage.row_length, tokenizer=tokenizer)
 
     sources, held_out = [], []
-    for name in stage.datasets:
-        store = open_store(open_source(name, plan.source_spec(name)), tokenizer, progress=progress)
-        training, validation = store.split(plan.validation_fraction)
-        if not len(validation):
-            raise DataError(
-                f"Dataset '{name}' has no validation rows: validation_fraction is {plan.validation_fraction} and it has "
-                f'no split of its own ({store.meta["documents"]} documents).'
-            )
+    for name in settings.datasets:
+        store = open_store(open_source(name, stage.datasets[name]), tokenizer, progress=progress)
+        training, validation = split(name, store, stage.validation_fraction)
         sources.append(rows(store, training))
         held_out.append((store, validation))
         if not sources[-1].count:
-            equal = len(validation) > 1 and len(set(store.hashes.tolist())) == 1
-            raise DataError(
-                f"Dataset '{name}' has no training rows left: of its {store.meta['documents']} documents {len(validation)} are held out"
-                f'{", for they are all equal" if equal else ""}.'
-            )
-    mixture = Mixture(
-        sources, list(stage.datasets.values()), seed=seed, stage=stage.name, exhaust=stage.exhaust
+            raise DataError(_nothing_left(name, store, len(validation)))
+    shares = list(settings.datasets.values())
+    mixture = Mixture(sources, shares, seed=seed, stage=stage.name, exhaust=settings.exhaust)
+    evaluated = HeldOut(
+        held_out,
+        make_rows=rows,
+        length=stage.row_length,
+        max_bytes=settings.validation_bytes,
+        include_prompts=settings.include_prompts,
     )
-    if stage.seconds:
-        samples = None
-    elif stage.steps:
-        samples = stage.steps * stage.batch_size
-    elif stage.tokens:
-        samples = max(1, round(stage.tokens / mixture.tokens_per_row))
-    else:
-        samples = max(1, round((stage.epochs or 1) * mixture.epoch_samples))
-    if samples and stage.drop_last:
-        samples = max(stage.batch_size, samples - samples % stage.batch_size)
-    steps = -(-samples // stage.batch_size) if samples else None
-    interval = max(stage.batch_size, -(-samples // EVALUATIONS)) if samples else None
-    return StageData(
-        mixture,
-        HeldOut(
-            held_out,
-            make_rows=rows,
-            length=length,
-            max_bytes=stage.validation_bytes,
-            include_prompts=stage.include_prompts,
-        ),
-        length,
-        samples,
-        steps,
-        stage.seconds or 0.0,
-        stage.validation_interval or interval,
-        stage.save_interval or stage.validation_interval or interval,
-        tokenizer.pad_token if stage.score_padding else None,
+    return StageData(mixture, evaluated, tokenizer.pad_token if settings.score_padding else None)
+
+
+def make_rows(settings: Stage, store: TokenStore, documents, *, length: int, tokenizer: Tokenizer):
+    """These documents of a store as sequences of `length` tokens, packed or padded as the stage says."""
+    common = dict(length=length, tokenizer=tokenizer, include_prompts=settings.include_prompts)
+    if settings.packing == 'pack':
+        return PackedRows(store, documents, **common)
+    padded = dict(long_documents=settings.long_documents, score_padding=settings.score_padding)
+    return PaddedRows(store, documents, **common, **padded)
+
+
+def split(name: str, store: TokenStore, validation_fraction: float):
+    """(training documents, held-out documents) of a store. Raises DataError where nothing would be held out."""
+    training, validation = store.split(validation_fraction)
+    if not len(validation):
+        raise DataError(
+            f"Dataset '{name}' has no held-out documents: validation_fraction is {validation_fraction} and it has "
+            f'no split of its own ({store.meta["documents"]} documents).'
+        )
+    return training, validation
+
+
+def _nothing_left(name: str, store: TokenStore, held_out: int) -> str:
+    equal = held_out > 1 and len(set(store.hashes.tolist())) == 1
+    return (
+        f"Dataset '{name}' has no training sequences left: of its {store.meta['documents']} documents {held_out} are held out"
+        f'{", because all documents are identical" if equal else ""}.'
+    )
+
+
+def save_datasets(stages: Sequence[ResolvedStage], *, seed: int, tell: Callable[[str], None]) -> None:
+    """--save-datasets: fetches and tokenizes all that the stages need, pretrained weights too."""
+    for stage in stages:
+        model = stage.skeleton
+        if stage.init_from.startswith('pretrained:'):
+            model = stage.runner.build()
+            model.import_pretrained(stage.init_from)  # fetches the weights into the hub's cache
+            tell(f'Stage "{stage.name}": the weights of {stage.init_from} are ready.')
+        data = open_data(stage, as_tokenizer(model.tokenizer), seed=seed, progress=tell)
+        ready = f'{data.mixture.epoch_samples:,.0f} sequences of {stage.row_length} tokens'
+        tell(f'Stage "{stage.name}": {ready} are ready.')
+    tell(
+        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
+        'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
     )

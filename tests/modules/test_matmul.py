@@ -3,14 +3,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lmplay.modules import matmul as onednn
+from lmplay.modules import matmul
 
 
 @pytest.fixture(params=[True, False])
 def detour(request, monkeypatch):
     if request.param and not hasattr(torch.ops.mkldnn, '_linear_pointwise'):
         pytest.skip('this torch has no oneDNN')
-    monkeypatch.setattr(onednn, 'available', lambda: request.param)
+    monkeypatch.setattr(matmul, 'available', lambda: request.param)
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -23,7 +23,7 @@ def test_output_and_gradients_equal_the_plain_linear(detour, bias, shape, output
     ours, plain = (nn.Linear(shape[-1], outputs, bias=bias) for _ in range(2))
     plain.load_state_dict(ours.state_dict())
     model = nn.Sequential(ours)
-    onednn.speed_up_linears(model)
+    matmul.speed_up_linears(model)
     x = torch.randn(*shape, requires_grad=True)
     x2 = x.detach().clone().requires_grad_()
     y, y2 = model(x), plain(x2)
@@ -41,7 +41,7 @@ def test_output_and_gradients_equal_the_plain_linear(detour, bias, shape, output
 
 def test_other_precisions_go_their_own_way(detour):
     model = nn.Sequential(nn.Linear(64, 64))
-    onednn.speed_up_linears(model)
+    matmul.speed_up_linears(model)
     x = torch.randn(512, 64)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert model(x).dtype == torch.bfloat16
@@ -51,13 +51,13 @@ def test_other_precisions_go_their_own_way(detour):
 
 def test_the_product_serves_transposed_operands(detour):
     g, w, x = torch.randn(300, 700), torch.randn(700, 130), torch.randn(300, 130)
-    torch.testing.assert_close(onednn.product(g, w.t()), g @ w, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(onednn.product(g.t(), x.t()), g.t() @ x, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(matmul.matmul(g, w.t()), g @ w, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(matmul.matmul(g.t(), x.t()), g.t() @ x, atol=1e-3, rtol=1e-4)
 
 
 def test_compiles_without_a_graph_break(detour):
     model = nn.Sequential(nn.Linear(128, 128))
-    onednn.speed_up_linears(model)
+    matmul.speed_up_linears(model)
     x = torch.randn(600, 128)
     torch.testing.assert_close(
         torch.compile(model, fullgraph=True, backend='aot_eager')(x),

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmplay.modules.routing import Routing, expert_load
 from lmplay.tokenizers import as_tokenizer
 
-from .pretrained import TEXT, TEXT_TOKENS, receipt
+from .pretrained import TEXT, TEXT_TOKENS, parity
 
 Finding = tuple[bool, str]
 PARITY = 0.02  # largest relative error of a warm-started layer
@@ -52,8 +52,7 @@ class Checks:
         )
 
     def installation(self) -> list[Finding]:
-        h, blocks = self.model.hyperparameters, self.model.blocks
-        D, E = h['embed_dim'], h['num_experts']
+        blocks, D, E = self.model.blocks, self.model.embed_dim, self.model.num_experts
         mlp = 8 * D * D + 5 * D
         routed = [i for i, block in enumerate(blocks) if hasattr(block.mlp, 'router')]
         total = self.model.total_parameters()
@@ -83,7 +82,7 @@ class Checks:
     def parity(self) -> list[Finding] | None:
         if self.dense is None:
             return None
-        layers, logits = receipt(self.model, self.dense)
+        layers, logits = parity(self.model, self.dense)
         self._note('relative error', layers, '.4f')
         return [
             *((error < PARITY, f'Layer {i} parity rel_err={error:.4f}') for i, error in layers.items()),
@@ -101,8 +100,8 @@ class Checks:
 
     def auxiliary(self) -> list[Finding]:
         E, K, N = (
-            self.model.hyperparameters['num_experts'],
-            self.model.hyperparameters['top_k'],
+            self.model.num_experts,
+            self.model.top_k,
             self.x.numel(),
         )
         findings = []
@@ -126,7 +125,7 @@ class Checks:
 
     @torch.no_grad()
     def losses(self) -> list[Finding]:
-        E, metrics = self.model.hyperparameters['num_experts'], self.model(self.x).metrics
+        E, metrics = self.model.num_experts, self.model(self.x).metrics
         balance, z = (
             dict(zip(self.layers, metrics[f'{name}_by_layer'].tolist()))
             for name in ('load_balance', 'z_loss')
@@ -234,7 +233,7 @@ class Checks:
     @torch.no_grad()
     def coverage(self) -> list[Finding]:
         """Random tokens reach every expert."""
-        length, E = min(128, self.model.max_len), self.model.hyperparameters['num_experts']
+        length, E = min(128, self.model.max_len), self.model.num_experts
         g = torch.Generator().manual_seed(0)
         x = torch.randint(self.tokenizer.n_vocab, (max(16, 64 * E // length), length), generator=g).to(
             self.device

@@ -1,13 +1,14 @@
 """A pretrained transformer whose MLPs are turned into mixtures of experts: GPT-2, or Pythia.
 
 The transformer is transformers' own; `families.py` knows what differs between the two, `moe_layer.py` is the mixture,
-`pretrained.py` brings weights in. B rows, T positions, D = embed_dim, V vocabulary, L routed layers, E experts.
+`pretrained.py` brings weights in. B sequences, T positions, D = embed_dim, V vocabulary, L routed layers, E experts.
 """
 
 import torch
 from torch import Tensor
 
-from lmplay.base.base_model import Experts, LMBase, LMOutput, RoutedLayer, StepContext
+from lmplay.base.base_model import LMOutput, StepContext
+from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
 from lmplay.errors import ExperimentError
 from lmplay.modules.routing import expert_load, load_balance_loss, router_entropy, z_loss
 from lmplay.tokenizers import get_tokenizer
@@ -36,7 +37,7 @@ def routed_layers(choice: str | list[int], num_blocks: int) -> list[int]:
     )
 
 
-class UpcycledLM(LMBase):
+class UpcycledLM(RoutedLM):
     """A causal language model of transformers with mixtures of experts in place of some of its MLPs.
 
     family                'gpt2', or 'gpt_neox' (Pythia)
@@ -83,26 +84,10 @@ class UpcycledLM(LMBase):
             raise ExperimentError(
                 f'num_experts must be from 1 to 64 and top_k from 1 to num_experts; given: {num_experts} and {top_k}.'
             )
-        super().__init__(
-            to_name(version, num_blocks=num_blocks, max_len=max_len),
-            family=family,
-            num_blocks=num_blocks,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            max_len=max_len,
-            moe_layers=moe_layers,
-            num_experts=num_experts,
-            top_k=top_k,
-            lb_coef=lb_coef,
-            z_coef=z_coef,
-            noise_std=noise_std,
-            noise_fraction=noise_fraction,
-            perturbation=perturbation,
-            attn_dropout=attn_dropout,
-            ff_dropout=ff_dropout,
-            embed_dropout=embed_dropout,
-            vocab_size=vocab_size,
-        )
+        super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len), max_len=max_len)
+        self.num_blocks, self.embed_dim, self.num_heads = num_blocks, embed_dim, num_heads
+        self.num_experts, self.top_k, self.perturbation = num_experts, top_k, perturbation
+        self.lb_coef, self.z_coef, self.noise_fraction = lb_coef, z_coef, noise_fraction
         self.tokenizer = get_tokenizer(tokenizer)
         n_vocab = self.tokenizer.n_vocab
         if vocab_size is not None and vocab_size < n_vocab:
@@ -152,7 +137,7 @@ class UpcycledLM(LMBase):
     def features(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None) -> LMOutput:
         """(B, T) token ids to features (B, T, D), ready for `fc`.
 
-        mask (B, T) bool, False at padding, which stands at the end of rows: it counts in no loss and no metric.
+        mask (B, T) bool, False at padding, which stands at the end of sequences: it counts in no loss and no metric.
         """
         if cache is not None and not cache:
             from transformers import DynamicCache
@@ -166,30 +151,20 @@ class UpcycledLM(LMBase):
             self._report(output, None if mask is None else mask.reshape(-1))
         return output
 
-    def forward(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None):
-        """Training: (B, T) to an LMOutput with logits (B, T, V). Generation: (logits (B, 1, V), cache)."""
-        output = self.features(x, cache, mask)
-        n_vocab = self.tokenizer.n_vocab
-        if cache is None:
-            return LMOutput(
-                logits=self.fc(output.features)[..., :n_vocab], losses=output.losses, metrics=output.metrics
-            )
-        return self.fc(output.features[:, -1:])[..., :n_vocab], cache
-
     def _report(self, output: LMOutput, mask_N: Tensor | None) -> None:
         """Losses and metrics of the pass just made, from what its routed layers left behind."""
         balance, z, load, entropy = [], [], [], []
         for layer in self.moe_layers.values():
             routing, layer.routing = layer.routing, None
-            load_E = expert_load(routing.expert_ids_NK, self.hyperparameters['num_experts'], mask_N)
+            load_E = expert_load(routing.expert_ids_NK, self.num_experts, mask_N)
             load.append(load_E)
             balance.append(load_balance_loss(routing.probs_NE, load_E, mask_N))
             z.append(z_loss(routing.logits_NE, mask_N))
             entropy.append(router_entropy(routing.logits_NE.detach(), mask_N))
         load_LE, balance_L, z_L = torch.stack(load), torch.stack(balance), torch.stack(z)
         output.losses = {
-            'load_balance': (balance_L.mean(), self.hyperparameters['lb_coef']),
-            'z_loss': (z_L.mean(), self.hyperparameters['z_coef']),
+            'load_balance': (balance_L.mean(), self.lb_coef),
+            'z_loss': (z_L.mean(), self.z_coef),
         }
         output.metrics = {
             'expert_load': load_LE,
@@ -224,7 +199,7 @@ class UpcycledLM(LMBase):
 
     def before_step(self, ctx: StepContext) -> None:
         """Sets the router noise of this step."""
-        annealed = self.hyperparameters['noise_fraction'] * ctx.total_steps
+        annealed = self.noise_fraction * ctx.total_steps
         left = max(0.0, 1 - ctx.step / annealed) if annealed else 0.0
         for layer in self.moe_layers.values():
             layer.noise.fill_(layer.noise_std * left)
@@ -240,20 +215,14 @@ class UpcycledLM(LMBase):
         return import_pretrained(self, source)
 
     def active_parameters(self) -> int:
-        idle = 1 - self.hyperparameters['top_k'] / self.hyperparameters['num_experts']
+        idle = 1 - self.top_k / self.num_experts
         return self.total_parameters() - round(
             idle * sum(p.numel() for layer in self.moe_layers.values() for p in layer.experts)
         )
 
     def flops_per_token(self, length: int) -> float:
         """Forward, multiply and add counted as two: products of blocks, routers and head, and attention in full."""
-        h = self.hyperparameters
-        D, routed = h['embed_dim'], len(self.moe_layers)
-        mlps = h['num_blocks'] - routed + routed * h['top_k']
-        products = (
-            4 * D * D * h['num_blocks']
-            + 8 * D * D * mlps
-            + routed * D * h['num_experts']
-            + self.fc.weight.numel()
-        )
-        return 2 * products + 4 * length * D * h['num_blocks']
+        D, routed = self.embed_dim, len(self.moe_layers)
+        mlps = self.num_blocks - routed + routed * self.top_k
+        products = 4 * D * D * self.num_blocks + 8 * D * D * mlps + routed * D * self.num_experts
+        return 2 * (products + self.fc.weight.numel()) + 4 * length * D * self.num_blocks

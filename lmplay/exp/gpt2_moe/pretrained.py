@@ -17,7 +17,7 @@ from lmplay.tokenizers import BPETokenizer, as_tokenizer
 
 from .families import Family, causal_attention
 
-TEXT = statistics.__doc__  # of the receipt: English, some code, in every installation of Python
+TEXT = statistics.__doc__  # of the parity check: English, some code, in every installation of Python
 TEXT_TOKENS = 256
 FILES = ['config.json', 'tokenizer.json', '*.safetensors', '*.safetensors.index.json']
 SEED = 0  # of the perturbation
@@ -40,7 +40,7 @@ def import_pretrained(model, source) -> list[str]:
         _check_settings(model, dense.config, name)
         lines = [f'weights of {name}', *adopt_tokenizer(model, folder)]
     upcycle(model, dense)
-    return lines + receipt_lines(model, dense)
+    return lines + parity_lines(model, dense)
 
 
 def fetch(name: str) -> Path:
@@ -164,10 +164,9 @@ def dense_of(model, source: LMBase):
     """(dense model of transformers, lines), or (None, lines) where the source is a mixture of this very shape, taken over."""
     weights, own = source.state_dict(), model.state_dict()
     h = source.hyperparameters
-    if h.get('num_heads') != model.hyperparameters['num_heads']:
+    if h.get('num_heads') != model.num_heads:
         raise CheckpointError(
-            f'{source.name} has {h.get("num_heads")} heads; {model.name} has {model.hyperparameters["num_heads"]} '
-            f'(--num-heads).'
+            f'{source.name} has {h.get("num_heads")} heads; {model.name} has {model.num_heads} (--num-heads).'
         )
     lines = [f'weights of {source.name}']
     if model.moe_layers and {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in own.items()}:
@@ -184,10 +183,9 @@ def dense_of(model, source: LMBase):
     else:
         weights = {name.removeprefix('model.'): value for name, value in weights.items()}
     config = model.family.config(
-        **{
-            k: model.hyperparameters[k]
-            for k in ('num_blocks', 'embed_dim', 'num_heads', 'attn_dropout', 'ff_dropout')
-        },
+        **{k: getattr(model, k) for k in ('num_blocks', 'embed_dim', 'num_heads')},
+        attn_dropout=0.0,
+        ff_dropout=0.0,
         max_len=source.max_len,
         vocab_size=model.fc.weight.shape[0],
     )
@@ -280,11 +278,11 @@ def upcycle(model, dense) -> None:
     model.model.load_state_dict(weights, strict=False)
     generator = torch.Generator().manual_seed(SEED)
     for i, layer in model.moe_layers.items():
-        layer.copy_mlp(experts[i], perturbation=model.hyperparameters['perturbation'], generator=generator)
+        layer.copy_mlp(experts[i], perturbation=model.perturbation, generator=generator)
 
 
 @torch.no_grad()
-def receipt(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]:
+def parity(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]:
     """({block: error of its layer}, error of the logits) of the upcycled model against the dense one, both in evaluation.
 
     An error is mean|moe - dense| / mean|dense|. A layer is given what the dense model gives its MLP.
@@ -318,7 +316,7 @@ def _error(given: Tensor, expected: Tensor) -> float:
     return ((given - expected).abs().mean() / expected.abs().mean()).item()
 
 
-def receipt_lines(model, dense) -> list[str]:
-    layers, logits = receipt(model, dense)
+def parity_lines(model, dense) -> list[str]:
+    layers, logits = parity(model, dense)
     lines = [f'upcycled block {i}: relative error of the layer {error:.4f}' for i, error in layers.items()]
     return [*lines, f'relative error of the logits against the dense model {logits:.4f}']

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     model, dense, what = tiny() if args.tiny else open_source(args.source)
     print(
-        f'{model.name}: {what}; mixtures in blocks {list(model.moe_layers)}, {model.hyperparameters["num_experts"]} experts, '
-        f'top {model.hyperparameters["top_k"]}'
+        f'{model.name}: {what}; mixtures in blocks {list(model.moe_layers)}, {model.num_experts} experts, '
+        f'top {model.top_k}'
     )
     failed = skipped = 0
     checks = Checks(model, dense)

@@ -1,7 +1,7 @@
 """gpt2ish: the baseline and the template. GPT-2 in style (Radford et al. 2019), not in every detail: the GELU is exact, the
 output head is untied and has a bias.
 
-B rows, T positions, D = embed_dim, V vocabulary.
+B sequences, T positions, D = embed_dim, V vocabulary.
 """
 
 import torch
@@ -34,18 +34,7 @@ class GPT2(LMBase):
         version='gpt2ish',
         **ignore,
     ):
-        super().__init__(
-            to_name(version, num_blocks=num_blocks, max_len=max_len),
-            max_len=max_len,
-            num_heads=num_heads,
-            num_blocks=num_blocks,
-            embed_dim=embed_dim,
-            attn_dropout=attn_dropout,
-            ff_dropout=ff_dropout,
-            embed_dropout=embed_dropout,
-            norm_eps=norm_eps,
-            gelu=gelu,
-        )
+        super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len), max_len=max_len)
         self.tokenizer = get_tokenizer(tokenizer)
         vocab_size = self.tokenizer.n_vocab
 
@@ -88,9 +77,3 @@ class GPT2(LMBase):
         for i, block in enumerate(self.blocks):
             x = block(x, cache=layer_cache(cache, i))
         return self.ln(x)
-
-    def forward(self, x: Tensor, cache: list | None = None):
-        """Training: (B, T) to logits (B, T, V). Generation: (logits (B, 1, V), cache)."""
-        if cache is None:
-            return self.fc(self.features(x))
-        return self.fc(self.features(x, cache)[:, -1:]), cache

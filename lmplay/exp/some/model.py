@@ -8,7 +8,8 @@ from math import log, sqrt
 import torch
 from torch import Tensor, nn
 
-from lmplay.base.base_model import Experts, LMBase, LMOutput, RoutedLayer, StepContext
+from lmplay.base.base_model import LMBase, LMOutput, StepContext
+from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
 from lmplay.errors import ExperimentError, unknown
 from lmplay.modules import CausalSelfAttention, FeedForward, cached_length, layer_cache
 from lmplay.tokenizers import get_tokenizer
@@ -65,23 +66,15 @@ class Backbone(LMBase):
         num_blocks: int,
         num_heads: int,
         embed_dim: int,
-        **hyperparameters,
+        **derived,
     ):
-        super().__init__(
-            name,
-            max_len=max_len,
-            num_blocks=num_blocks,
-            num_heads=num_heads,
-            embed_dim=embed_dim,
-            **hyperparameters,
-        )
+        super().__init__(name, max_len=max_len, **derived)
         self.tokenizer = get_tokenizer(tokenizer)
         vocab_size = self.tokenizer.n_vocab
         self.num_heads, self.embed_dim = num_heads, embed_dim
         self.tok_embed = nn.Embedding(vocab_size, embed_dim)
-        nn.init.normal_(
-            self.tok_embed.weight, std=embed_dim**-0.5
-        )  # unit variance once scaled, as the positions have
+        # unit variance once scaled, as the positions have
+        nn.init.normal_(self.tok_embed.weight, std=embed_dim**-0.5)
         self.register_buffer('positions', sinusoidal_positions(max_len, embed_dim), persistent=False)
         self.blocks = nn.ModuleList(self.make_block(i) for i in range(num_blocks))
         self.fc = nn.Linear(embed_dim, vocab_size)
@@ -138,14 +131,8 @@ class SoMEBaseline(Backbone):
             x = block(x, cache=layer_cache(cache, i))
         return x
 
-    def forward(self, x: Tensor, cache: list | None = None):
-        """Training: (B, T) to logits (B, T, V). Generation: (logits (B, 1, V), cache)."""
-        if cache is None:
-            return self.fc(self.features(x))
-        return self.fc(self.features(x, cache)[:, -1:]), cache
 
-
-class SoME(Backbone):
+class SoME(Backbone, RoutedLM):
     """Self-organizing mixture of experts: see layer.py for the layer, keys.py for alpha, beta, delta and their kin.
 
     d_ffn                 inner width of an expert, 3 * embed_dim if not given
@@ -186,6 +173,7 @@ class SoME(Backbone):
             raise ExperimentError(
                 unknown('temperature_schedule', temperature_schedule, TEMPERATURE_SCHEDULES, version)
             )
+        self.temperature_schedule = temperature_schedule
         self.layer_options = dict(
             embed_dim=embed_dim,
             num_experts=num_experts,
@@ -210,8 +198,8 @@ class SoME(Backbone):
             max_len=max_len,
             num_blocks=num_blocks,
             num_heads=num_heads,
-            temperature_schedule=temperature_schedule,
-            **self.layer_options,
+            embed_dim=embed_dim,
+            d_ffn=self.layer_options['d_ffn'],
         )
 
     def make_block(self, layer: int) -> SoMEBlock:
@@ -233,13 +221,6 @@ class SoME(Backbone):
             x, load_E = block(x, cache=layer_cache(cache, i), mask=mask)
             loads.append(load_E)
         return LMOutput(features=x, metrics={'expert_load': torch.stack(loads), **self._usage_metrics()})
-
-    def forward(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None):
-        """Training: (B, T) to an LMOutput with logits (B, T, V). Generation: (logits (B, 1, V), cache)."""
-        output = self.features(x, cache, mask)
-        if cache is None:
-            return LMOutput(logits=self.fc(output.features), metrics=output.metrics)
-        return self.fc(output.features[:, -1:]), cache
 
     def _usage_metrics(self) -> dict[str, Tensor]:
         """Gini and entropy (bits) of each layer's running usage (L,), and of the middle layer, which the publication shows."""
@@ -280,7 +261,7 @@ class SoME(Backbone):
     def before_step(self, ctx: StepContext) -> None:
         for layer in self.layers:
             layer.keys.clear()
-            if self.hyperparameters['temperature_schedule'] == 'linear':
+            if self.temperature_schedule == 'linear':
                 start, end = self.layer_options['train_temperature'], self.layer_options['eval_temperature']
                 layer.temperature.fill_(start + (end - start) * ctx.step / ctx.total_steps)
 

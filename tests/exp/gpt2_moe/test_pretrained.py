@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from lmplay.base.runner_list import find_runner
 from lmplay.errors import CheckpointError
 from lmplay.exp.gpt2_moe.model import UpcycledLM
-from lmplay.exp.gpt2_moe.pretrained import TEXT, receipt, upcycle
+from lmplay.exp.gpt2_moe.pretrained import TEXT, parity, upcycle
 from lmplay.tokenizers import BPETokenizer
 
 SHAPE = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=64)
@@ -69,12 +69,12 @@ def test_upcycling_keeps_what_the_dense_model_computes(folder, top_k):
     path, family, original = folder
     model = make(family=family, top_k=top_k)
     lines = model.import_pretrained(path)
-    layers, logits = receipt(model, original)
+    layers, logits = parity(model, original)
     assert list(layers) == [2, 3] and all(0 < error < 0.02 for error in [*layers.values(), logits])
     assert sum('relative error' in line for line in lines) == 3 and model.training
     exact = make(family=family, top_k=top_k, perturbation=0.0)
     exact.import_pretrained(path)
-    layers, logits = receipt(exact, original)
+    layers, logits = parity(exact, original)
     assert max([*layers.values(), logits]) < 1e-5
 
 
@@ -220,7 +220,7 @@ def test_from_a_dense_model_trained_here(folder):
     dense.import_pretrained(path)
     model = make(family=family)
     lines = model.import_pretrained(dense)
-    assert dense.name in lines[0] and receipt(model, original)[1] < 0.02
+    assert dense.name in lines[0] and parity(model, original)[1] < 0.02
 
 
 def test_a_mixture_of_the_same_shape_is_taken_over():
@@ -312,7 +312,7 @@ def test_from_the_local_cache_of_the_hub(folder, tmp_path, monkeypatch):
     )
     model = make(family=family)
     assert model.import_pretrained('pretrained:someone/small')[0] == 'weights of someone/small'
-    assert receipt(model, original)[1] < 0.02
+    assert parity(model, original)[1] < 0.02
 
 
 def test_upcycling_copies(folder):
@@ -322,4 +322,4 @@ def test_upcycling_copies(folder):
     upcycle(model, original)
     with torch.no_grad():
         model.moe_layers[3].w1.add_(1)
-    assert json.dumps(list(model.moe_layers)) == '[2, 3]' and receipt(model, original)[0][3] > 0.02
+    assert json.dumps(list(model.moe_layers)) == '[2, 3]' and parity(model, original)[0][3] > 0.02

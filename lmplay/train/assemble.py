@@ -1,0 +1,210 @@
+"""Puts a stage's trainer together: model, weights, data, optimizer, length."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..base.base_model import LMBase
+from ..base.runner_list import find_entry
+from ..checks import check_runnable
+from ..device import Compute, compiling_pays, expected_seconds, measured_flops
+from ..modules.matmul import speed_up_linears
+from ..runs.checkpoint import Checkpoints
+from ..runs.directory import RunDirectory
+from ..runs.fingerprints import fingerprints, model_facts, record_stage
+from ..runs.recorder import Recorder
+from ..tokenizers import as_tokenizer
+from .console import ConsoleReporter
+from .evaluate import Evaluator
+from .length import SampleLength, StageLength, TimeLength, stage_length
+from .loader import Loader
+from .objective import Objective
+from .optimizer import make_optimizer, restore_moments
+from .resolve import ResolvedStage, Settings
+from .resume import SavedRun
+from .saving import StageCheckpoints
+from .stage_data import StageData, open_data
+from .state import TrainState
+from .stopping import StopSignal
+from .trainer import Trainer
+from .warm_start import freeze_all_but_marked, starting_model
+
+LOG_EVERY = (
+    10  # steps between logging points where reading a number waits for the device; on a CPU every step is one
+)
+CPU_TOKENS = 4096  # of a micro-batch on a CPU, where mini_batch_size is "auto"
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run share."""
+
+    settings: Settings
+    seed: int
+    compute: Compute
+    state: TrainState
+    directory: RunDirectory
+    recorder: Recorder
+    checkpoints: Checkpoints
+    console: ConsoleReporter
+    stop: StopSignal
+
+    def event(self, name: str, stage: str, message: str) -> None:
+        """Something worth a line in the records and on the screen."""
+        self.recorder.event({'event': name, 'stage': stage} | self.state.where() | {'message': message})
+        self.console.line(message)
+
+
+def prepare_stage(
+    run: RunContext, stage: ResolvedStage, *, previous: Trainer | None, saved: SavedRun | None
+) -> Trainer:
+    """The trainer of a stage. previous: of the stage before, in this process; saved: the checkpoint to continue from.
+
+    Raises UserError where the weights do not fit, the model breaks the contract, or the data can't be opened.
+    """
+    model = _model(run, stage, previous, saved)
+    if run.settings.default_freeze:
+        freeze_all_but_marked(model)
+    check_runnable(model)
+    _tell_what_is_unusual(run, stage, model)
+    tokenizer = as_tokenizer(model.tokenizer)
+    data = open_data(stage, tokenizer, seed=run.seed, progress=run.console.line)
+    moments = None if run.settings.ignore_optimizer else _moments(stage, model, previous, saved)
+    trainer = _trainer(run, stage, model, data, moments)
+    length = trainer.length
+    counted = isinstance(length, SampleLength)
+    facts = model_facts(model, exp=stage.entry_name) | {
+        'row_length': stage.row_length,
+        'samples': length.samples if counted else None,
+        'steps': length.steps if counted else None,
+        'fingerprints': fingerprints(stage.name, data.mixture, data.held_out, tokenizer),
+    }
+    record_stage(run.directory.path, stage.name, facts, index=stage.index)
+    return trainer
+
+
+def _model(run: RunContext, stage: ResolvedStage, previous: Trainer | None, saved: SavedRun | None) -> LMBase:
+    if saved is not None:
+        return saved.load_model(stage, run.compute.device)
+    return starting_model(
+        stage,
+        previous.model if previous is not None else None,
+        device=run.compute.device,
+        seed=run.seed,
+        checkpoints=run.directory.checkpoints,
+        tell=lambda line: run.event('warm_start', stage.name, line),
+    )
+
+
+def _moments(
+    stage: ResolvedStage, model: LMBase, previous: Trainer | None, saved: SavedRun | None
+) -> dict | None:
+    """States of optimizer and gradient scaler to continue with; carried over where model and optimizer stay the same."""
+    if saved is not None:
+        return saved.load_optimizer()
+    if (
+        previous is None
+        or model is not previous.model
+        or previous.stage.optimizer != stage.settings.optimizer
+    ):
+        return None
+    return {'optimizer': previous.optimizer.state_dict(), 'scaler': {}}
+
+
+def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) -> None:
+    if stage.overridden:
+        changes = (f'{k} {v} ({own} in {stage.exp})' for k, (own, v) in stage.overridden.items())
+        run.console.line(f'Stage "{stage.name}": the plan sets {", ".join(changes)}.')
+    if not model.causal:
+        run.console.line(
+            f'Stage "{stage.name}": {model.name} declares itself non-causal. Its loss is not a next-token loss, and it '
+            f'is never ranked against causal models.'
+        )
+
+
+def _trainer(
+    run: RunContext, stage: ResolvedStage, model: LMBase, data: StageData, moments: dict | None
+) -> Trainer:
+    settings, compute, state = stage.settings, run.compute, run.state
+    optimizer = make_optimizer(model, settings)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    if moments is not None:
+        restore_moments(optimizer, moments['optimizer'])
+        if moments['scaler']:
+            scaler.load_state_dict(moments['scaler'])
+    if compute.is_cpu and compute.dtype is None:
+        speed_up_linears(model)
+    step_flops = stage.flops_per_token * settings.batch_size * data.mixture.tokens_per_row
+    length = _length(stage, data, state, compute, step_flops)
+    objective = Objective(model)
+    if _compiles(run.settings.compile_model, compute, length, step_flops):
+        objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
+    if not state.mini_batch_size:
+        state.mini_batch_size = _first_mini_batch(stage, compute)
+    header = checkpoint_header(stage, model, run.seed)
+    return Trainer(
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        stage=settings,
+        seed=run.seed,
+        loader=Loader(data.mixture, pin=compute.device.type == 'cuda'),
+        length=length,
+        state=state,
+        objective=objective,
+        evaluator=Evaluator(data.held_out, compute, data.padding_scored),
+        compute=compute,
+        flops_per_token=stage.flops_per_token,
+        recorder=run.recorder,
+        console=run.console,
+        checkpoints=StageCheckpoints(run.checkpoints, header, model, optimizer, scaler, state, run.recorder),
+        stop=run.stop,
+    )
+
+
+def _length(
+    stage: ResolvedStage, data: StageData, state: TrainState, compute: Compute, step_flops: float
+) -> StageLength:
+    log_every = 1 if compute.is_cpu else LOG_EVERY
+    if stage.settings.seconds is None:
+        return stage_length(stage.settings, data.mixture, log_every=log_every)
+    # How many steps fit, until two have been timed: at half the speed of a matrix product.
+    fit = round(stage.settings.seconds * 0.5 * measured_flops(compute.device, compute.dtype) / step_flops)
+    timed = dict(first_guess=max(2, fit), elapsed=state.stage_seconds)
+    return stage_length(stage.settings, data.mixture, log_every=log_every, **timed)
+
+
+def _compiles(wanted: bool | None, compute: Compute, length: StageLength, step_flops: float) -> bool:
+    if wanted is not None:
+        return wanted
+    if isinstance(length, TimeLength):
+        return compiling_pays(compute.device, length.seconds)
+    return compiling_pays(compute.device, expected_seconds(compute.device, step_flops * length.steps))
+
+
+def _first_mini_batch(stage: ResolvedStage, compute: Compute) -> int:
+    """Where "auto" begins: the whole batch on a GPU, halved when memory runs out; on a CPU about CPU_TOKENS tokens."""
+    settings = stage.settings
+    if settings.mini_batch_size != 'auto':
+        return min(int(settings.mini_batch_size), settings.batch_size)
+    if not compute.is_cpu:
+        return settings.batch_size
+    return max(1, min(settings.batch_size, CPU_TOKENS // stage.row_length))
+
+
+def checkpoint_header(stage: ResolvedStage, model: LMBase, seed: int) -> dict:
+    """What state.json of a checkpoint says of the run, but for how far it is."""
+    tokenizer = as_tokenizer(model.tokenizer)
+    entry = find_entry(stage.exp)
+    by_path = entry.module.endswith('.py')
+    return {
+        'exp': entry.name,
+        'exp_file': f'{Path(entry.file).resolve()}:{entry.name}' if by_path else None,
+        'model': model.name,
+        'parameters': {k: v for k, v in stage.runner.given.items() if k not in ('tokenizer', 'version')},
+        'hyperparameters': model.hyperparameters,
+        'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint},
+        'seed': seed,
+        'stage': stage.name,
+    }

@@ -1,0 +1,171 @@
+"""From plan, version and command line to stages in which every setting is decided. Nothing after this asks the plan again.
+
+Precedence: a model's defaults < its version's < the plan's < the stage's < the command line's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..base.base_model import BasicModelRunner, LMBase
+from ..base.runner_list import find_entry, find_runner
+from ..errors import ExperimentError, PlanError, UserError
+from ..tokenizers import Tokenizer, as_tokenizer
+from .plan import Plan, Stage
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is told beside its plan, as settings.json records it.
+
+    compile_model  None: where it pays within the run
+    seed           None: the plan's
+    overrides      stage keys from the command line, for every stage
+    model          model parameters from there
+    """
+
+    exp: str = 'gpt2ish'
+    device: str = 'auto'
+    amp: bool = False
+    compile_model: bool | None = None
+    seed: int | None = None
+    run_dir: str = ''
+    report_to: list[str] = field(default_factory=list)
+    reset_history: bool = False
+    initial_model: str | None = None
+    ignore_optimizer: bool = False
+    default_freeze: bool = False
+    check_grads: bool = False
+    keep: int = 2
+    overrides: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResolvedStage:
+    """A stage as it will be trained.
+
+    exp         the experiment as it was named; `entry_name` is what it is registered as
+    settings    every key of the stage, decided
+    runner      the experiment's version with its parameters
+    init_from   where its weights come from: previous, scratch, stage:NAME, pretrained:NAME, a path
+    continues   whether it trains the very model of the stage before
+    datasets    name -> definition, None for a named dataset or a path
+    overridden  what the version sets of its model and the plan sets otherwise: parameter -> (the version's, the plan's)
+    """
+
+    index: int
+    exp: str
+    settings: Stage
+    runner: BasicModelRunner
+    init_from: str
+    continues: bool
+    datasets: dict[str, dict | None]
+    validation_fraction: float
+    overridden: dict
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def entry_name(self) -> str:
+        return find_entry(self.exp).name
+
+    @cached_property
+    def skeleton(self) -> LMBase:
+        """The model on the meta device: its shapes without its weights."""
+        return self.runner.build('meta')
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a sequence. Raises PlanError where the model takes fewer."""
+        length = self.settings.row_length or self.skeleton.max_len
+        if length > self.skeleton.max_len:
+            raise PlanError(
+                f'Stage "{self.name}": sequences of {length} tokens are longer than the model\'s max_len of '
+                f'{self.skeleton.max_len}.'
+            )
+        return length
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token."""
+        return self.skeleton.training_flops_per_token(self.row_length)
+
+
+def resolve(plan: Plan, settings: Settings, tokenizer: Tokenizer | None) -> list[ResolvedStage]:
+    """All stages of a plan. tokenizer: the plan's, None where it leaves that to the model. Raises UserError."""
+    stages: list[ResolvedStage] = []
+    exp = settings.exp
+    for index, (name, keys) in enumerate(plan.stages.items()):
+        before, exp = exp, keys.get('exp') or exp
+        version = find_runner(exp).function()
+        defaults = version.training
+        if index > 0:  # of later stages the plan decides
+            defaults = {k: v for k, v in defaults.items() if k != 'init_from'}
+        stage = plan.stage(index, defaults, settings.overrides)
+        asked = plan.model | stage.model
+        initial = settings.initial_model if index == 0 else None
+        own = version.given
+        try:
+            runner = _runner(plan, exp, version, asked | settings.model, tokenizer)
+        except UserError as error:
+            raise type(error)(f'Stage "{name}": {error}') from error
+        stages.append(
+            ResolvedStage(
+                index=index,
+                exp=exp,
+                settings=stage,
+                runner=runner,
+                init_from=initial or stage.init_from,
+                continues=index > 0 and stage.init_from == 'previous' and before == exp and not stage.model,
+                datasets={name: plan.source_spec(name) for name in stage.datasets},
+                validation_fraction=plan.validation_fraction,
+                overridden={
+                    k: (own[k], v)
+                    for k, v in asked.items()
+                    if k in own and own[k] != v and k not in settings.model
+                },
+            )
+        )
+    return stages
+
+
+def _runner(
+    plan: Plan, exp: str, version: BasicModelRunner, parameters: dict, tokenizer: Tokenizer | None
+) -> BasicModelRunner:
+    """A version with its parameters, and the plan's tokenizer where it has a parameter for it."""
+    function = find_runner(exp).function
+    if tokenizer is None or 'tokenizer' in parameters:
+        return function(**parameters)
+    if 'tokenizer' in version.declared:
+        return function(**parameters, tokenizer=tokenizer)
+    own = as_tokenizer(function(**parameters).build('meta').tokenizer)
+    if own.fingerprint != tokenizer.fingerprint:
+        raise PlanError(
+            f"{plan.where}: the plan's tokenizer is {tokenizer.name}, but experiment '{exp}' always uses "
+            f"{own.name}: give its model a parameter `tokenizer`, or leave the plan's out."
+        )
+    return function(**parameters)
+
+
+def check_stages(stages: Sequence[ResolvedStage]) -> None:
+    """Raises UserError, before the first stage trains, for a model, a sequence length or a start that a stage could not have."""
+    models: dict[str, LMBase] = {}
+    for stage in stages:
+        try:
+            model = stage.skeleton
+        except UserError as error:
+            raise type(error)(f'Stage "{stage.name}": {error}') from error
+        _ = stage.row_length
+        if stage.init_from == 'previous':
+            earlier = next(reversed(models.values()), None)
+        else:
+            earlier = models.get(stage.init_from.removeprefix('stage:'))
+        if earlier is not None and not model.can_start_from(earlier):
+            raise ExperimentError(
+                f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from {earlier.name}: its model defines '
+                f'no import_pretrained, and the architectures differ.'
+            )
+        models[stage.name] = model

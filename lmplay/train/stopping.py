@@ -1,0 +1,55 @@
+"""How a run ends before its time: a signal, or a reason of its own."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from .console import ConsoleReporter
+
+
+class StopTraining(Exception):
+    """The run ends here, its state saved; the reason is the message."""
+
+
+class StopSignal:
+    """SIGINT and SIGTERM: the first lets the step at hand end and the run save, the second ends it at once.
+
+    Before the first step and between stages, when there is no step to wait for, the first ends it at once.
+    """
+
+    def __init__(self, console: ConsoleReporter):
+        self.console = console
+        self.number: int | None = None
+        self.stepping = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def waits_for_the_step(self) -> Iterator[None]:
+        """Inside it, a first signal waits for the step at hand; still so after an error, while the state is saved."""
+        self.stepping = True
+        yield
+        self.stepping = False
+
+    def check(self) -> None:
+        """Raises StopTraining after a signal."""
+        if self.number is not None:
+            raise StopTraining('interrupted')
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM; 1 where there was no signal."""
+        return 1 if self.number is None else 128 + self.number
+
+    def _on_signal(self, number, _frame) -> None:
+        again, self.number = self.number is not None, int(number)
+        if again or not self.stepping:
+            raise KeyboardInterrupt
+        self.console.line('Stopping after this step; signal again to stop at once.')

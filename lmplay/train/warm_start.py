@@ -1,0 +1,67 @@
+"""The model that a stage begins with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..base.base_model import LMBase
+from ..base.runner_list import find_runner
+from ..errors import CheckpointError
+from ..runs.checkpoint import find_checkpoint, load_model, load_weights, read_state
+from .resolve import ResolvedStage
+
+
+def starting_model(
+    stage: ResolvedStage,
+    previous: LMBase | None,
+    *,
+    device: torch.device,
+    seed: int,
+    checkpoints: Path,
+    tell: Callable[[str], None],
+) -> LMBase:
+    """A stage's model with the weights that its `init_from` names; `previous` itself where the stage continues it.
+
+    tell: is given each line about a warm start. Raises UserError where the weights do not fit.
+    """
+    torch.manual_seed(seed)
+    if stage.continues and previous is not None:
+        return previous
+    model = stage.runner.build(device)
+    source: LMBase | str | Path | None = stage.init_from
+    if source == 'previous':
+        source = previous
+    elif stage.init_from.startswith('stage:'):
+        source = checkpoints / f'stage-{stage.init_from.removeprefix("stage:")}'
+    if source is not None and source != 'scratch':
+        for line in warm_start(model, source):
+            tell(line)
+        model.to(device)
+    return model
+
+
+def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
+    """Gives the model the weights of a model, of a checkpoint or run, or of anything its `import_pretrained` reads."""
+    if isinstance(source, LMBase) or str(source).startswith('pretrained:'):
+        return list(model.import_pretrained(source) or [])
+    path = Path(source)
+    if (path / 'config.json').is_file():  # a folder in Hugging Face's format
+        return list(model.import_pretrained(str(path)) or [])
+    folder = find_checkpoint(path, prefer='best')
+    state = read_state(folder)
+    if find_runner(state['exp_file'] or state['exp']).function().model_class is type(model):
+        try:
+            load_weights(model, folder)
+            return [f'weights from {folder}']
+        except CheckpointError:
+            if type(model).import_pretrained is LMBase.import_pretrained:
+                raise
+    return list(model.import_pretrained(load_model(folder)[0]) or [])
+
+
+def freeze_all_but_marked(model: LMBase) -> None:
+    """--default-freeze: only what has `freeze = False`, on itself or on a module around it, trains."""
+    free = {id(p) for m in model.modules() if getattr(m, 'freeze', None) is False for p in m.parameters()}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in free or getattr(p, 'freeze', None) is False)
