@@ -15,13 +15,13 @@ from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
 from ..train.__main__ import STAGE_OPTIONS, read_value
-from ..train.console import View
+from ..train.length import SampleLength, stage_length
 from ..train.plan import LENGTHS, MOST_SECONDS, Plan, parse_plan
+from ..train.resolve import ResolvedStage, Settings, check_stages, resolve
 from ..train.stage_data import open_data, open_tokenizer
-from ..train.stages import Run, Settings
 
 BUDGETS = ('tokens', 'flops', 'seconds')
-CODE = ('base', 'modules', 'data', 'train')  # of the package: what trains a model
+NOT_TRAINING = ('exp', 'generate', 'plots', 'routing', 'compare', 'new')  # packages that train no model
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -141,41 +141,39 @@ def with_lengths(plan: dict, unit: str, lengths: list[float]) -> dict:
     )
 
 
-def _open(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> tuple[Run, list, list]:
-    """(run, stages, models on the meta device) of an experiment under a plan."""
-    run = Run(plan, Settings(exp=spec.exp, device=device, amp=amp, model=spec.model), view=View(quiet=True))
-    tokenizer = open_tokenizer(plan, progress)
-    return run, [run.stage(i) for i in range(len(plan.stages))], run.check_stages(tokenizer)
+def _resolve(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> list[ResolvedStage]:
+    """The stages of an experiment under a plan."""
+    settings = Settings(exp=spec.exp, device=device, amp=amp, model=spec.model)
+    stages = resolve(plan, settings, open_tokenizer(plan, progress))
+    check_stages(stages)
+    return stages
 
 
-def _check_different(specs: list[Spec], opened: list[tuple[Run, list, list]]) -> None:
+def _check_different(specs: list[Spec], plan: Plan, resolved: list[list[ResolvedStage]]) -> None:
     """Raises UserError where two experiments are one model trained alike, e.g. two versions whose differences the plan overrides."""
     seen: dict[str, Spec] = {}
-    for spec, (run, stages, models) in zip(specs, opened):
-        key = repr(
-            [
-                (
-                    type(model),
-                    model.hyperparameters,
-                    as_tokenizer(model.tokenizer).fingerprint,
-                    stage.model_dump(exclude={'model'}),
-                )
-                for stage, model in zip(stages, models)
-            ]
-        )
+    for spec, stages in zip(specs, resolved):
+        key = repr([_trained(stage) for stage in stages])
         if key in seen:
-            lost = ', '.join(sorted({name for i in range(len(stages)) for name in run.overridden(i)}))
+            lost = ', '.join(sorted({name for stage in stages for name in stage.overridden}))
             why = f' It sets what the versions set: {lost}.' if lost else ''
             raise UserError(
-                f'{spec.label} and {seen[key].label} are the same model, trained the same way, under plan {run.plan.name}.{why}'
+                f'{spec.label} and {seen[key].label} are the same model, trained the same way, under plan {plan.name}.{why}'
             )
         seen[key] = spec
+
+
+def _trained(stage: ResolvedStage) -> tuple:
+    """All that tells one stage's training from another's."""
+    model = stage.skeleton
+    tokenizer = as_tokenizer(model.tokenizer).fingerprint
+    return type(model), model.hyperparameters, tokenizer, stage.settings.model_dump(exclude={'model'})
 
 
 def prepare(
     specs: list[Spec], plan: Plan, *, device: str, amp: bool, progress: Callable[[str], None]
 ) -> list[Prepared]:
-    """Each experiment under the plan, with rows of equal length, its data tokenized.
+    """Each experiment under the plan, with sequences of equal length, its data tokenized.
 
     Raises UserError where an experiment can't be trained by the plan.
     """
@@ -184,44 +182,53 @@ def prepare(
             f'{plan.where}: every stage names its own "exp"; a plan for a comparison leaves the experiment open.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
-    kind = find_device(device).type
+    where = dict(device=find_device(device).type, amp=amp, progress=progress)
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
-    opened = [
-        _open(spec, parse_plan(p, name=plan.name, where=plan.where), device=kind, amp=amp, progress=progress)
-        for spec, p in zip(specs, plans)
-    ]
-    _check_different(specs, opened)
-    lengths = {}  # the rows of all are as long as those of the model that can take least
-    for _, stages, models in opened:
-        for stage, model in zip(stages, models):
-            lengths[stage.name] = min(lengths.get(stage.name, 1 << 40), stage.row_length or model.max_len)
+
+    def resolved(spec: Spec, plan_of_spec: dict) -> list[ResolvedStage]:
+        return _resolve(spec, parse_plan(plan_of_spec, name=plan.name, where=plan.where), **where)
+
+    experiments = [resolved(*pair) for pair in zip(specs, plans)]
+    _check_different(specs, plan, experiments)
+    # sequences are as long as those of the model that can take least
+    lengths = {
+        name: min(stage.row_length for stages in experiments for stage in stages if stage.name == name)
+        for name in plan.stages
+    }
     plans = [
         with_stages(p, lambda name, stage: {'row_length': stage.get('row_length') or lengths[name]})
         for p in plans
     ]
-    prepared = []
-    for spec, p, (_, stages, models) in zip(specs, plans, opened):
-        parsed = parse_plan(p, name=plan.name, where=plan.where)
-        lengths, flops, prints = [], [], []
-        timed = {bool(stage.seconds) for stage in stages}
-        if len(timed) > 1:
-            raise PlanError(
-                f'{plan.where}: some stages have a length in seconds and some have not; a comparison needs all or none.'
-            )
-        for stage, model in zip(stages, models):
-            stage = stage.model_copy(update={'row_length': p['stages'][stage.name]['row_length']})
-            tokenizer = as_tokenizer(model.tokenizer)
-            data = open_data(stage, parsed, tokenizer, max_len=model.max_len, seed=0, progress=progress)
-            lengths.append(stage.seconds or data.samples * data.mixture.tokens_per_row)
-            flops.append(model.training_flops_per_token(data.row_length))
-            prints.append(fingerprints(stage, data, tokenizer))
-        joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')} | {
-            k: prints[-1][k] for k in ('evaluation', 'text')
-        }
-        prepared.append(
-            Prepared(spec, p, 'seconds' if timed == {True} else 'tokens', lengths, flops, joined, kind, amp)
+    return [_prepared(spec, p, resolved(spec, p), **where) for spec, p in zip(specs, plans)]
+
+
+def _prepared(
+    spec: Spec,
+    plan: dict,
+    stages: list[ResolvedStage],
+    *,
+    device: str,
+    amp: bool,
+    progress: Callable[[str], None],
+) -> Prepared:
+    timed = {stage.settings.seconds is not None for stage in stages}
+    if len(timed) > 1:
+        raise PlanError(
+            f'{spec.label}: some stages have a length in seconds and some have not; a comparison needs all or none.'
         )
-    return prepared
+    lengths, prints = [], []
+    for stage in stages:
+        tokenizer = as_tokenizer(stage.skeleton.tokenizer)
+        data = open_data(stage, tokenizer, seed=0, progress=progress)
+        length = stage_length(stage.settings, data.mixture)
+        counted = isinstance(length, SampleLength)
+        lengths.append(length.samples * data.mixture.tokens_per_row if counted else length.seconds)
+        prints.append(fingerprints(stage.name, data.mixture, data.held_out, tokenizer))
+    joined = {k: ' '.join(f[k] for f in prints) for k in ('data', 'tokenizer')}
+    joined |= {k: prints[-1][k] for k in ('evaluation', 'text')}
+    flops = [stage.flops_per_token for stage in stages]
+    unit = 'seconds' if timed == {True} else 'tokens'
+    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp)
 
 
 def apply_budget(prepared: Prepared, budget: Budget | None) -> None:
@@ -262,13 +269,9 @@ def digest(prepared: Prepared) -> str:
 
 
 def code_digest(exp: str) -> str:
-    """Of the source of an experiment's folder and of the parts of lmplay that train it: an edited model is another experiment."""
-    folder = Path(find_entry(exp).file).resolve().parent
-    files = (
-        {f for part in CODE for f in (PACKAGE / part).rglob('*.py')}
-        | {PACKAGE / 'utils.py'}
-        | set(folder.rglob('*.py'))
-    )
+    """Of the source of an experiment's folder and of what trains it in lmplay: an edited model is another experiment."""
+    files = {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
+    files |= set(Path(find_entry(exp).file).resolve().parent.rglob('*.py'))
     whole = hashlib.sha256()
     for file in sorted(files):
         whole.update(hashlib.sha256(file.read_bytes()).digest())

@@ -3,17 +3,21 @@
 B rows, T positions, V vocabulary.
 """
 
+import functools
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..base.base_model import LMBase
+from ..base.base_model import LMBase, LMOutput
 from ..errors import ExperimentError, UserError
 from ..modules.matmul import speed_up_linears
 from ..tokenizers import Tokenizer, as_tokenizer
 from .sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 
 def window_start(position: int, max_len: int) -> int:
@@ -71,7 +75,7 @@ def generate(
         model.train(training)
 
 
-@torch.no_grad()  # not inference_mode: there autocast would cast the weights anew for every token
+@torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token
 def _generate(
     model: LMBase,
     rows: list[list[int]],
@@ -93,47 +97,76 @@ def _generate(
         seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=chosen_on)
         for row, tokens in enumerate(rows):
             seen[row, tokens] = True
-
-    length = min(prompt_lengths)  # tokens of each row that the model has been fed, once x is
-    start = window_start(length - 1, model.max_len)
-    x, cache = torch.tensor([tokens[start:length] for tokens in rows], device=device), []
+    window = _Window(model)
+    length = min(
+        prompt_lengths
+    )  # tokens of each row that the model has been fed, once `window.logits` has run
     while True:
-        answer = model(x, cache)
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            raise ExperimentError(
-                f'forward of {type(model).__name__} must return (logits, cache) when it is given a cache, to generate text; '
-                f'it returned {type(answer).__name__}.'
-            )
-        logits, cache = answer
-        logits = logits[:, -1, :vocab].to(chosen_on, torch.float32)  # a model may have padded its vocabulary
+        logits = window.logits(rows, length)[:, :vocab].to(chosen_on, torch.float32)  # a head may be padded
         if seen is not None:
             logits = sampling.penalise(logits, seen)
-        x = sampling.pick(logits, _uniform(generators, length, prompt_lengths).to(chosen_on))[:, None].to(
-            device
-        )
-        for row, token in enumerate(x[:, 0].tolist()):
+        chosen = sampling.pick(logits, _uniform(generators, length, prompt_lengths).to(chosen_on))
+        for row, token in enumerate(chosen.tolist()):
             if length < prompt_lengths[row]:  # still being fed its prompt
                 continue
             rows[row].append(token)
-            if row in unfinished:
-                if token == stop_token:
-                    unfinished.remove(row)
-                    continue
-                new[row].append(token)
-                if on_token is not None:
-                    on_token(row, token)
-                if len(new[row]) == max_new_tokens:
-                    unfinished.remove(row)
+            if row not in unfinished:
+                continue
+            if token == stop_token:
+                unfinished.remove(row)
+                continue
+            new[row].append(token)
+            if on_token is not None:
+                on_token(row, token)
+            if len(new[row]) == max_new_tokens:
+                unfinished.remove(row)
         if not unfinished:
             return new
-        if window_start(length, model.max_len) != start:
-            start, cache = window_start(length, model.max_len), []
-            x = torch.tensor([tokens[start : length + 1] for tokens in rows], device=device)
-        elif length < max(prompt_lengths):
-            x = torch.tensor([[tokens[length]] for tokens in rows], device=device)
-        length += 1
         if seen is not None:
-            seen.scatter_(1, x[:, -1:].to(chosen_on), True)
+            for row, tokens in enumerate(rows):
+                seen[row, tokens[length]] = True
+        length += 1
+
+
+class _Window:
+    """What a model sees of growing texts, through its cache where it has one, else from the start of the window each time."""
+
+    def __init__(self, model: LMBase):
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.caches = model.takes_cache
+        self.start = self.fed = 0
+        self.cache: list = []
+
+    def logits(self, rows: list[list[int]], length: int) -> Tensor:
+        """(B, V) after the first `length` tokens of each row."""
+        start = window_start(length - 1, self.model.max_len)
+        if start != self.start or not self.caches:
+            self.start = self.fed = start
+            self.cache = []
+        x = torch.tensor([tokens[self.fed : length] for tokens in rows], device=self.device)
+        self.fed = length
+        answer = self.model(x, cache=self.cache) if self.caches else self.model(x)
+        if isinstance(answer, tuple) and len(answer) == 2:
+            logits, self.cache = answer
+        else:  # logits alone: the model knows no cache, whatever its forward accepts
+            self.caches = False
+            _tell_there_is_no_cache(type(self.model).__name__)
+            logits = answer.logits if isinstance(answer, LMOutput) else answer
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise ExperimentError(
+                f'forward of {type(self.model).__name__} must return logits (B, T, V), or (logits, cache) when it is given '
+                f'a cache, to generate text; given: {type(logits).__name__}.'
+            )
+        return logits[:, -1]
+
+
+@functools.cache
+def _tell_there_is_no_cache(name: str) -> None:
+    log.warning(
+        '%s has no key/value cache: every token is generated from the whole text before it, which is slower.',
+        name,
+    )
 
 
 def _generator(seed: int, row: int) -> torch.Generator:
