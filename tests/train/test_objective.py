@@ -286,6 +286,16 @@ def test_a_head_padded_beyond_the_vocabulary_trains_as_the_cut_one():
     assert not padded.fc.weight.grad[257:].any() and not padded.fc.bias.grad[257:].any()
 
 
+def test_a_head_tied_to_a_larger_embedding_is_cut_too():
+    """Tying replaces a Linear's weight, and leaves its out_features as they were."""
+    model = Headed(nn.Linear(8, 257, bias=False)).double()
+    model.embed = nn.Embedding(264, 8).double()
+    model.fc.weight = model.embed.weight
+    batch = ragged()
+    loss, _ = gradient(model, batch, 2)
+    assert loss == pytest.approx(naive(model, batch)[0].item(), rel=1e-12)
+
+
 def test_faster_products_do_not_keep_head_and_loss_apart(monkeypatch):
     monkeypatch.setattr(matmul, 'available', lambda: True)
     model, plain = tiny(), tiny()
