@@ -1,15 +1,18 @@
 """What several tests share: data in memory, tiny models, a trainer put together by hand, and runs compared."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -152,6 +155,14 @@ class Clock:
 
 
 # ---- runs
+
+
+@contextlib.contextmanager
+def stop_at(step: int) -> Iterator[None]:
+    """Inside it, the models of experiments.py that hear of it send their process SIGINT in that step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('STOP_AT', str(step))
+        yield
 
 
 def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
