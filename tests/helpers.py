@@ -159,7 +159,7 @@ class Clock:
 
 @contextlib.contextmanager
 def stop_at(step: int) -> Iterator[None]:
-    """Inside it, the models of experiments.py that hear of it send their process SIGINT in that step."""
+    """Inside it, the models of experiments.py send their own process SIGINT in that step of each stage."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('STOP_AT', str(step))
         yield

@@ -15,15 +15,21 @@ from lmplay.train import trainer
 NEVER = 10**9
 
 
-class Troubled(LMBase):
+class Interruptible(LMBase):
+    """In step $STOP_AT it sends its own process SIGINT. That is no parameter, since a resumed run must have the same ones."""
+
+    def before_step(self, ctx):
+        if ctx.step == int(os.environ.get('STOP_AT', -1)):
+            signal.raise_signal(signal.SIGINT)
+
+
+class Troubled(Interruptible):
     """Does at a step what it is told.
 
     nan_from, nan_to  steps whose logits are NaN
     rows_that_fit     of a forward pass in training, above which memory runs out
     load              share of the first of two experts, as a routed model reports it
     log               file that gets a line per step
-    $STOP_AT          step at which it sends its own process $STOP_BY (SIGINT): no parameter, since a resumed run must have
-                      the same ones
 
     On a clock that stands still, the first step of a stage takes 5 s and every other one half a second.
     """
@@ -42,8 +48,7 @@ class Troubled(LMBase):
         self.nan = self.nan_from <= ctx.step < self.nan_to
         if hasattr(trainer.time, 'now'):
             trainer.time.now += 0.5 if ctx.step else 5.0
-        if ctx.step == int(os.environ.get('STOP_AT', -1)):
-            signal.raise_signal(int(os.environ.get('STOP_BY', signal.SIGINT)))
+        super().before_step(ctx)
 
     def after_step(self, ctx):
         if self.log:
@@ -60,7 +65,7 @@ class Troubled(LMBase):
         return LMOutput(logits, metrics=metrics) if cache is None else (logits[:, -1:], cache)
 
 
-class Mean(LMBase):
+class Mean(Interruptible):
     """Its own forward, no cache: at each position the mean of all embeddings up to it."""
 
     def __init__(self, max_len=32, embed_dim=16):
@@ -164,6 +169,7 @@ class Watched(Mean):
         self.tokenizer = ToldBytes(self.reads)
 
     def before_step(self, ctx):
+        super().before_step(ctx)
         self.reads.__enter__()
         self.reads.entered = True
 
