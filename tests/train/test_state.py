@@ -74,5 +74,13 @@ def test_the_best_weights_are_saved_as_such_once(evaluations):
     assert state.best_loss == best
 
 
+def test_an_evaluation_without_a_number_is_no_best_one():
+    state, nan = TrainState(), float('nan')
+    for loss, best in ((nan, False), (2.0, True), (nan, False), (3.0, False), (1.0, True)):
+        state.record_validation(loss)
+        assert state.take_best() is best
+    assert state.best_loss == 1.0
+
+
 def test_nothing_is_best_before_the_first_evaluation():
     assert not TrainState().take_best()
