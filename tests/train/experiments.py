@@ -122,6 +122,14 @@ class Futile(LMBase):
         return torch.zeros(*x.shape, 257, device=x.device)
 
 
+class Diverging(Mean):
+    """Its weights are lost after every step."""
+
+    def after_step(self, ctx):
+        with torch.no_grad():
+            self.out.bias.fill_(float('nan'))
+
+
 class Both(Mean):
     """Sees the whole sequence, and says so."""
 
@@ -210,6 +218,11 @@ def two_faced(*args, **kwargs):
 @expose_runner('futile')
 def futile(*args, **kwargs):
     return BasicModelRunner(Futile, *args, **kwargs)
+
+
+@expose_runner('diverging')
+def diverging(*args, **kwargs):
+    return BasicModelRunner(Diverging, *args, **kwargs)
 
 
 @expose_runner('both')
