@@ -81,11 +81,15 @@ class LMBase(nn.Module):
     - `mask` (B, T) bool: True at real tokens, False at padding, which stands at the end of sequences.
 
     All state that must survive a save is a parameter or a persistent buffer. Large state that follows from a seed need
-    not be saved if its seed and a digest are. Set the class attribute `causal = False` on a model whose positions see
-    later ones: it trains, and is never ranked against models that predict the next token.
+    not be saved if its seed and a digest are.
+
+    Class attributes declare what is otherwise refused: `causal = False` of a model whose positions see later ones (it
+    trains, and is never ranked against models that predict the next token), `batch_dependent = True` of one whose
+    sequences depend on what else is in their batch.
     """
 
     causal = True
+    batch_dependent = False
     features_takes: frozenset[str] = frozenset()
     forward_takes: frozenset[str] = frozenset({'cache', 'mask'})
 

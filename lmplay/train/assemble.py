@@ -7,7 +7,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import check_runnable
+from ..checks import require_contract
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import Checkpoints
@@ -66,7 +66,7 @@ def prepare_stage(
     model = _model(run, stage, previous, saved)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
-    check_runnable(model)
+    require_contract(model)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = open_data(stage, tokenizer, seed=run.seed, progress=run.console.line)

@@ -1,5 +1,6 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
+from ..checks import check_contract
 from ..errors import UserError
 from ..files import write_json, write_text
 from ..generate.generator import generate
@@ -18,6 +19,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
     state, model, console = trainer.state, trainer.model, trainer.console
     assert trainer.evaluation is not None
     texts = sample_texts(trainer)
+    broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
     summary = {
         'model': model.name,
         'exp': exp,
@@ -36,6 +38,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         'prompt': texts[0]['prompt'],
         'sample': texts[0]['sample'],
         'texts': texts,
+        'contract': {'broken': broken, 'causal': model.causal, 'batch_dependent': model.batch_dependent},
     }
     write_json(directory.path / 'summary.json', summary)
     told = (
@@ -51,6 +54,10 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
         console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
     console.line(f'\n{told}')
+    for problem in broken:
+        console.line(
+            f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
+        )
 
 
 def sample_texts(trainer: Trainer) -> list[dict[str, str]]:
