@@ -90,6 +90,7 @@ class LMBase(nn.Module):
 
     causal = True
     batch_dependent = False
+    fc: Any  # the head
     features_takes: frozenset[str] = frozenset()
     forward_takes: frozenset[str] = frozenset({'cache', 'mask'})
 
@@ -106,7 +107,7 @@ class LMBase(nn.Module):
         self._tokenizer: Tokenizer | None = None
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """The tokenizer as the model set it: a tiktoken.Encoding or a Tokenizer of lmplay.tokenizers."""
         return self._tokenizer
 
@@ -129,10 +130,12 @@ class LMBase(nn.Module):
         optional = {'cache': cache, 'mask': mask}
         out = self.features(x, **{k: optional[k] for k in self.features_takes})
         output = out if isinstance(out, LMOutput) else LMOutput(features=out)
+        features = output.features
+        assert features is not None
         n_vocab = self.tokenizer.n_vocab
         if cache is not None and 'cache' in self.features_takes:
-            return self.fc(output.features[:, -1:])[..., :n_vocab], cache
-        logits = self.fc(output.features)[..., :n_vocab]
+            return self.fc(features[:, -1:])[..., :n_vocab], cache
+        logits = self.fc(features)[..., :n_vocab]
         if output is not out:
             return logits
         return LMOutput(logits=logits, losses=output.losses, metrics=output.metrics)

@@ -102,7 +102,9 @@ class Probe:
         torch.manual_seed(SEED)
         mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.features_takes else {}
         out = self.model.features(x, **mask)
-        return out.features if isinstance(out, LMOutput) else out
+        features = out.features if isinstance(out, LMOutput) else out
+        assert features is not None
+        return features
 
     @torch.no_grad()
     def logits_of(self, result: Tensor) -> Tensor:

@@ -28,10 +28,9 @@ def generate(
 
     Raises UserError for a checkpoint that can't be loaded, or a setting out of range.
     """
-    if isinstance(model, FinishedRun):
-        model = model.folder
     if not isinstance(model, LMBase):
-        model = load_model(model, device=str(find_device(device)))[0]
+        path = model.folder if isinstance(model, FinishedRun) else model
+        model = load_model(path, device=str(find_device(device)))[0]
     tokenizer = as_tokenizer(model.tokenizer)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     stop = tokenizer.eot_token if stop_at_eot else None

@@ -1,5 +1,7 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
+from typing import Any
+
 from ..checks import check_contract
 from ..errors import UserError
 from ..files import write_json, write_text
@@ -68,7 +70,9 @@ def sample_texts(trainer: Trainer) -> list[dict[str, str]]:
     domains = list(evaluation.examples)[:TEXTS]
     heads = (evaluation.example(tokenizer, domain)['prompt'] for domain in domains)
     prompts = [tokenizer.encode(head)[-PROMPT_TOKENS:] for head in heads]
-    sampling = dict(temperature=0.8, top_k=50, seed=trainer.seed, stop_token=tokenizer.eot_token)
+    sampling: dict[str, Any] = dict(
+        temperature=0.8, top_k=50, seed=trainer.seed, stop_token=tokenizer.eot_token
+    )
     try:
         continued = generate(model, prompts, max_new_tokens=NEW_TOKENS, **sampling)
         samples = [tokenizer.decode(new) for new in continued]

@@ -170,6 +170,7 @@ class Objective(nn.Module):
         output = self._run(self._pass, x, mask)
         targets = y.reshape(-1)
         if self.fused:
+            assert output.features is not None
             features = output.features.reshape(len(targets), -1)
             loss, correct = LinearCrossEntropy.apply(
                 features, *self._head_weights(), targets, 1.0 / max(1, scored), chunk
@@ -213,7 +214,7 @@ class Objective(nn.Module):
 
     def _head_weights(self) -> tuple[Tensor, Tensor | None]:
         """Of the part of the head that the tokenizer has entries for."""
-        head = self.model.fc
+        head: nn.Linear = self.model.fc
         if head.out_features <= self.n_vocab:
             return head.weight, head.bias
         return head.weight[: self.n_vocab], None if head.bias is None else head.bias[: self.n_vocab]

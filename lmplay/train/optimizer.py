@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,21 @@ def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
     return stage.lr * (stage.final_lr + (1 - stage.final_lr) * share)
 
 
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer; torch's own and MuonWithAdamW have it."""
+
+    @property
+    def param_groups(self) -> list[dict]: ...
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state_dict: dict) -> None: ...
+
+
 class MuonWithAdamW:
     """Muon for hidden weight matrices, AdamW for the rest (Jordan et al. 2024); one optimizer to its user."""
 
@@ -55,12 +71,9 @@ class MuonWithAdamW:
     def state_dict(self) -> dict:
         return {'parts': [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state: dict):
-        for part, part_state in zip(self.parts, state['parts'], strict=True):
+    def load_state_dict(self, state_dict: dict):
+        for part, part_state in zip(self.parts, state_dict['parts'], strict=True):
             part.load_state_dict(part_state)
-
-
-Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
 
 def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
