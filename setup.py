@@ -42,11 +42,9 @@ setup(
         'pydantic>=2.7',
         'tqdm>=4.66',
         'rich>=13.7',
-        'rapidfuzz>=3.9',
         'matplotlib>=3.8',
         'jinja2>=3.1',
         'PyYAML>=6.0',
-        'psutil>=5.9',
     ],
     extras_require={
         'test': test,
