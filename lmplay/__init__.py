@@ -13,18 +13,18 @@ from typing import Any
 
 __version__ = '0.1.0'
 
-# name -> the module that has it; None for a package that is itself the function
-_PUBLIC = {
+# name -> (module, name there); None for a package that is itself the function
+_PUBLIC: dict[str, tuple[str, str] | None] = {
     'train': None,
     'compare': None,
     'generate': None,
-    'load': 'runs.finished',
-    'list_experiments': 'base.runner_list',
-    'LMBase': 'base.base_model',
-    'LMOutput': 'base.base_model',
-    'BasicModelRunner': 'base.base_model',
-    'expose_runner': 'base.runner_list',
-    'UserError': 'errors',
+    'load': ('runs.finished', 'read_run'),
+    'list_experiments': ('base.runner_list', 'list_experiments'),
+    'LMBase': ('base.base_model', 'LMBase'),
+    'LMOutput': ('base.base_model', 'LMOutput'),
+    'BasicModelRunner': ('base.base_model', 'BasicModelRunner'),
+    'expose_runner': ('base.runner_list', 'expose_runner'),
+    'UserError': ('errors', 'UserError'),
 }
 __all__ = list(_PUBLIC)
 
@@ -32,8 +32,9 @@ __all__ = list(_PUBLIC)
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = importlib.import_module(f'.{_PUBLIC[name] or name}', __name__)
-    return getattr(module, name) if _PUBLIC[name] else module
+    module, attribute = _PUBLIC[name] or (name, None)
+    imported = importlib.import_module(f'.{module}', __name__)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def __dir__() -> list[str]:
