@@ -8,7 +8,8 @@ import re
 
 import numpy as np
 
-from ..plots.plot import COLOURS, smooth
+from ..plots.curves import smooth
+from ..plots.plot import COLOURS
 from .history import History
 
 FEW = 16  # experts up to which cells carry their numbers and curves their own colours
