@@ -83,8 +83,27 @@ class StartedRun:
         return {stage['name']: stage for stage in self.settings['stages']}
 
     @property
+    def datasets(self) -> dict[str, dict]:
+        """The datasets that the plan defines; others are named ones or paths."""
+        return self.plan.get('datasets', {})
+
+    @property
+    def validation_fraction(self) -> float:
+        """The share of the documents that is held out, by default that of `train.plan.Plan`."""
+        return self.plan.get('validation_fraction', 0.02)
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / 'checkpoints'
+
+    def origin(self, stage: str) -> str:
+        """Where a stage's weights came from: 'scratch', 'stage:NAME', 'pretrained:NAME', or a path."""
+        names = list(self.stage_settings)
+        index, source = names.index(stage), self.stage_settings[stage]['init_from']
+        if index == 0:
+            source = self.settings.get('initial_model') or source
+            return 'scratch' if source == 'previous' else source
+        return f'stage:{names[index - 1]}' if source == 'previous' else source
 
 
 @dataclass

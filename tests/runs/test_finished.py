@@ -5,14 +5,16 @@ import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lmplay.errors import DataError, UserError
 from lmplay.runs.checkpoint import load_model
-from lmplay.runs.finished import metric_key, read_fingerprints, read_run, read_started
+from lmplay.runs.finished import StartedRun, metric_key, read_fingerprints, read_run, read_started
 from lmplay.train.__main__ import main
+from lmplay.train.plan import parse_plan
 
 STAGE = {
     'dataset': 'mine',
@@ -138,6 +140,13 @@ def test_a_run_need_not_be_finished_for_its_settings(copy):
         (copy / 'settings.json').write_text(content)
         with pytest.raises(DataError, match="The run in '.*run' is damaged"):
             read_started(copy)
+
+
+def test_what_a_plan_leaves_open_is_what_the_trainer_takes():
+    stages = {'only': {'dataset': 'embedded'}}
+    plan = parse_plan({'stages': stages})
+    run = StartedRun(Path(), plan=plan.raw, settings={})
+    assert run.validation_fraction == plan.validation_fraction and run.datasets == plan.datasets == {}
 
 
 @pytest.mark.parametrize(
