@@ -1,4 +1,4 @@
-"""lmp_compare: did the change help? Trains experiments side by side, fairly, and says what the result supports."""
+"""lmp_compare: did the change help? Trains experiments side by side and says what may be concluded."""
 
 import argparse
 import sys
@@ -27,8 +27,8 @@ def make_parser() -> CommandParser:
         'experiments',
         nargs='*',
         metavar='EXP[,KEY=VALUE...]',
-        help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters '
-        'and training options of its own',
+        help='the baseline, then one experiment or more: a name or the path of a versions.py, with model '
+        'parameters and training options of its own',
     )
     _add_training_options(p)
     _add_reading_options(p)
@@ -36,7 +36,7 @@ def make_parser() -> CommandParser:
         '--metric',
         choices=('loss', 'bits_per_byte'),
         default='loss',
-        help='what is compared (default: %(default)s); bits_per_byte allows for different tokenizers and training data',
+        help='what is compared (default: %(default)s); bits_per_byte compares across tokenizers and data',
     )
     p.add_argument(
         '--out', metavar='DIR', help='where everything is kept (default: compare/EXPERIMENTS-PLAN)'

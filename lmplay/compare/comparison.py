@@ -1,4 +1,4 @@
-"""One comparison, from the request to the report. All it does is kept in its directory, from which it can be resumed."""
+"""One comparison, from request to report; everything is kept in its directory, so that it can resume."""
 
 import copy
 import fcntl
@@ -83,7 +83,7 @@ def read_json(file: Path, *keys: str) -> dict:
 
 
 def devices_of(given: str) -> list[str]:
-    """The devices to spread runs over: those named, or every GPU for 'cuda', and for 'auto' where there is one."""
+    """The devices to spread runs over: those named, or every GPU for 'cuda' and 'auto'."""
     from ..device import find_device
 
     names = given.split(',')
@@ -108,8 +108,8 @@ class Comparison:
         for label in labels:
             if labels.count(label) > 1:
                 raise UserError(
-                    f"'{label}' is given twice; a comparison is between different experiments. Copy one under another "
-                    f'name with lmp_new.'
+                    f"'{label}' is given twice; a comparison is between different experiments. Copy one "
+                    'under another name with lmp_new.'
                 )
         if len(labels) < 2:
             raise UserError('A comparison needs a baseline and at least one more experiment.')
@@ -129,7 +129,7 @@ class Comparison:
             )
 
     def run(self) -> Path:
-        """The report's path. Raises UserError for what cannot be compared, where possible before anything is trained."""
+        """The report's path. Raises UserError for what cannot be compared, if possible before training."""
         prepared = prepare(
             self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
         )
@@ -169,7 +169,7 @@ class Comparison:
         return write_report(findings, runs, self.out)
 
     def _remember(self) -> None:
-        """Records what was asked for. Raises UserError where the directory holds a comparison with other settings."""
+        """Records what was asked for. Raises UserError where the directory holds another comparison."""
         file = self.out / 'comparison.json'
         looks = []
         if file.is_file():
@@ -177,8 +177,8 @@ class Comparison:
             for key, value in self.request.asked.items():
                 if known['asked'].get(key) != value:
                     raise UserError(
-                        f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} there, "
-                        f'{value} now. Give another --out.'
+                        f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} "
+                        f'there, {value} now. Give another --out.'
                     )
             looks = known['seeds']
         looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
@@ -187,9 +187,9 @@ class Comparison:
         )
         if len(looks) > 1:
             self.notes.append(
-                f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). Adding '
-                f'seeds until a verdict appears makes a false one likelier than {ALPHA:.0%}; a fresh comparison with '
-                f'the last number settles it.'
+                f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '
+                f'Adding seeds until a verdict appears makes a false one likelier than {ALPHA:.0%}; a fresh '
+                'comparison with the last number settles it.'
             )
 
     def _jobs(self, p: Prepared, folder: str, seeds: list[int], *extra: str) -> list[Job]:
@@ -211,7 +211,7 @@ class Comparison:
         ]
 
     def _place(self, p: Prepared, folder: str, seed: int) -> Path:
-        """A run's directory; that of a finished run with the same settings, also in comparisons beside this one."""
+        """A run's directory; that of a finished run alike, also in comparisons beside this one."""
         own = self.out / folder / p.folder / f'seed-{seed}'
         if (own / 'summary.json').is_file():
             return own
@@ -222,10 +222,11 @@ class Comparison:
         return own
 
     def _tune(self, prepared: list[Prepared]) -> dict:
-        """Gives every experiment the learning rate that did best in the same short search; returns the search's log."""
+        """Gives every experiment the best learning rate of the same short search; returns its log."""
         trials = [self._trial(p, factor) for p in prepared for factor in TUNE_FACTORS]
         self.say(
-            f'Trying {len(TUNE_FACTORS)} learning rates with each experiment, on {TUNE_SHARE:.0%} of the budget.'
+            f'Trying {len(TUNE_FACTORS)} learning rates with each experiment, on {TUNE_SHARE:.0%} of the '
+            'budget.'
         )
         run_jobs([t.job for t in trials], devices=self.devices, workers=self.request.jobs, say=self.say)
         log = {p.spec.label: self._choose_rate(p, [t for t in trials if t.owner is p]) for p in prepared}
@@ -241,7 +242,7 @@ class Comparison:
         return Trial(p, factor, [s['lr'] for s in trial.plan['stages'].values()], job)
 
     def _choose_rate(self, p: Prepared, trials: list[Trial]) -> dict:
-        """Scales the learning rate of an experiment to its best trial's. Raises UserError where none is usable."""
+        """Gives an experiment its best trial's learning rate. Raises UserError where none is usable."""
         label, points = p.spec.label, []
         for trial in trials:
             run = self._read(trial.job) if trial.job.finished else None
@@ -252,15 +253,16 @@ class Comparison:
         usable = [point for point in points if point['loss'] is not None]
         if not usable:
             raise UserError(
-                f'No learning rate worked for {label}: every trial diverged or stopped. See {self.out / "tuning"}.'
+                f'No learning rate worked for {label}: every trial diverged or stopped. See '
+                f'{self.out / "tuning"}.'
             )
         best = min(usable, key=lambda point: point['loss'])
         scale_lr(p, best['factor'])
         self.say(f'{label}: learning rate {", ".join(f"{r:g}" for r in best["lr"])} did best.')
         if best['factor'] in (TUNE_FACTORS[0], TUNE_FACTORS[-1]):
             self.notes.append(
-                f'{label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a better one may '
-                f'lie beyond.'
+                f'{label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a '
+                'better one may lie beyond.'
             )
         return {'points': points, 'chosen': best['lr'], 'share': TUNE_SHARE, 'seed': TUNE_SEED}
 
@@ -277,7 +279,7 @@ class Comparison:
         return [self._read(job) for job in jobs if job.finished]
 
     def _train(self, prepared: list[Prepared]) -> dict[str, list[FinishedRun]]:
-        """label -> its finished runs, the baseline's trained first, then seed by seed. Raises UserError without two labels."""
+        """label -> finished runs; the baseline is trained first. Raises UserError below two labels."""
         seeds = list(range(self.request.seeds))
         jobs = {p.spec.label: self._jobs(p, 'runs', seeds) for p in prepared}
         baseline, *others = jobs.values()
@@ -297,7 +299,8 @@ class Comparison:
         runs = {label: found for label, members in jobs.items() if (found := self._finished(members))}
         if self.specs[0].label not in runs or len(runs) < 2:
             raise UserError(
-                f'There is nothing to compare, because runs stopped early: {" ".join(j.stopped for j in stopped)}'
+                f'There is nothing to compare, because runs stopped early: '
+                f'{" ".join(j.stopped for j in stopped)}'
             )
         return runs
 
@@ -330,6 +333,7 @@ class Comparison:
         write_json(self.out / 'noise.json', measured)
         if measured['sd'] is not None:
             self.say(
-                f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard deviation over '
-                f'{len(baseline)} seeds): differences below about {measured["detectable"]:.4f} may stay within noise.'
+                f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard '
+                f'deviation over {len(baseline)} seeds): differences below about '
+                f'{measured["detectable"]:.4f} may stay within noise.'
             )

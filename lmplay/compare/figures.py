@@ -37,7 +37,7 @@ WIDTH, HEIGHT = 4.9, 3.3  # inches; text stays legible on a phone
 
 
 def colour_of(labels: Sequence[str]) -> dict[str, str]:
-    """label -> a colour that colour-blind readers can tell apart; black, the last of them, follows the theme."""
+    """label -> a colour that colour-blind readers can tell apart; black follows the theme."""
     return {
         label: INK if (c := COLOURS[i % len(COLOURS)]) == '#000000' else c for i, label in enumerate(labels)
     }
@@ -48,7 +48,7 @@ def short(label: str, most: int = 30) -> str:
 
 
 def themed(svg: str, *, title: str, description: str, number: int) -> str:
-    """An SVG for inline use: lines and text in the page's colours, with a title and a description for screen readers."""
+    """An SVG for inline use: in the page's colours, with title and description for screen readers."""
     svg = svg[svg.index('<svg') :].replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
     names = sorted(set(re.findall(r'id="([^"]+)"', svg)), key=len, reverse=True)
@@ -104,7 +104,7 @@ def style():
 def curves(members: Sequence[FinishedRun], x: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(x averaged over seeds (P,), metric by seed (S, P)) at their evaluations.
 
-    Seeds evaluated after different numbers of tokens, as under a budget of seconds, are interpolated onto a common grid.
+    Seeds evaluated after different numbers of tokens, as under a budget of seconds, are interpolated.
     """
     xs = [r.metrics('validation', x).values for r in members]
     found = [r.metrics('validation', metric) for r in members]
@@ -165,7 +165,7 @@ def difference_curve(
 ):
     """(x, mean difference, low, high) over training, paired by seed; low and high are None for a single seed.
 
-    Where the two were evaluated at different x, the baseline's curve is interpolated. None without a common span.
+    The baseline's curve is interpolated where the two were evaluated at different x. None without overlap.
     """
     base = {r.seed: r for r in baseline}
     pairs = [(base[r.seed], r) for r in members if r.seed in base]

@@ -11,9 +11,10 @@ from .words import title
 
 
 def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: Path | None) -> Path:
-    """Writes the report of all runs at or below `places`; its path. Runs of one experiment with equal settings are its seeds.
+    """Writes the report of all runs at or below `places`; its path.
 
-    baseline: a label; that of the first run unless given. Raises UserError for runs that cannot be compared.
+    Runs of one experiment with equal settings are its seeds. baseline: a label; that of the first run unless
+    given. Raises UserError for runs that cannot be compared.
     """
     groups = group(find_runs([Path(p) for p in places]))
     if baseline is not None and baseline not in groups:
@@ -53,8 +54,8 @@ def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:
             )
         if not base & set(seeds):
             raise UserError(
-                f'{label} and {baseline} have no seed in common, and differences are paired by seed: train both with '
-                f'the same --seed.'
+                f'{label} and {baseline} have no seed in common, and differences are paired by seed: train '
+                'both with the same --seed.'
             )
 
 
@@ -67,6 +68,6 @@ def _notes(runs: dict[str, list[FinishedRun]]) -> list[str]:
         for label, amounts in spent.items()
     ]
     return [
-        f'These runs were not trained on the same number of tokens: {", ".join(parts)}. A longer run with another '
-        f'schedule is another experiment.'
+        f'These runs were not trained on the same number of tokens: {", ".join(parts)}. A longer run with '
+        'another schedule is another experiment.'
     ]

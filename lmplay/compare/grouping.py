@@ -34,7 +34,7 @@ def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
 
 
 def group(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Label -> the runs of one experiment with equal settings, by seed; labels tell the groups apart, the order is kept."""
+    """label -> the runs of one experiment with equal settings, by seed, in the order of the first."""
     groups: dict[tuple, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault((run.exp, _identity(run)), []).append(run)
@@ -72,15 +72,15 @@ def check_comparable(fingerprints: dict[str, dict[str, str]], metric: str) -> No
         if metric == 'bits_per_byte':
             if fingerprints[other]['text'] != fingerprints[baseline]['text']:
                 raise UserError(
-                    f'{other} and {baseline} were evaluated on different held-out texts; bits per byte compare across '
-                    f'tokenizers and training data, but not across texts.'
+                    f'{other} and {baseline} were evaluated on different held-out texts; bits per byte '
+                    'compare across tokenizers and training data, but not across texts.'
                 )
             continue
         for name in ('data', 'tokenizer', 'evaluation'):
             if fingerprints[other][name] != fingerprints[baseline][name]:
                 raise UserError(
-                    f'{other} and {baseline} differ in {FINGERPRINTS[name]}, so their losses per token cannot be '
-                    f'compared. --metric bits_per_byte compares across data and tokenizers.'
+                    f'{other} and {baseline} differ in {FINGERPRINTS[name]}, so their losses per token '
+                    'cannot be compared. --metric bits_per_byte compares across data and tokenizers.'
                 )
 
 
@@ -103,7 +103,7 @@ def check_causal(runs: dict[str, list[FinishedRun]]) -> None:
     causal = {label: members[0].causal for label, members in runs.items()}
     if len(set(causal.values())) > 1:
         raise UserError(
-            f'{", ".join(label for label, own in causal.items() if not own)} is not causal: its loss is not a '
-            f'next-token loss and cannot be compared with that of '
+            f'{", ".join(label for label, own in causal.items() if not own)} is not causal: its loss is not '
+            'a next-token loss and cannot be compared with that of '
             f'{", ".join(label for label, own in causal.items() if own)}.'
         )

@@ -15,10 +15,10 @@ TOLERANCE = 0.05  # relative difference to the baseline above which a figure cou
 
 
 def judge(runs: dict[str, list[FinishedRun]], *, metric: str = 'loss', notes: Sequence[str] = ()) -> dict:
-    """The findings, plain JSON values; the first label is the baseline. Differences are experiment minus baseline.
+    """The findings as JSON values; the first label is the baseline.
 
-    With several experiments the error rate is shared among them (Bonferroni), so that among comparisons of equal
-    experiments at most ALPHA have any wrong verdict.
+    Differences are experiment minus baseline. The error rate is shared among the comparisons (Bonferroni):
+    where all experiments are equal, at most ALPHA of the reports have any wrong verdict.
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))
@@ -47,8 +47,8 @@ def judge(runs: dict[str, list[FinishedRun]], *, metric: str = 'loss', notes: Se
 def noise(label: str, members: Sequence[FinishedRun], metric: str, *, alpha: float = ALPHA) -> dict:
     """The seed-to-seed noise of one experiment: what a comparison can and cannot resolve.
 
-    `detectable`: the true difference that as many seeds find with 80 % power if the pairs were independent; pairing by
-    seed usually does better.
+    `detectable`: the true difference that as many seeds find with 80 % power if the pairs were independent;
+    pairing by seed usually does better.
     """
     losses = {str(r.seed): r.loss(metric) for r in members}
     finite = [v for v in losses.values() if math.isfinite(v)]
@@ -153,7 +153,7 @@ def _bootstrap(
 
 
 def _domains(runs: dict[str, list[FinishedRun]], metric: str) -> list[dict]:
-    """Per domain: each experiment's mean loss, and its difference to the baseline with the t interval over seeds."""
+    """Per domain: each experiment's mean loss, and its difference from the baseline with the t interval."""
     baseline, *_ = runs
     domains = runs[baseline][0].documents['domain']
     table = []
@@ -173,7 +173,7 @@ def _domains(runs: dict[str, list[FinishedRun]], metric: str) -> list[dict]:
 
 
 def differing_settings(runs: dict[str, list[FinishedRun]]) -> list[dict]:
-    """Settings that differ, {'setting', 'values': {label: text}}; several values within a label are joined."""
+    """Settings that differ, {'setting', 'values': {label: text}}; values within a label are joined."""
     configurations = {label: [r.configuration for r in members] for label, members in runs.items()}
     keys = dict.fromkeys(k for group in configurations.values() for c in group for k in c)
     rows = []
@@ -214,7 +214,7 @@ def _samples(runs: dict[str, list[FinishedRun]]) -> list[dict]:
 
 
 def _routing(runs: dict[str, list[FinishedRun]]) -> dict[str, list[list[float]]]:
-    """label -> (layers, E) share of the assignments of each expert at the end, first seed; routed models only."""
+    """label -> (layers, E) share of the assignments of each expert at the end, first seed."""
     last = {label: members[0].validations[-1] for label, members in runs.items()}
     found = {label: record.get(metric_key(record, 'expert_load')) for label, record in last.items()}
     return {label: load for label, load in found.items() if load}

@@ -57,7 +57,7 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
 
 
 def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
-    """Prints the ranking of all finished runs at or below `places`; with `out` writes it there as HTML and CSV too."""
+    """Prints the ranking of all finished runs at or below `places`; writes it as HTML and CSV to `out`."""
     tables = rank(find_runs([Path(p) for p in places]), metric)
     _show(tables, metric)
     if out is not None:
@@ -107,6 +107,6 @@ def _write(tables: list[dict], metric: str, out: Path) -> None:
 def heading(table: dict) -> str:
     kind = '' if table['causal'] else 'non-causal models; '
     return (
-        f'{kind}{table["data"]}, {table["tokenizer"]} tokens in sequences of {table["row_length"]}; held out: '
-        f'{table["documents"]:,} documents, {table["tokens"]:,} tokens'
+        f'{kind}{table["data"]}, {table["tokenizer"]} tokens in sequences of {table["row_length"]}; held '
+        f'out: {table["documents"]:,} documents, {table["tokens"]:,} tokens'
     )

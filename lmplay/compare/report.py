@@ -1,4 +1,4 @@
-"""The report of a comparison: one self-contained page; beside it the same as JSON and CSV, and its pictures."""
+"""The report of a comparison: one self-contained page, with the same as JSON, CSV and pictures beside it."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ MARKS = {'better': '▲', 'worse': '▼', 'within noise': '≈', 'no verdict': '
 
 
 def write_report(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) -> Path:
-    """Writes results.json, runs.csv, curves.csv and domains.csv; then figures/, X-rays of routed experiments and report.html.
+    """Writes the numbers (results.json, CSV), then figures/, X-rays of routed experiments, and report.html.
 
     Returns the page's path. A picture or X-ray that fails is left out with a warning.
     """
@@ -113,7 +113,7 @@ def axis_of(findings: dict, runs: dict[str, list[FinishedRun]]) -> str:
 
 @dataclass
 class Picture:
-    """note: how to read it; seen: what it shows, for those who do not see it. `draw` returns None where there is nothing."""
+    """note: how to read it; seen: what it shows, for screen readers; draw: None where there is nothing."""
 
     name: str
     title: str
@@ -123,7 +123,7 @@ class Picture:
 
 
 def pictures(findings: dict, runs: dict[str, list[FinishedRun]], folder: Path) -> dict[str, dict]:
-    """name -> {'title', 'note', 'svg'} of every picture that could be drawn; PNGs of them go into the folder."""
+    """name -> {'title', 'note', 'svg'} of every picture that could be drawn; PNGs go into the folder."""
     drawn: dict[str, dict] = {}
     for picture in plan_pictures(findings, runs):
         with decoration(f"The picture '{picture.name}'"), figures.style():
@@ -170,7 +170,7 @@ def _how_to_read(runs: dict[str, list[FinishedRun]], alpha: float) -> tuple[str,
 
 
 def xrays(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) -> dict[str, XRay | str]:
-    """label -> X-ray of the first seed of each routed experiment, written below `out`; or why there is none."""
+    """label -> X-ray of a routed experiment, first seed, written below `out`; or why there is none."""
     found: dict[str, XRay | str] = {}
     for label in findings['routing']:
         found[label] = 'it could not be drawn.'
@@ -187,7 +187,7 @@ def layer_names(ray: XRay | str, layers: int) -> list[str]:
 
 
 def routing_table(load: list[list[float]], names: list[str]) -> list[dict]:
-    """Per routed layer: the busiest expert's share, the effective number of experts (exp of the entropy), the idle ones."""
+    """By layer: the busiest expert's share, effective number of experts (exp of the entropy), idle ones."""
     rows = []
     for layer, shares in zip(names, load):
         total = sum(shares) or 1.0

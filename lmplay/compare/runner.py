@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison as processes of lmp_trainer: several at a time, in one view, each resumable."""
+"""Trains the runs of a comparison as processes of lmp_trainer: several at a time, each resumable."""
 
 import ctypes
 import fcntl
@@ -68,7 +68,7 @@ class Job:
             device,
         ]
         with open(self.log, 'ab') as log:
-            # A session of its own: Ctrl-C reaches this process alone, which then lets the runs save their state.
+            # A session of its own: Ctrl-C reaches this process alone, which lets the runs save their state.
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -152,7 +152,7 @@ class Workers:
                 yield job
 
     def launch(self) -> Iterator[Job]:
-        """Starts a waiting job on each idle worker. Raises UserError where others hold all of them for too long."""
+        """Starts a waiting job on each idle worker. Raises UserError where others hold them for too long."""
         for i, job in enumerate(self.running):
             ready = next((j for j in self.waiting if not j.busy()), None) if job is None else None
             if ready is not None:
@@ -184,8 +184,8 @@ def run_jobs(
 ) -> None:
     """Trains all jobs that are not finished.
 
-    However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises UserError where a run
-    failed.
+    However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises
+    UserError where a run failed.
     """
     pool = Workers(jobs, devices, workers)
     try:

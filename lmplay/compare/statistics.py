@@ -1,7 +1,7 @@
 """Paired comparison of two experiments: over seeds (Student's t) and over held-out documents (bootstrap).
 
-A difference is always experiment minus baseline; of a loss, below zero is better. SciPy is imported where it is used, so
-that `lmp_compare --help` does not wait for it.
+A difference is always experiment minus baseline; of a loss, below zero is better. SciPy is imported where it
+is used, so that `lmp_compare --help` does not wait for it.
 """
 
 import math
@@ -26,7 +26,7 @@ def t_quantile(p: float, df: float | np.ndarray):
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean and standard deviation of n paired differences, the mean's confidence interval, and p of the two-sided t-test.
+    """Mean of n paired differences, standard deviation, confidence interval, p of the two-sided t-test.
 
     sd, low, high and p are None for a single pair.
     """
@@ -40,7 +40,7 @@ class Paired:
 
 
 def paired_t(differences: Sequence[float], *, alpha: float = ALPHA) -> Paired:
-    """The paired t-test of differences against zero, with the 1 - alpha interval of their mean (Student 1908)."""
+    """The paired t-test of differences against zero, with the 1 - alpha interval (Student 1908)."""
     from scipy import stats
 
     d = np.asarray(differences, float)
@@ -63,10 +63,11 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float] | None:
-    """The 1 - alpha percentile interval, over held-out documents, of the difference of two mean losses (Efron 1979).
+    """The 1 - alpha percentile interval, over documents, of the difference of two mean losses (Efron 1979).
 
-    baseline, other: (documents,) losses summed over each document; weights: what the sums of each of the two are divided by
-    (tokens or bytes), (documents,). The same documents are resampled for both. None below two documents.
+    baseline, other: (documents,) losses summed over each document; weights: for each of the two, the
+    (documents,) tokens or bytes that sums are divided by. The same documents are resampled for both. None
+    below two documents.
     """
     if len(baseline) < 2:
         return None
@@ -92,7 +93,7 @@ def bootstrap(
 
 
 def detectable(sd: float, n: int | np.ndarray, *, alpha: float = ALPHA, power: float = POWER):
-    """The smallest true difference that a paired t-test over n seeds finds with that power; sd: of the paired differences."""
+    """The smallest true difference that a paired t-test over n seeds finds; sd: of the differences."""
     return (t_quantile(1 - alpha / 2, n - 1) + t_quantile(power, n - 1)) * sd / np.sqrt(n)
 
 
@@ -107,10 +108,10 @@ def seeds_needed(difference: float, sd: float, *, alpha: float = ALPHA, power: f
 
 
 def verdict(seeds: Paired, documents: tuple[float, float] | None) -> str:
-    """'better' or 'worse' where the difference holds over seeds and over documents, else 'within noise'; 'no verdict' of one seed.
+    """'better' or 'worse' where the difference holds over seeds and documents, 'within noise', 'no verdict'.
 
-    documents: interval of the difference averaged over the seeds. Both conditions are asked for, so that two equal experiments
-    are told apart in at most ALPHA of all comparisons.
+    documents: interval of the difference averaged over the seeds. Both conditions are asked for, so that two
+    equal experiments are told apart in at most ALPHA of all comparisons.
     """
     if seeds.n < 2:
         return 'no verdict'

@@ -66,8 +66,8 @@ def sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
         return text + _why_within_noise(found) + _at_what_cost(entry, baseline)
     direction = 'lower' if found['mean'] < 0 else 'higher'
     return (
-        f'{label} is {found["verdict"]} than {base}: its held-out loss is {signed(abs(found["mean"]))[1:]} {unit} '
-        f'{direction} ({interval}).' + _at_what_cost(entry, baseline)
+        f'{label} is {found["verdict"]} than {base}: its held-out loss is {signed(abs(found["mean"]))[1:]} '
+        f'{unit} {direction} ({interval}).' + _at_what_cost(entry, baseline)
     )
 
 
@@ -76,7 +76,10 @@ def _without_a_mean(found: dict, label: str, base: str) -> str:
         return f'No verdict: {label} and {base} have no finished seed in common.'
     diverged = {who: ', '.join(map(str, seeds)) for who, seeds in found['diverged'].items()}
     if found['verdict'] == 'diverged':
-        return f'{label} diverged on seed {diverged["experiment"]}: its held-out loss is not finite; {base} did not.'
+        return (
+            f'{label} diverged on seed {diverged["experiment"]}, where its held-out loss is not finite; '
+            f'{base} did not.'
+        )
     return f'No verdict: the held-out loss of {base} is not finite on seed {diverged["baseline"]}.'
 
 
@@ -89,9 +92,9 @@ def _of_one_seed(found: dict, label: str, unit: str, alpha: float) -> str:
         if low > 0 or high < 0:
             which = f'the model of {label} is {"better" if found["mean"] < 0 else "worse"} on this text'
     return (
-        f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]}, {which}: difference '
-        f"{signed(found['mean'])} {unit}{interval}. How much of that is the seed's luck is unknown; use --seeds 3 or "
-        f'more.'
+        f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]}, {which}: '
+        f"difference {signed(found['mean'])} {unit}{interval}. How much of that is the seed's luck is "
+        'unknown; use --seeds 3 or more.'
     )
 
 
@@ -101,15 +104,15 @@ def _why_within_noise(found: dict) -> str:
         return ' Their losses are identical.'
     if found['low'] > 0 or found['high'] < 0:
         return (
-            ' The seeds agree on the sign, but the difference does not hold over the held-out documents; use more '
-            'held-out text.'
+            ' The seeds agree on the sign, but the difference does not hold over the held-out documents; use '
+            'more held-out text.'
         )
     if needed is None:
         return f' Resolving a difference of this size would take more than {MOST_SEEDS:,} seeds.'
     if needed <= n:
         return (
-            f' With {needed} seeds, a difference of this size is found in 4 of 5 comparisons; either this was the '
-            f'fifth, or there is none.'
+            f' With {needed} seeds, a difference of this size is found in 4 of 5 comparisons; either this '
+            'was the fifth, or there is none.'
         )
     return f' Resolving a difference of this size would take about {needed} seeds.'
 
@@ -151,8 +154,8 @@ def early_warning(
         )
     needed = seeds_needed(difference, noise['sd'] * math.sqrt(2), alpha=alpha)
     return (
-        f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise of '
-        f'{noise["label"]}); a difference of this size would need '
+        f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise '
+        f'of {noise["label"]}); a difference of this size would need '
         f'{f"about {needed}" if needed else f"more than {MOST_SEEDS:,}"} seeds, fewer if the pairs agree.'
     )
 
@@ -181,8 +184,8 @@ def _mismatches(entry: dict, baseline: dict) -> list[str]:
         found.append(f'{label} is not matched to {base} in {", ".join(parts)}.')
     if missing := set(baseline['losses']) ^ set(entry['losses']):
         found.append(
-            f'Only one of {base} and {label} was run with seed {", ".join(sorted(missing))}; that is left out of the '
-            f'difference.'
+            f'Seeds run for only one of {base} and {label} are left out of the difference: '
+            f'{", ".join(sorted(missing))}.'
         )
     return found
 
@@ -193,8 +196,9 @@ def _few_documents(run: FinishedRun) -> list[str]:
     if effective >= FEW_DOCUMENTS:
         return []
     return [
-        f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if there were '
-        f'{effective:.1f}: what holds over them may not hold for text in general. A larger validation_bytes gives more.'
+        f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if there '
+        f'were {effective:.1f}: what holds over them may not hold for text in general. A larger '
+        'validation_bytes gives more.'
     ]
 
 

@@ -112,7 +112,7 @@ def _baseline(given: str, runs: dict[Path, 'Curves']) -> 'Curves':
 
 
 def _differing(runs: list['Curves'], *, by_bytes: bool) -> str:
-    """A warning where two runs were evaluated on different text or tokens; empty where none are known to be."""
+    """A warning where two runs were evaluated on different text or tokens, else empty."""
     tokens, text = (_first_two(runs, name) for name in ('evaluation', 'text'))
     if by_bytes:
         names, what, way_out = text, 'text', ''
@@ -122,8 +122,8 @@ def _differing(runs: list['Curves'], *, by_bytes: bool) -> str:
     if not names:
         return ''
     return (
-        f'{" and ".join(names)} were evaluated on different {what}: the difference of their losses says nothing '
-        f'about the models.{way_out}'
+        f'{" and ".join(names)} were evaluated on different {what}: the difference of their losses says '
+        f'nothing about the models.{way_out}'
     )
 
 

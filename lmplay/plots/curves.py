@@ -67,7 +67,7 @@ class Curves:
 
 
 def find_curves(path: str | Path) -> list[Curves]:
-    """The runs at `path`: a run's directory, a table of the original lmplay, or a directory that holds any of these.
+    """The runs at `path`: a run's directory, a table of the original lmplay, or a directory that holds some.
 
     Raises DataError where there is none.
     """

@@ -72,9 +72,9 @@ def draw(
 ):
     """A matplotlib figure with each of `metrics` (loss and accuracy unless given) over `x`.
 
-    One run is shown with its stages and, for the loss, its domains; several with their differences from `baseline`,
-    one of them (the longest unless given). smoothing: training points that a smoothed one averages; by default a
-    fiftieth of them.
+    One run is shown with its stages and, for the loss, its domains; several with their differences from
+    `baseline`, one of them (the longest unless given). smoothing: training points that a smoothed one
+    averages; by default a fiftieth of them.
 
     Raises UserError for a metric or axis that was not recorded, and where no run holds a point.
     """

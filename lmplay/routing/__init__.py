@@ -1,1 +1,1 @@
-"""lmp_routing: an X-ray of a model with experts: which serves what, how that developed, how far each has moved."""
+"""lmp_routing: an X-ray of a model with experts: who serves what, since when, and how far each has moved."""

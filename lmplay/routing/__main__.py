@@ -11,8 +11,8 @@ from ..errors import UserError
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_routing',
-        description='Shows what the experts of a trained model do: which text goes where, how that developed, how far '
-        'they have moved. Writes pictures, CSV tables and one page, index.html.',
+        description='Shows what the experts of a trained model do: which text goes where, how that '
+        'developed, how far they have moved. Writes pictures, CSV tables and one page, index.html.',
     )
     p.add_argument(
         'checkpoint', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint"
@@ -22,8 +22,8 @@ def parser() -> CommandParser:
         action='append',
         default=[],
         metavar='NAME',
-        help="text to route: a dataset of the run's plan, a named dataset, or a local file; repeatable, each a domain of "
-        "its own unless it names domains (default: the held-out text of the run's own plan)",
+        help="text to route: a dataset of the run's plan, a named dataset, or a local file; repeatable, each "
+        "a domain of its own unless it names domains (default: the held-out text of the run's own plan)",
     )
     p.add_argument(
         '--max-bytes',

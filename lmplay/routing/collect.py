@@ -31,7 +31,7 @@ class RoutedTokens:
     entropy: np.ndarray
 
     def fractions(self, group: np.ndarray, groups: int) -> np.ndarray:
-        """(groups, E) share of each group's assignments that went to each expert; NaN for a group without tokens."""
+        """(groups, E) share of each group's assignments by expert; NaN for a group without tokens."""
         K = self.expert_ids.shape[1]
         counts = np.bincount(
             (group[:, None] * self.num_experts + self.expert_ids).ravel(), minlength=groups * self.num_experts
@@ -87,7 +87,7 @@ class Observed:
     pieces: Pieces
 
     def favourites(self, layer: RoutedTokens, count: int) -> Iterator[list[Favourite]]:
-        """For each expert up to `count` tokens, by weight * log(lift): what each adds to the mutual information."""
+        """For each expert up to `count` tokens, by weight * log(lift), its part of the information."""
         vocabulary, index = np.unique(self.tokens, return_inverse=True)
         V, E, K = len(vocabulary), layer.num_experts, layer.expert_ids.shape[1]
         cell = (index[:, None] * E + layer.expert_ids).ravel()
@@ -203,7 +203,7 @@ def entropy_bits(share: np.ndarray) -> float:
 
 
 def information(fractions: np.ndarray, tokens: np.ndarray) -> float:
-    """Mutual information in bits between a token's group and its expert; fractions (groups, E), tokens (groups,) of each.
+    """Mutual information, bits, of a token's group and its expert; fractions (groups, E), tokens (groups,).
 
     0 where all groups are routed alike; the entropy of the groups where each has experts of its own.
     """

@@ -64,9 +64,9 @@ def experts_of(model: LMBase) -> list[Experts]:
 
 
 def start_of(model: LMBase, run: StartedRun | None, stage: str) -> tuple[list[Experts] | None, str]:
-    """(the experts as they were when the model got them, what they are called), or (None, why their mean must serve).
+    """(the experts as the model got them, what that is called), or (None, why their mean serves instead).
 
-    The model got them in `stage` or before. A warm start is repeated; it is the same each time.
+    A warm start is repeated; it is the same each time.
     """
     if run is None:
         return None, 'their mean, because the run that they were trained in is not here'
@@ -86,7 +86,7 @@ def start_of(model: LMBase, run: StartedRun | None, stage: str) -> tuple[list[Ex
 
 
 def _start(model: LMBase, run: StartedRun, stage: str) -> LMBase | None:
-    """The model as its experts began, before `stage` or an earlier stage whose experts it took over; None for random weights."""
+    """The model as its experts began, before `stage` or an earlier one; None where from random weights."""
     origin = run.origin(stage)
     if origin == 'scratch':
         return None
@@ -99,7 +99,7 @@ def _start(model: LMBase, run: StartedRun, stage: str) -> LMBase | None:
 
 
 def _load(run: StartedRun, origin: str) -> LMBase | str:
-    """The model of an earlier stage or a checkpoint; the path itself where only the model knows how to read it."""
+    """The model of an earlier stage or a checkpoint; the path where only the model can read it."""
     if origin.startswith('stage:'):
         return load_model(run.checkpoints / f'stage-{origin.removeprefix("stage:")}')[0]
     try:

@@ -43,7 +43,7 @@ class Report:
 
 @dataclass
 class KeyMap:
-    """The keys of one layer: points (E, 2), explained variance (2,), usage (E,), favoured domain (E,) or -1."""
+    """A layer's keys: points (E, 2), explained variance (2,), usage (E,), domain favoured (E,) or -1."""
 
     layer: RoutedTokens
     points: np.ndarray
@@ -131,7 +131,7 @@ class Findings:
 
 
 def principal(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(E, 2) coordinates on the first two principal components, and the fraction of the variance that each holds."""
+    """Coordinates (E, 2) on the first two principal components, and the fraction of variance of each."""
     centred = points - points.mean(0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     u, s = np.pad(u, ((0, 0), (0, max(0, 2 - u.shape[1])))), np.pad(s, (0, max(0, 2 - len(s))))

@@ -94,7 +94,7 @@ def share_heat(values: np.ndarray, title: str):
 
 
 def _square(values, alike, title, colours, norm, *, form):
-    """(E, E) between experts, the diagonal left out. Many are ordered so that those that are alike stand together."""
+    """(E, E) between experts, without the diagonal. Many are ordered so that similar ones are adjacent."""
     E = len(values)
     few = E <= FEW
     order = np.arange(E) if few else chain(np.nan_to_num(alike))
@@ -117,7 +117,7 @@ def by_favour(fractions: np.ndarray, load: np.ndarray) -> np.ndarray:
 
 
 def chain(alike: np.ndarray) -> np.ndarray:
-    """(E, E) likeness to an order (E,) of experts in which each stands beside one like it, the most typical first."""
+    """Likeness (E, E) to an order (E,) in which each expert is beside one like it, the most typical first."""
     order = [int(alike.sum(1).argmax())]
     left = set(range(len(alike))) - set(order)
     while left:

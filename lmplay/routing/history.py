@@ -37,7 +37,7 @@ def lineage(run: StartedRun, stage: str) -> list[str]:
 
 
 def read_history(run_dir: Path, layers: int, experts: int, stages: list[str]) -> History | None:
-    """What those stages recorded of a model with that many routed layers and experts in each; None where nothing was.
+    """What those stages recorded of a model with so many routed layers and experts; None for nothing.
 
     Points of stages that trained another model are left out.
     """
@@ -62,7 +62,7 @@ def read_history(run_dir: Path, layers: int, experts: int, stages: list[str]) ->
 
 
 def _bare(record: dict) -> dict:
-    """A record with what the model reports under bare names, as in older runs; the trainer's own names win."""
+    """A record with the model's metrics under bare names, as in older runs; the trainer's names win."""
     own = {k.removeprefix(MODEL_METRIC): v for k, v in record.items() if k.startswith(MODEL_METRIC)}
     return own | {k: v for k, v in record.items() if not k.startswith(MODEL_METRIC)}
 

@@ -91,7 +91,7 @@ def layer_curves(history: History, metric: str, names: list[str]):
 def key_map(points, explained, usage, favours, groups: list[str], title: str):
     """Keys (E, 2) in two dimensions, sized by usage (E,).
 
-    explained (2,): of the variance; favours (E,): the group that an expert serves beyond its share, -1 for none.
+    explained (2,): of the variance; favours (E,): the group served beyond its share, or -1.
     """
     from matplotlib.lines import Line2D
 

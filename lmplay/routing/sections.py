@@ -15,16 +15,18 @@ from .svg import FEW, themed
 
 TITLES = {'domain': 'Routing by domain', 'type': 'Routing by kind of token'}
 TEXTS = {
-    'domain': "The share of each domain's assignments that goes to each expert. Rows that look alike are routed alike.",
-    'type': 'The same by kind of token: what the text that a token is part of is. Keywords and identifiers are those of '
-    'source code, whose comments and strings are read as prose.',
+    'domain': "The share of each domain's assignments that goes to each expert. Rows that look alike are "
+    'routed alike.',
+    'type': 'The same by kind of token; a part of a word or number counts as that word or number. Keywords '
+    'and identifiers are those of source code, whose comments and strings are read as prose.',
     'training': 'What the run recorded as it trained. The shares of a few experts are smoothed.',
     'alarms': ' Vertical lines are collapse alarms: one expert took too much of a layer at an evaluation.',
-    'drift': "How far each expert's weights have moved: the norm of their change relative to that of their start, and the "
-    'cosines between the changes of different experts (1: they learned the same; 0: unrelated). The start is {}. No '
-    "expert's cosine with its start is below {:.4f}.",
-    'keys': 'Where the experts sit: their keys along the two directions in which they differ most. The size of a dot is '
-    "the expert's running usage; its colour is the domain that the expert serves most beyond its share.",
+    'drift': "How far each expert's weights have moved: the norm of their change relative to that of their "
+    'start, and the cosines between the changes of different experts (1: they learned the same; 0: '
+    "unrelated). Changes are measured from {}. No expert's cosine with that is below {:.4f}.",
+    'keys': 'Where the experts sit: their keys along the two directions in which they differ most. The size '
+    "of a dot is the expert's running usage; its colour is the domain that the expert serves most beyond its "
+    'share.',
     'coactivation': 'The share of tokens that both experts serve.',
 }
 
@@ -132,7 +134,8 @@ def of_drift(findings: Findings, album: Album) -> Section | None:
         return None
     names, norms = [layer.name for layer, _ in findings.drifts], [d.norm for _, d in findings.drifts]
     farthest = '; '.join(
-        f'{name} farthest expert {norm.argmax()} ({norm.max():.2g}), nearest {norm.argmin()} ({norm.min():.2g})'
+        f'{name} farthest expert {norm.argmax()} ({norm.max():.2g}), nearest {norm.argmin()} '
+        f'({norm.min():.2g})'
         for name, norm in zip(names, norms)
     )
     album.add(
@@ -158,8 +161,8 @@ def of_keys(findings: Findings, album: Album) -> Section | None:
     for key in findings.keys:
         album.add(
             f'keys-{key.layer.name}',
-            f'Keys of {key.layer.name} in two dimensions, which hold {key.explained.sum():.0%} of their variance; the '
-            f'most used expert is {key.usage.argmax()}.',
+            f'Keys of {key.layer.name} in two dimensions, which hold {key.explained.sum():.0%} of their '
+            f'variance; the most used expert is {key.usage.argmax()}.',
             pictures.key_map,
             key.points,
             key.explained,
@@ -177,8 +180,8 @@ def of_coactivation(findings: Findings, album: Album) -> Section | None:
     for layer, together in findings.coactivation:
         a, b = np.unravel_index(np.argmax(np.tril(together, -1)), together.shape)
         alt = (
-            f'Co-activation in {layer.name}: experts {b} and {a} serve {together[a, b]:.1%} of the tokens together, more '
-            f'than any other pair.'
+            f'Co-activation in {layer.name}: experts {b} and {a} serve {together[a, b]:.1%} of the tokens '
+            'together, more than any other pair.'
         )
         title = f'{layer.name}: % of tokens served by both'
         album.add(f'coactivation-{layer.name}', alt, heatmaps.share_heat, together, title)

@@ -22,16 +22,16 @@ HUB_BYTES = 4_000_000  # of a dataset on the hub, from which the text is then ta
 def own_text(
     model: LMBase, run: StartedRun | None, stage: str, max_bytes: int | None, checkpoint: Path
 ) -> HeldOut:
-    """The held-out text of the stage that the checkpoint was written in. Raises UserError where that cannot be known."""
+    """The held-out text of the stage that wrote the checkpoint. Raises UserError where that is unknown."""
     if run is None:
         raise UserError(
-            f"The checkpoint '{checkpoint}' belongs to no run whose plan says what text it was evaluated on: name some "
-            f'with --data.'
+            f"The checkpoint '{checkpoint}' belongs to no run whose plan says what text it was evaluated on: "
+            'name some with --data.'
         )
     if stage not in run.stage_settings:
         raise PlanError(
-            f"The plan of the run in '{run.folder}' has no stage '{stage}', in which '{checkpoint}' was written: name "
-            f'some text with --data.'
+            f"The plan of the run in '{run.folder}' has no stage '{stage}', in which '{checkpoint}' was "
+            'written: name some text with --data.'
         )
     settings, tokenizer = run.stage_settings[stage], as_tokenizer(model.tokenizer)
     length = settings['row_length'] or model.max_len

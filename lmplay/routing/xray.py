@@ -28,8 +28,8 @@ def xray(
 ) -> XRay:
     """X-rays the checkpoint at `path`.
 
-    data: names of datasets and files; by default the held-out text of the run's own plan. Raises UserError for a model
-    without experts, and for what cannot be read or written.
+    data: names of datasets and files; by default the held-out text of the run's own plan. Raises UserError
+    for a model without experts, and for what cannot be read or written.
     """
     keep_freed_memory()
     where = find_device(device)
@@ -51,7 +51,7 @@ def xray(
 
 
 def _routed_checkpoint(path: Path, device: str, exp: str | None) -> tuple[Path, LMBase, dict]:
-    """(folder, model, state) of the best checkpoint, or of the last where the best was written before there were experts."""
+    """(folder, model, state) of the best checkpoint, or of the last where the best is dense."""
     for prefer in ('best', 'last'):
         folder = find_checkpoint(path, prefer=prefer)
         model, state = load_model(folder, device=device, exp=exp)

@@ -54,15 +54,15 @@ DAMAGE = (OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeEr
 def metric_key(recorded: Container[str], name: str) -> str:
     """The key under which `recorded`, a record or its keys, holds the metric `name`.
 
-    What a model reports of itself stands under 'model/NAME', in older runs under 'NAME'; either name finds either. Where
-    it is under neither, `name` itself.
+    What a model reports of itself stands under 'model/NAME', in older runs under 'NAME'; either name finds
+    either. Where it is under neither, `name` itself.
     """
     bare = name.removeprefix(MODEL_METRIC)
     return next((key for key in (name, MODEL_METRIC + bare, bare) if key in recorded), name)
 
 
 class Curve(NamedTuple):
-    """A metric over a run's P records: samples (P,), tokens (P,), values (P, ...); NaN where nothing finite was recorded."""
+    """A metric over a run's P records: samples (P,), tokens (P,), values (P, ...) with NaN for null."""
 
     samples: np.ndarray
     tokens: np.ndarray
@@ -111,8 +111,8 @@ class FinishedRun(StartedRun):
     """A finished run.
 
     stages     stage -> facts about its model, data and fingerprints
-    documents  name -> (documents,) over the held-out documents of the last stage: hash, domain, loss (summed nats), right
-               (tokens predicted right), tokens, bytes
+    documents  name -> (documents,) over the held-out documents of the last stage: hash, domain, loss (summed
+               nats), right (tokens predicted right), tokens, bytes
     records    metrics.jsonl, in order
     """
 
@@ -155,7 +155,8 @@ class FinishedRun(StartedRun):
     def metrics(self, kind: Literal['train', 'validation'] = 'validation', name: str = 'loss') -> Curve:
         """The metric `name` over the records of that kind; raises DataError where none holds it.
 
-        Of a metric that changes its shape with the model, as expert loads do between stages, the last shape is given.
+        Of a metric that changes its shape with the model, as expert loads do between stages, the last shape
+        is given.
         """
         records = [r for r in self.records if r['kind'] == kind]
         found = [(r, r[metric_key(r, name)]) for r in records if metric_key(r, name) in r]
@@ -171,7 +172,7 @@ class FinishedRun(StartedRun):
         )
 
     def sums(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """(loss summed over it, what that is divided by) of each held-out document, for 'loss' or 'bits_per_byte'."""
+        """(summed loss, what it is divided by) of each held-out document, for 'loss' or 'bits_per_byte'."""
         if metric == 'loss':
             return self.documents['loss'], self.documents['tokens']
         return self.documents['loss'] / math.log(2), self.documents['bytes']
@@ -258,7 +259,7 @@ def _check(run: FinishedRun) -> None:
 
 
 def read_started(folder: str | Path) -> StartedRun | None:
-    """The run in a directory, finished or not; None where there is none. Raises DataError for a damaged one."""
+    """The run in a directory, finished or not, or None. Raises DataError for a damaged one."""
     folder = Path(folder)
     if not (folder / PLAN).is_file() or not (folder / SETTINGS).is_file():
         return None

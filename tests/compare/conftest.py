@@ -69,7 +69,7 @@ def write_plan(folder: Path, **stage) -> Path:
 
 @pytest.fixture(scope='session')
 def experiments(tmp_path_factory) -> dict[str, str]:
-    """Copies of gpt2ish outside of the package: `same` differs in its name alone, `nopos` has no positions."""
+    """Copies of gpt2ish outside the package: `same` differs in name alone, `nopos` has no positions."""
     folder = tmp_path_factory.mktemp('experiments')
     for name in ('same', 'nopos'):
         copy_experiment(name, origin='gpt2ish', folder=folder)
@@ -83,7 +83,7 @@ def experiments(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory, cache, experiments):
-    """trained(label, exp, seed, *flags) trains once and reads; long enough for positions and width to count."""
+    """trained(label, exp, seed, *flags) trains once and reads; enough for positions and width to matter."""
     root = tmp_path_factory.mktemp('trained')
     plan = write_plan(root)
     known: dict[tuple, FinishedRun] = {}

@@ -143,7 +143,7 @@ def test_given_again_it_trains_nothing_and_writes_the_same_bytes(whole, cache):
 
 
 def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cache):
-    """Ctrl-C, then SIGKILL of the comparison itself; its runs save and end by themselves, and the same command resumes."""
+    """Ctrl-C, then SIGKILL of the comparison itself; its runs save and end, and the same command resumes."""
     folder, arguments, *_ = whole
     rng = random.Random(os.getpid())
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -160,7 +160,7 @@ def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cac
 
 
 def test_runs_are_reused_by_a_comparison_beside_it(whole, cache):
-    """Another experiment against the same baseline: the baseline is not trained again, the new one alone is."""
+    """With another experiment, the same baseline is not trained again."""
     (
         folder,
         *_,
@@ -356,7 +356,8 @@ def test_a_budget_shares_a_plan_in_seconds_by_its_seconds():
 
 def test_help_is_quick_and_imports_no_torch():
     code = (
-        'import sys; from lmplay.compare.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+        'import sys; from lmplay.compare.__main__ import main\n'
+        'try: main(["--help"])\nexcept SystemExit: pass\n'
         'assert not {"torch", "numpy", "scipy"} & set(sys.modules)'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

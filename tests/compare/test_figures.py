@@ -26,7 +26,10 @@ def test_seeds_evaluated_at_different_moments_are_drawn_at_common_ones():
 
 
 def test_pictures_of_one_page_share_no_names():
-    svg = '<?xml version="1.0"?><svg viewBox="0 0 1 1"><g id="a"><use xlink:href="#a"/><path clip-path="url(#a)"/></g></svg>'
+    svg = (
+        '<?xml version="1.0"?><svg viewBox="0 0 1 1"><g id="a"><use xlink:href="#a"/>'
+        '<path clip-path="url(#a)"/></g></svg>'
+    )
     first, second = (themed(svg, title='T', description='<D>', number=i) for i in (0, 1))
     assert (
         'id="f0-a"' in first

@@ -1,4 +1,4 @@
-"""What the comparison says of experiments whose truth is known: equal ones, a wider one, one without positions."""
+"""Verdicts on experiments whose truth is known: equal ones, a wider one, one without positions."""
 
 import math
 from dataclasses import replace
@@ -48,8 +48,9 @@ def test_one_seed_gives_no_verdict_and_says_so(baseline, wide):
 
 
 def simulated(baseline, rng, n, *, shift=0.0):
-    """n pairs of runs as if trained again: the recorded losses, with noise of the recorded size from seed to seed and, in
-    each document, of the size at which the recorded seeds differ there. Pairs share no luck: the hard case."""
+    """n pairs of runs as if trained again: the recorded losses, with noise of the recorded size from seed to
+    seed and, in each document, of the size at which the recorded seeds differ there. Pairs share no luck: the
+    hard case."""
     recorded = np.stack([r.documents['loss'] for r in baseline])
     tokens = baseline[0].documents['tokens']
     totals = recorded.sum(1) / tokens.sum()
@@ -71,7 +72,7 @@ def simulated(baseline, rng, n, *, shift=0.0):
 
 @pytest.mark.parametrize('n', [2, 3, 5])
 def test_equal_experiments_are_within_noise_in_19_of_20_simulated_comparisons(baseline, n):
-    """4,000 comparisons of equals: 95 % at the least, but for three standard errors of the simulation itself (1 %)."""
+    """4,000 comparisons of equals: at least 95 %, up to three standard errors of the simulation (1 %)."""
     rng, trials = np.random.default_rng(n), 4000
     verdicts = []
     for _ in range(trials):

@@ -1,4 +1,4 @@
-"""The page: whole in itself, with a structure that keyboards and screen readers follow; looked at by a real browser where there is one."""
+"""The page: self-contained, accessible by keyboard and screen reader, and rendered by a browser."""
 
 import base64
 import html
@@ -32,7 +32,7 @@ VOID = {'meta', 'link', 'br', 'wbr', 'img', 'input', 'hr', 'path', 'use', 'stop'
 
 @pytest.fixture(scope='module')
 def report(trained, baseline, wide, tmp_path_factory):
-    """A page with everything on it: three experiments, one of them routed, a search, a long name, markup in a sample."""
+    """A page with everything: four experiments, one routed, a search, a long name, markup in a sample."""
     out = tmp_path_factory.mktemp('report')
     same = [trained('same', 'same', seed) for seed in range(3)]
     moe = [trained('moe', 'gpt2_moe_test', seed, '--moe-layers', 'all') for seed in range(2)]
@@ -172,7 +172,7 @@ addEventListener('load', () => {
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 @pytest.mark.parametrize('width, dark', [(1280, False), (1280, True), (390, False), (390, True)])
 def test_in_a_browser_wide_and_narrow_light_and_dark(report, tmp_path, width, dark):
-    """Nothing sticks out sideways, every text has a contrast of 4.5 or more (WCAG AA), the theme is followed."""
+    """Nothing sticks out, every text has a contrast of at least 4.5 (WCAG AA), the theme is followed."""
     inner = html.escape(report.read_text().replace('</body>', CHECK + '</body>'))
     page = tmp_path / 'page.html'  # a frame, for no window of a browser is as narrow as a phone
     page.write_text(

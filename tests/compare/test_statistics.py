@@ -91,7 +91,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.parametrize('effect', [0.5, 1.0, 2.0])
 def test_the_seeds_needed_are_needed_and_enough(effect):
-    """Power by simulation: with that number of seeds the difference is found in about 80 % of all comparisons."""
+    """Power by simulation: with so many seeds the difference is found in about 80 % of comparisons."""
     n = seeds_needed(effect, 1.0)
     rng = np.random.default_rng(0)
 

@@ -23,8 +23,8 @@ def found(verdict, **more):
 
 def test_verdicts():
     assert found('better') == (
-        'mine is better than base: its held-out loss is 0.2000 nats per token lower (95 % interval −0.3000 to −0.1000, '
-        '3 seeds). It has 2.00 times the tokens of base.'
+        'mine is better than base: its held-out loss is 0.2000 nats per token lower (95 % interval −0.3000 '
+        'to −0.1000, 3 seeds). It has 2.00 times the tokens of base.'
     )
     assert 'higher (95 % interval +0.1000 to' in found('worse', mean=0.2, low=0.1, high=0.3)
     assert 'take about 4 seeds' in found('within noise', low=-0.5, high=0.1)

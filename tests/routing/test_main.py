@@ -1,4 +1,4 @@
-"""lmp_routing as a user runs it, on models that lmp_trainer trained: an upcycled GPT-2 and SoME with its 128 experts."""
+"""lmp_routing as a user runs it, on trained models: an upcycled GPT-2, and SoME with 128 experts."""
 
 import base64
 import csv
@@ -107,7 +107,7 @@ def rows(folder, name):
 
 
 def recount(run_dir):
-    """(domain, type, layer, expert) -> assignments, token by token and row by row, and the tokens of each domain and type."""
+    """(domain or type, layer, expert) -> assignments, token by token; and domain or type -> tokens."""
     run = read_started(run_dir)
     folder = find_checkpoint(run_dir)
     model, state = load_model(folder)
