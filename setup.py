@@ -33,6 +33,7 @@ setup(
     install_requires=[
         'torch>=2.11',
         'numpy>=1.26',
+        'scipy>=1.11',
         'tiktoken>=0.8',
         'tokenizers>=0.20',
         'transformers>=4.48',
