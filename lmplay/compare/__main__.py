@@ -100,10 +100,6 @@ def _add_reading_options(parser: CommandParser) -> None:
     )
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(args: argparse.Namespace) -> int:
     _check(args)
     out = Path(args.out) if args.out else None
@@ -112,28 +108,24 @@ def run(args: argparse.Namespace) -> int:
 
         leaderboard(args.leaderboard, metric=args.metric, out=out)
         return 0
-    if args.runs:
-        from .finished import compare_runs
+    from .api import compare
 
-        tell(compare_runs(args.runs, metric=args.metric, baseline=args.baseline, out=out))
-        return 0
-    from .comparison import Comparison, Request
-    from .prepare import parse_budget
-
-    request = Request(
-        experiments=args.experiments,
+    found = compare(
+        *args.experiments,
         plan=args.plan,
         seeds=args.seeds,
-        budget=parse_budget(args.budget) if args.budget is not None else None,
+        budget=args.budget,
         metric=args.metric,
+        settings=args.set,
+        tune=args.tune,
         device=args.device,
         amp=args.amp,
-        tune=args.tune,
-        settings=args.set,
         jobs=args.jobs,
         out=out,
+        runs=args.runs or (),
+        baseline=args.baseline,
     )
-    tell(Comparison(request, say).run())
+    print(found)
     return 0
 
 
@@ -148,24 +140,6 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
-    for name in ('seeds', 'jobs'):
-        if not 1 <= getattr(args, name) <= 1000:
-            raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {getattr(args, name)}.')
-
-
-def tell(report: Path) -> None:
-    """Prints the verdicts."""
-    import json
-
-    from .report import MARKS, NUMBERS
-
-    findings = json.loads((report.parent / NUMBERS).read_text(encoding='utf-8'))
-    for entry in findings['experiments']:
-        if 'comparison' in entry:
-            print(f'{MARKS[entry["comparison"]["verdict"]]} {entry["sentence"]}')
-    for warning in findings['warnings']:
-        print(f'  note: {warning}')
-    print(f'Report: {report}')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 from ..errors import DataError, UserError
 from ..runs.finished import FinishedRun, read_run
 from ..train.plan import load_plan
-from .grouping import check_causal, check_comparable, fingerprints_of
+from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .judge import judge, noise
+from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
 from .report import write_report
 from .runner import Job, run_jobs
@@ -97,7 +98,7 @@ def devices_of(given: str) -> list[str]:
     return [str(d) for d in found]
 
 
-class Comparison:
+class ComparisonSession:
     """Trains what is missing, then judges. say: receives lines about what happens."""
 
     def __init__(self, request: Request, say: Callable[[str], None]):
@@ -128,8 +129,8 @@ class Comparison:
                 f'{self.request.jobs}, devices {len(set(self.devices))}.'
             )
 
-    def run(self) -> Path:
-        """The report's path. Raises UserError for what cannot be compared, if possible before training."""
+    def run(self) -> Comparison:
+        """What was found, its report written. Raises UserError for what cannot be compared, if possible before training."""
         prepared = prepare(
             self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
         )
@@ -150,7 +151,7 @@ class Comparison:
                 ) from None
             return self._run(prepared)
 
-    def _run(self, prepared: list[Prepared]) -> Path:
+    def _run(self, prepared: list[Prepared]) -> Comparison:
         self._remember()
         for p in prepared:
             apply_budget(p, self.request.budget)
@@ -158,6 +159,7 @@ class Comparison:
         runs = self._train(prepared)
         check_comparable(fingerprints_of(runs), self.request.metric)
         check_causal(runs)
+        check_contracts(runs)
         findings = judge(runs, metric=self.request.metric, notes=self.notes)
         write_json(self.out / 'noise.json', findings['noise'])
         findings |= {
@@ -166,7 +168,7 @@ class Comparison:
             'budget': str(self.request.budget) if self.request.budget else None,
             'tuning': tuning,
         }
-        return write_report(findings, runs, self.out)
+        return Comparison(findings, runs, write_report(findings, runs, self.out))
 
     def _remember(self) -> None:
         """Records what was asked for. Raises UserError where the directory holds another comparison."""

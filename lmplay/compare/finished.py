@@ -4,14 +4,15 @@ from pathlib import Path
 
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun
-from .grouping import check_comparable, find_runs, fingerprints_of, group
+from .grouping import check_causal, check_comparable, check_contracts, find_runs, fingerprints_of, group
 from .judge import judge
+from .outcome import Comparison
 from .report import write_report
 from .words import title
 
 
-def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: Path | None) -> Path:
-    """Writes the report of all runs at or below `places`; its path.
+def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: Path | None) -> Comparison:
+    """What the runs at or below `places` show, its report written.
 
     Runs of one experiment with equal settings are its seeds. baseline: a label; that of the first run unless
     given. Raises UserError for runs that cannot be compared.
@@ -24,6 +25,8 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         raise UserError(f'There is only one experiment among these runs, {first}; a comparison needs two.')
     runs = {first: groups[first]} | groups
     check_comparable(fingerprints_of(runs), metric)
+    check_causal(runs)
+    check_contracts(runs)
     _check_seeds(runs, first)
     findings = judge(runs, metric=metric, notes=_notes(runs)) | {
         'title': title(first, [label for label in runs if label != first]),
@@ -38,7 +41,7 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Can't write the comparison '{folder}': {error.strerror}.") from error
-    return write_report(findings, runs, folder)
+    return Comparison(findings, runs, write_report(findings, runs, folder))
 
 
 def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:

@@ -107,3 +107,14 @@ def check_causal(runs: dict[str, list[FinishedRun]]) -> None:
             'a next-token loss and cannot be compared with that of '
             f'{", ".join(label for label, own in causal.items() if own)}.'
         )
+
+
+def check_contracts(runs: dict[str, list[FinishedRun]]) -> None:
+    """Raises UserError for trained models that break the contract: what they measured is no loss to compare."""
+    for label, members in runs.items():
+        for run in members:
+            if run.broken_contract:
+                raise UserError(
+                    f"{label} cannot be compared: the trained model of '{run.folder}' breaks the contract "
+                    f'({run.broken_contract[0]})'
+                )

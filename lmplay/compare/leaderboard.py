@@ -58,7 +58,11 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
 
 def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
     """Prints the ranking of all finished runs at or below `places`; writes it as HTML and CSV to `out`."""
-    tables = rank(find_runs([Path(p) for p in places]), metric)
+    found = find_runs([Path(p) for p in places])
+    for run in found:
+        if run.broken_contract:
+            print(f"Left out: the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})")
+    tables = rank([run for run in found if not run.broken_contract], metric)
     _show(tables, metric)
     if out is not None:
         _write(tables, metric, out)

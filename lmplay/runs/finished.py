@@ -142,6 +142,13 @@ class FinishedRun(StartedRun):
         return self.last_stage.get('causal', True)
 
     @property
+    def broken_contract(self) -> list[str]:
+        """What of the contract the trained model breaks; empty for one that diverged, whose loss says so already."""
+        if not math.isfinite(self.loss()):
+            return []
+        return self.summary.get('contract', {}).get('broken', [])
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Those of data and tokenizer over all stages, those of the held-out tokens and text at the end."""
         each = [stage['fingerprints'] for stage in self.stages.values()]
