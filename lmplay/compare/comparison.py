@@ -194,23 +194,21 @@ class ComparisonSession:
                 'comparison with the last number settles it.'
             )
 
-    def _jobs(self, p: Prepared, folder: str, seeds: list[int], *extra: str) -> list[Job]:
+    def _job(self, p: Prepared, folder: str, seed: int, name: str) -> Job:
+        """The run of an experiment as it is prepared now, kept below `folder`."""
         plan = self.out / 'plans' / p.folder / f'{self.plan.name}.json'
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, p.plan)
-        arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else []), *extra]
+        arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else [])]
         for key, value in p.spec.model.items():
             arguments += ['--set', f'{key}={json.dumps(value)}']
-        return [
-            Job(
-                f'{p.spec.label} seed {seed}' if folder == 'runs' else f'{p.spec.label} {folder}',
-                self._place(p, folder, seed),
-                [*arguments, '--seed', str(seed)],
-                p.unit,
-                sum(p.lengths),
-            )
-            for seed in seeds
-        ]
+        return Job(
+            name=name,
+            folder=self._place(p, folder, seed),
+            arguments=[*arguments, '--seed', str(seed)],
+            unit=p.unit,
+            length=sum(p.lengths),
+        )
 
     def _place(self, p: Prepared, folder: str, seed: int) -> Path:
         """A run's directory; that of a finished run alike, also in comparisons beside this one."""
@@ -239,8 +237,7 @@ class ComparisonSession:
         trial = copy.deepcopy(p)
         apply_budget(trial, Budget(trial.unit, TUNE_SHARE * sum(trial.lengths)))
         scale_lr(trial, factor)
-        (job,) = self._jobs(trial, 'tuning', [TUNE_SEED])
-        job.name = f'{p.spec.label} lr x {factor:g}'
+        job = self._job(trial, 'tuning', TUNE_SEED, f'{p.spec.label} lr x {factor:g}')
         return Trial(p, factor, [s['lr'] for s in trial.plan['stages'].values()], job)
 
     def _choose_rate(self, p: Prepared, trials: list[Trial]) -> dict:
@@ -282,8 +279,13 @@ class ComparisonSession:
 
     def _train(self, prepared: list[Prepared]) -> dict[str, list[FinishedRun]]:
         """label -> finished runs; the baseline is trained first. Raises UserError below two labels."""
-        seeds = list(range(self.request.seeds))
-        jobs = {p.spec.label: self._jobs(p, 'runs', seeds) for p in prepared}
+        jobs = {
+            p.spec.label: [
+                self._job(p, 'runs', seed, f'{p.spec.label} seed {seed}')
+                for seed in range(self.request.seeds)
+            ]
+            for p in prepared
+        }
         baseline, *others = jobs.values()
         ordered = [*baseline, *(job for of_seed in zip(*others) for job in of_seed)]
         labels = {job.name: label for label, members in jobs.items() for job in members}

@@ -1,4 +1,4 @@
-"""Comparison of runs that are finished, whoever trained them."""
+"""Comparison of runs that are finished already."""
 
 from pathlib import Path
 

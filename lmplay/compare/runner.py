@@ -209,7 +209,7 @@ class Board:
     def __init__(self, jobs: Sequence[Job], say: Callable[[str], None]):
         self.jobs, self.say = jobs, say
         self.live = None
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
 
     def __enter__(self):
         if sys.stderr.isatty():
@@ -234,8 +234,8 @@ class Board:
     def show(self) -> None:
         if self.live is not None:
             self.live.update(self.table())
-        elif time.monotonic() - self.told > LINE_SECONDS:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.reported > LINE_SECONDS:
+            self.reported = time.monotonic()
             for job in self.jobs:
                 if job.running:
                     self.say(f'{job.name}: {self.progress(job)}')

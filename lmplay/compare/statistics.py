@@ -1,7 +1,7 @@
 """Paired comparison of two experiments: over seeds (Student's t) and over held-out documents (bootstrap).
 
-A difference is always experiment minus baseline; of a loss, below zero is better. SciPy is imported where it
-is used, so that `lmp_compare --help` does not wait for it.
+A difference is always experiment minus baseline; of a loss, below zero is better. SciPy, slow to import, is
+imported where it is used.
 """
 
 import math
