@@ -33,6 +33,7 @@ setup(
     install_requires=[
         'torch>=2.11',
         'numpy>=1.26',
+        'scipy>=1.11',
         'tiktoken>=0.8',
         'tokenizers>=0.20',
         'transformers>=4.48',
@@ -42,11 +43,9 @@ setup(
         'pydantic>=2.7',
         'tqdm>=4.66',
         'rich>=13.7',
-        'rapidfuzz>=3.9',
         'matplotlib>=3.8',
         'jinja2>=3.1',
         'PyYAML>=6.0',
-        'psutil>=5.9',
     ],
     extras_require={
         'test': test,

@@ -119,35 +119,27 @@ def run_ours(meter, **options) -> None:
 
 def run_overhead(meter, **options) -> None:
     """lmp_trainer, and after each of its steps a bare one, of the same model, optimizer, batch and process."""
-    from lmplay.device import autocast
-    from lmplay.train.objective import micro_loss
     from lmplay.train.optimizer import clip_gradients
     from lmplay.train.trainer import Trainer
 
     ours, at = Trainer.train_step, {}
 
-    def train_step(self, batch, ctx, lr):
+    def train_step(self, batch, total_steps, lr):
         at.update(trainer=self, batch=batch)
-        return ours(self, batch, ctx, lr)
+        return ours(self, batch, total_steps, lr)
 
     Trainer.train_step = train_step
 
     def bare():
         trainer, batch = at['trainer'], at['batch']
         if 'x' not in at:
-            at.update(x=batch.x.to(trainer.device), y=batch.y.to(trainer.device))
+            device = trainer.compute.device
+            at.update(x=batch.x.to(device), y=batch.y.to(device))
             at['mask'] = at['x'].new_ones(at['x'].shape, dtype=bool)
         trainer.optimizer.zero_grad(set_to_none=True)
-        with autocast(trainer.device, trainer.dtype):
-            micro = micro_loss(
-                trainer.model,
-                trainer.forward,
-                at['x'],
-                at['y'],
-                at['mask'],
-                scored=at['x'].numel(),
-                tokens_share=1.0,
-            )
+        with trainer.compute.autocast():
+            scored = at['x'].numel()
+            micro = trainer.objective(at['x'], at['y'], at['mask'], scored=scored, tokens_share=1.0)
         micro.objective.backward()
         clip_gradients(trainer.parameters, trainer.stage.clip)
         trainer.optimizer.step()
@@ -159,9 +151,8 @@ def run_overhead(meter, **options) -> None:
         meter.synchronize()
         if 'left' in at:
             pair = [b - a for start, end in ((at['left'], now), (now, clocks())) for a, b in zip(start, end)]
-            meter.notes.setdefault('pairs', []).append(
-                pair
-            )  # wall and CPU seconds of the loop, then of the bare step
+            # wall and CPU seconds of the loop, then of the bare step
+            meter.notes.setdefault('pairs', []).append(pair)
         meter.tick(record['steps'])
         at['left'] = clocks()
 

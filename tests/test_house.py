@@ -1,6 +1,7 @@
 """Rules of the house, read from the imports: experiments depend on the core, never the other way, never on each other."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,10 @@ ORDER = (
     {'checks'},
     {'runs'},
     {'data'},
-    {'modules'},
     {'base'},
+    {'modules'},
     {'tokenizers'},
-    {'device', 'files', 'cli', 'utils'},
+    {'device', 'files', 'cli', 'utils', 'callable_package'},
     {'errors'},
 )
 LEVEL = {package: level for level, row in enumerate(reversed(ORDER)) for package in row}
@@ -45,7 +46,7 @@ FORMER_HOMES = ('base/errors.py', 'data/tokenizers.py')  # aliases for experimen
 
 
 def imported_packages(file: Path) -> set[str]:
-    return {name.split('.')[1] for name in imports(file)}
+    return {name.split('.')[1] for name in imports(file)} - {'__version__'}
 
 
 def package_of(file: Path) -> str:
@@ -111,3 +112,21 @@ def test_the_core_has_no_branch_for_an_experiment():
                     assert not (isinstance(value, ast.Constant) and value.value in EXPERIMENTS), (
                         f'{file}:{node.lineno}'
                     )
+
+
+MODULES = {'PyYAML': 'yaml'}  # where a package is imported under another name
+
+
+def test_every_dependency_is_used_and_explained():
+    setup = (PACKAGE.parent / 'setup.py').read_text()
+    required = re.findall(
+        r"'([\w-]+)>=", setup[setup.index('install_requires') : setup.index('extras_require')]
+    )
+    code = '\n'.join(f.read_text() for f in FILES)
+    page = (PACKAGE.parent / 'docs' / 'dependencies.md').read_text()
+    for name in required:
+        assert f'| `{name}` |' in page, f'docs/dependencies.md does not say what {name} is for'
+        module = MODULES.get(name, name)
+        assert re.search(rf'(import|from) {module}\b', code), f'{name} is required and never imported'
+    explained = re.findall(r'^\| `([\w-]+)` \|', page, re.M)
+    assert set(explained) <= set(required)

@@ -81,11 +81,16 @@ class LMBase(nn.Module):
     - `mask` (B, T) bool: True at real tokens, False at padding, which stands at the end of sequences.
 
     All state that must survive a save is a parameter or a persistent buffer. Large state that follows from a seed need
-    not be saved if its seed and a digest are. Set the class attribute `causal = False` on a model whose positions see
-    later ones: it trains, and is never ranked against models that predict the next token.
+    not be saved if its seed and a digest are.
+
+    Class attributes declare what is otherwise refused: `causal = False` of a model whose positions see later ones (it
+    trains, and is never ranked against models that predict the next token), `batch_dependent = True` of one whose
+    sequences depend on what else is in their batch.
     """
 
     causal = True
+    batch_dependent = False
+    fc: Any  # the head
     features_takes: frozenset[str] = frozenset()
     forward_takes: frozenset[str] = frozenset({'cache', 'mask'})
 
@@ -102,7 +107,7 @@ class LMBase(nn.Module):
         self._tokenizer: Tokenizer | None = None
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """The tokenizer as the model set it: a tiktoken.Encoding or a Tokenizer of lmplay.tokenizers."""
         return self._tokenizer
 
@@ -125,10 +130,12 @@ class LMBase(nn.Module):
         optional = {'cache': cache, 'mask': mask}
         out = self.features(x, **{k: optional[k] for k in self.features_takes})
         output = out if isinstance(out, LMOutput) else LMOutput(features=out)
+        features = output.features
+        assert features is not None
         n_vocab = self.tokenizer.n_vocab
         if cache is not None and 'cache' in self.features_takes:
-            return self.fc(output.features[:, -1:])[..., :n_vocab], cache
-        logits = self.fc(output.features)[..., :n_vocab]
+            return self.fc(features[:, -1:])[..., :n_vocab], cache
+        logits = self.fc(features)[..., :n_vocab]
         if output is not out:
             return logits
         return LMOutput(logits=logits, losses=output.losses, metrics=output.metrics)

@@ -1,5 +1,15 @@
 """Does a model keep the contract? One implementation for the trainer, lmp_compare, lmp_new and the test suite."""
 
+from .contract import Finding, check_contract, require_contract
+from .experiment import check_experiment, smallest, smallest_parameters
 from .runnable import check_runnable
 
-__all__ = ['check_runnable']
+__all__ = [
+    'Finding',
+    'check_contract',
+    'check_experiment',
+    'check_runnable',
+    'require_contract',
+    'smallest',
+    'smallest_parameters',
+]

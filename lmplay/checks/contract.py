@@ -1,139 +1,230 @@
-"""A quick check that an experiment keeps the contract of lmplay.base.base_model, at its smallest size on the CPU."""
+"""The contract of lmplay.base.base_model, check by check. docs/honesty.md says when they run and what they cannot see.
+
+B sequences, T positions, V vocabulary.
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ..base.base_model import LMBase, LMOutput, StepContext
-from ..base.runner_list import find_runner
-from ..data.rows import IGNORE
-from ..errors import UserError
-from ..tokenizers import as_tokenizer
-from ..train.describe import check_runnable
-from ..train.objective import fuses_head, micro_loss
-from ..train.optimizer import make_optimizer
-from ..train.plan import Stage
+from ..errors import ExperimentError, UserError
+from .probe import POSITIONS, Probe, preserved_random_state
+from .runnable import check_runnable
 
-SMALLEST = {
-    'num_blocks': 4,
-    'embed_dim': 16,
-    'num_heads': 2,
-    'max_len': 32,
-    'num_experts': 4,
-    'top_k': 2,
-    'd_ffn': 16,
-    'tokenizer': 'bytes',
-}
+GRADIENT_POSITIONS = 16
 STEPS = 30  # after which every trainable parameter must have had a gradient
+CUTS = (0.02, 0.35, 0.51, 0.77, 1.0)  # of a sequence: where texts begin to differ
 
 
-def smallest(name: str) -> LMBase:
-    """The experiment's model with those of its parameters made small that are known by name."""
-    function = find_runner(name).function
-    declared = function().parameters
-    torch.manual_seed(0)
-    return function(**{k: v for k, v in SMALLEST.items() if declared.get(k) is not None}).build()
+@dataclass(frozen=True)
+class Finding:
+    """One check of a model; `problem` is None where it holds."""
+
+    check: str
+    problem: str | None = None
 
 
-def _text(rows: int, model: LMBase) -> Tensor:
-    vocabulary = as_tokenizer(model.tokenizer).n_vocab
-    return torch.randint(
-        0, min(256, vocabulary), (rows, min(24, model.max_len)), generator=torch.Generator().manual_seed(0)
+def check_contract(model: LMBase) -> Iterator[Finding]:
+    """Each check of the contract on the very model, whose weights, gradients, mode and random state stay as they are.
+
+    Checks that need a working forward pass are not made where there is none.
+    """
+    for title, check in (('tensors that can be saved', _tensors), ('shape of the logits', check_runnable)):
+        found = _finding(title, check, model)
+        yield found
+        if found.problem:
+            return
+    device = next(model.parameters()).device
+    if device.type == 'meta':
+        return
+    with preserved_random_state(device):
+        probe = Probe(model)
+        for title, check in CHECKS.items():
+            yield _finding(title, check, probe)
+
+
+def require_contract(model: LMBase) -> None:
+    """Raises ExperimentError with what is wrong with the model, if anything is."""
+    for found in check_contract(model):
+        if found.problem:
+            raise ExperimentError(
+                f'{type(model).__name__} breaks the contract of a language model ({found.check}): {found.problem}'
+            )
+
+
+def _finding(title: str, check: Callable, subject) -> Finding:
+    try:
+        check(subject)
+    except UserError as error:
+        return Finding(title, str(error))
+    except (torch.OutOfMemoryError, MemoryError):
+        return Finding(title)  # says nothing about the model
+    except Exception as error:  # noqa: BLE001  a model may raise anything; it becomes the finding
+        return Finding(title, f'{type(error).__name__}: {error}')
+    return Finding(title)
+
+
+def _tensors(model: LMBase) -> None:
+    """Every tensor of a checkpoint has its shape, and none is part of another's memory; tied parameters are one."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := [name for name, tensor in named if is_lazy(tensor)]:
+        raise ExperimentError(
+            f"'{lazy[0]}' has no shape yet (a lazy module): it would train and save, and could never be loaded. Give its "
+            f'sizes, or run the module once in __init__.'
+        )
+    owners: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_meta or not tensor.numel():
+            continue
+        owner, other = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
+        if other is not tensor:
+            raise ExperimentError(
+                f"'{name}' shares memory with '{owner}' without being the same parameter: a checkpoint cannot hold both. "
+                f'Register a copy (.clone()).'
+            )
+
+
+def _finite(probe: Probe) -> None:
+    x = probe.text(2, min(POSITIONS, probe.model.max_len))
+    for training in (False, True):
+        result = probe.result(x, training=training)
+        if not (result.isfinite().all() and probe.logits_of(result[:, -1]).isfinite().all()):
+            raise ExperimentError(
+                f'logits are not finite (in {"training" if training else "evaluation"} mode).'
+            )
+
+
+def _causal(probe: Probe) -> None:
+    """No position sees a later one, in evaluation and in training."""
+    if not probe.model.causal or probe.model.max_len < 2:
+        return
+    length = min(POSITIONS, probe.model.max_len)
+    x = probe.text(1, length)
+    for training in (False, True):
+        for cut in sorted({min(length - 1, max(1, round(share * length))) for share in CUTS}):
+            changed = torch.cat([x[:, :cut], probe.other(x)[:, cut:]], dim=1)
+            differences, limit = _compare(probe, x, changed, training=training)
+            if (leak := differences[0, :cut].max().item()) > limit:
+                raise ExperimentError(
+                    f'changing the tokens from position {cut} on changes what the model computes before it, by up to '
+                    f'{leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, or declare `causal = False` '
+                    f'on the class, and it is never ranked against models that predict the next token.'
+                )
+
+
+def _independent(probe: Probe) -> None:
+    """What is computed of a sequence does not depend on the rest of its batch."""
+    if probe.model.batch_dependent:
+        return
+    x = probe.text(3, min(POSITIONS, probe.model.max_len))
+    mixed = torch.cat([x[:1], probe.other(x)[1:]])
+    for training in (False, True):
+        differences, limit = _compare(probe, x, mixed, training=training)
+        if (mixing := differences[0].max().item()) > limit:
+            raise ExperimentError(
+                f'other sequences of a batch change what the model computes of a sequence, by up to '
+                f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that choose tokens). '
+                f'Declare `batch_dependent = True` on the class if that is meant; reports then say so.'
+            )
+
+
+def _compare(probe: Probe, a: Tensor, b: Tensor, *, training: bool) -> tuple[Tensor, float]:
+    """(largest difference between the results of two texts at each position (B, T), what of it is rounding)."""
+    before, after = (probe.result(text, training=training) for text in (a, b))
+    # a model that draws random numbers of its own differs from itself, too
+    noise = (probe.result(a, training=training) - before).abs().amax(-1)
+    limit = probe.limit(probe.precision.equal, before) + 2 * noise.max().item()
+    return (after - before).abs().amax(-1), limit
+
+
+def _in_mode(training: bool) -> str:
+    return ' in training mode' if training else ''
+
+
+def _cache(probe: Probe) -> None:
+    """Generation through the cache gives, at any length, what a pass over the whole text gives."""
+    model = probe.model
+    if not model.takes_cache or not model.causal:  # without causality the two cannot be the same
+        return
+    x = probe.text(1, model.max_len)
+    ends = _chunk_ends(model.max_len)
+    whole = probe.logits_of(probe.result(x)[:, [end - 1 for end in ends]])
+    limit = probe.limit(probe.precision.cached, whole, in_logits=True)
+    cache: list = []
+    at = 0
+    for place, end in enumerate(ends):
+        with torch.no_grad():
+            answer = model.eval()(x[:, at:end], cache=cache)
+        if not isinstance(answer, tuple):
+            return  # logits alone: the model generates without a cache
+        logits, cache = answer
+        difference = (logits[:, -1] - whole[:, place]).abs().max().item()
+        if not difference <= limit:
+            raise ExperimentError(
+                f'with a cache, logits at position {end - 1} differ from those of a pass over the whole text by up to '
+                f'{difference:.2g} (positions {at} to {end - 1}, after {at} cached ones): generated text would not be this '
+                f"model's."
+            )
+        at = end
+
+
+def _chunk_ends(length: int) -> list[int]:
+    """Where a text of that length is cut: single tokens at the start, around powers of two and at the end, the rest in between."""
+    ends = {1, 7, 8, 9, length - 1, length}
+    power = 16
+    while power < length:
+        ends |= {power - 1, power, power + 1}
+        power *= 2
+    return sorted(end for end in ends if 1 <= end <= length)
+
+
+def _gradients(probe: Probe) -> None:
+    """Every trainable parameter gets a gradient within a few steps on random text."""
+    model = probe.model.train()
+    without = set(probe.trainable())
+    optimizer = torch.optim.AdamW([p for g in model.param_groups(0.0) for p in g['params']], lr=1e-3)
+    for step in range(STEPS):
+        x = probe.text(2, min(GRADIENT_POSITIONS, model.max_len), seed=step)
+        model.before_step(StepContext('check', step, STEPS, 0))
+        optimizer.zero_grad()
+        loss = _loss(probe.output(x, training=True), x)
+        if not loss.requires_grad:
+            raise ExperimentError(
+                'no gradient reaches any parameter: the logits are detached from the graph.'
+            )
+        loss.backward()
+        without -= {n for n, p in probe.trainable().items() if p.grad is not None and p.grad.any()}
+        if not without:
+            return
+        optimizer.step()
+        model.after_step(StepContext('check', step, STEPS, x.numel()))
+    heads = {name for name in probe.trainable() if name.startswith('fc.')}
+    if heads and without == probe.trainable().keys() - heads:
+        raise ExperimentError('only the head `fc` gets a gradient: `features` are detached from the graph.')
+    raise ExperimentError(
+        f'{len(without)} trainable parameters get no gradient: {", ".join(sorted(without)[:5])}. Use them, or declare them '
+        f'frozen (requires_grad_(False)).'
     )
 
 
-def _logits(model: LMBase, x: Tensor) -> Tensor:
-    out = model(x)
-    return out.logits if isinstance(out, LMOutput) else out
+def _loss(output: LMOutput, x: Tensor) -> Tensor:
+    """The plain objective: cross-entropy of the next token and the weighted auxiliary losses."""
+    assert output.logits is not None
+    targets = x[:, 1:] if x.shape[1] > 1 else x
+    logits = output.logits[:, : targets.shape[1]]
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return loss + sum(value * weight for value, weight in output.losses.values())
 
 
-def _builds(name: str) -> None:
-    find_runner(name).function().build('meta')
-
-
-def _shape(name: str) -> None:
-    check_runnable(smallest(name))
-
-
-@torch.no_grad()
-def _no_future(name: str) -> None:
-    model = smallest(name).eval()
-    x = _text(2, model)
-    half = x.shape[1] // 2
-    changed = x.clone()
-    changed[:, half:] = (changed[:, half:] + 1) % 256
-    before, after = _logits(model, x), _logits(model, changed)
-    off = (after[:, :half] - before[:, :half]).abs().max().item()
-    if off > 1e-4:
-        raise UserError(
-            f'changing the tokens from position {half} on changes earlier logits by up to {off:.2g}: the model sees '
-            f'the future'
-        )
-
-
-@torch.no_grad()
-def _cache(name: str) -> None:
-    model = smallest(name).eval()
-    x = _text(2, model)
-    full, cache, at = _logits(model, x), [], 0
-    for n in (7, 1, 1, 5):
-        logits, cache = model(x[:, at : at + n], cache=cache)
-        at += n
-        if tuple(logits.shape) != (2, 1, full.shape[-1]):
-            raise UserError(
-                f'with a cache, forward must return logits of shape (rows, 1, vocabulary); given: '
-                f'{tuple(logits.shape)}'
-            )
-        off = (logits[:, 0] - full[:, at - 1]).abs().max().item()
-        if off > 1e-3:
-            raise UserError(
-                f'logits with the cache differ from those without by up to {off:.2g} at position {at - 1}'
-            )
-
-
-def _gradients(name: str) -> None:
-    model = smallest(name)
-    optimizer = make_optimizer(model, Stage(dataset='embedded', lr=1e-3))
-    x = _text(4, model)
-    y = torch.cat([x[:, 1:], torch.full((4, 1), IGNORE)], 1)
-    without = {n for n, p in model.named_parameters() if p.requires_grad}
-    for step in range(STEPS):
-        model.before_step(StepContext('check', step, STEPS, 0))
-        optimizer.zero_grad()
-        micro = micro_loss(
-            model,
-            model.features if fuses_head(model) else model,
-            x,
-            y,
-            torch.ones_like(x, dtype=torch.bool),
-            scored=int((y != IGNORE).sum()),
-            tokens_share=1.0,
-        )
-        micro.objective.backward()
-        without -= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-        optimizer.step()
-        model.after_step(StepContext('check', step, STEPS, 0))
-        if not without:
-            return
-    raise UserError(f'{len(without)} trainable parameters get no gradient: {", ".join(sorted(without)[:5])}')
-
-
-CHECKS: dict[str, Callable[[str], None]] = {
-    'it builds at its full size': _builds,
-    'logits have the shape (rows, positions, vocabulary)': _shape,
-    'no position sees the future': _no_future,
-    'generation with the cache equals the full forward pass': _cache,
+CHECKS: dict[str, Callable[[Probe], None]] = {
+    'finite logits': _finite,
+    'no position sees the future': _causal,
+    'sequences of a batch are independent': _independent,
+    'generation with the cache equals the whole pass': _cache,
     'every trainable parameter gets a gradient': _gradients,
 }
-
-
-def check(name: str) -> Iterator[tuple[str, str | None]]:
-    """(what is checked, what is wrong or None) one after the other. `name` as for find_runner."""
-    for what, test in CHECKS.items():
-        try:
-            test(name)
-        except Exception as error:  # noqa: BLE001  an experiment may raise anything; it becomes the finding
-            yield what, f'{type(error).__name__}: {error}' if not isinstance(error, UserError) else str(error)
-        else:
-            yield what, None

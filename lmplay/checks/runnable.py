@@ -32,6 +32,7 @@ def check_runnable(model: LMBase) -> None:
         f'{name}.forward(x) must return logits of shape (sequences, positions, vocabulary)',
     )
     if features is not None:
+        assert isinstance(logits, Tensor)
         _check_same(model, logits, features)
     if cached is None or isinstance(cached, (Tensor, LMOutput)):
         return  # a model without a cache, which generates all the same
@@ -53,8 +54,8 @@ def _has_both(model: LMBase) -> bool:
 def _check_same(model: LMBase, logits: Tensor, features: Tensor | LMOutput) -> None:
     """A forward that is not fc(features(x)) is a mistake in one of the two."""
     name = type(model).__name__
-    features = features.features if isinstance(features, LMOutput) else features
-    other = model.fc(features)[..., : logits.shape[-1]].float()
+    given = features.features if isinstance(features, LMOutput) else features
+    other = model.fc(given)[..., : logits.shape[-1]].float()
     difference = float('nan') if logits.is_meta else (logits.float() - other).abs().max().item()
     if (
         difference > 0 and difference > 1e-5 * other.abs().max().item()

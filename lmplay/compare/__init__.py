@@ -1,1 +1,5 @@
-"""lmp_compare: did the change help? Fair runs of experiments, their statistics, and the report."""
+"""Fair comparison: lmp_compare, and `lmplay.compare(...)` from Python (api.py)."""
+
+from ..callable_package import make_callable
+
+make_callable(__name__, 'compare')

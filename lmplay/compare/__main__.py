@@ -1,4 +1,4 @@
-"""lmp_compare: did the change help? Trains experiments side by side, fairly, and says what may be said."""
+"""lmp_compare: did the change help? Trains experiments side by side and says what may be concluded."""
 
 import argparse
 import sys
@@ -11,9 +11,9 @@ EPILOG = """\
 examples:
   lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
   lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
-  lmp_compare --runs runs/a runs/b runs/c              judge runs that are finished
+  lmp_compare --runs runs/a runs/b runs/c              judge finished runs
   lmp_compare --leaderboard runs                       every finished run below, best first
-A comparison that was interrupted goes on when the same command is given again."""
+Rerun the same command to resume a comparison that was interrupted."""
 
 
 def make_parser() -> CommandParser:
@@ -27,10 +27,25 @@ def make_parser() -> CommandParser:
         'experiments',
         nargs='*',
         metavar='EXP[,KEY=VALUE...]',
-        help='the baseline, then one experiment or more: a name or the path of a versions.py, with model parameters '
-        'and training '
-        'options of its own',
+        help='the baseline, then one experiment or more: a name or the path of a versions.py, with model '
+        'parameters and training options of its own',
     )
+    _add_training_options(p)
+    _add_reading_options(p)
+    p.add_argument(
+        '--metric',
+        choices=('loss', 'bits_per_byte'),
+        default='loss',
+        help='what is compared (default: %(default)s); bits_per_byte compares across tokenizers and data',
+    )
+    p.add_argument(
+        '--out', metavar='DIR', help='where everything is kept (default: compare/EXPERIMENTS-PLAN)'
+    )
+    return p
+
+
+def _add_training_options(parser: CommandParser) -> None:
+    p = parser.add_argument_group('training')
     p.add_argument(
         '--plan',
         metavar='PLAN',
@@ -55,14 +70,6 @@ def make_parser() -> CommandParser:
         help='search the learning rate first: the same short search for every experiment',
     )
     p.add_argument(
-        '--metric',
-        choices=('loss', 'bits_per_byte'),
-        default='loss',
-        help='what is compared (default: %(default)s); bits_per_byte '
-        'allows for different tokenizers and '
-        'training data',
-    )
-    p.add_argument(
         '--set',
         metavar='KEY=VALUE',
         action='append',
@@ -73,100 +80,73 @@ def make_parser() -> CommandParser:
         '--device',
         default='auto',
         metavar='DEVICE[,DEVICE...]',
-        help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best there is)',
+        help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best available)',
     )
     p.add_argument('--amp', action='store_true', help='mixed precision')
-    p.add_argument(
-        '--jobs', type=int, default=1, metavar='N', help='runs to train at a time (default: %(default)s)'
-    )
-    p.add_argument(
-        '--out', metavar='DIR', help='where everything is kept (default: compare/EXPERIMENTS-PLAN)'
-    )
+    p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
+
+
+def _add_reading_options(parser: CommandParser) -> None:
+    p = parser.add_argument_group('finished runs')
     p.add_argument(
         '--runs',
         nargs='+',
         metavar='DIR',
-        help='compare finished runs, in these directories or below; the first is of the baseline',
+        help='compare the finished runs in these directories or below; the first is the baseline',
     )
     p.add_argument('--baseline', metavar='EXP', help='with --runs: the baseline')
     p.add_argument(
         '--leaderboard', nargs='+', metavar='DIR', help='rank all finished runs in these directories or below'
     )
-    return p
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    modes = [name for name in ('experiments', 'runs', 'leaderboard') if getattr(args, name)]
-    if len(modes) != 1:
-        raise UserError(
-            'Give experiments to train, or --runs, or --leaderboard'
-            + (f'; not {" and ".join(modes)} together.' if modes else '. See lmp_compare --help.')
-        )
-    if args.baseline and not args.runs:
-        raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
-    for name in ('seeds', 'jobs'):
-        if not 1 <= getattr(args, name) <= 1000:
-            raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {getattr(args, name)}.')
+    _check(args)
+    out = Path(args.out) if args.out else None
     if args.leaderboard:
         from .leaderboard import leaderboard
 
-        leaderboard(args.leaderboard, metric=args.metric, out=Path(args.out) if args.out else None)
+        leaderboard(args.leaderboard, metric=args.metric, out=out)
         return 0
-    if args.runs:
-        from .finished import compare_runs
+    from .api import compare
 
-        report = compare_runs(
-            args.runs, metric=args.metric, baseline=args.baseline, out=Path(args.out) if args.out else None
-        )
-    else:
-        from .comparison import Comparison, Request
-        from .prepare import parse_budget
-
-        budget = parse_budget(args.budget) if args.budget is not None else None
-        report = Comparison(
-            Request(
-                args.experiments,
-                args.plan,
-                args.seeds,
-                budget,
-                args.metric,
-                args.device,
-                args.amp,
-                args.tune,
-                args.set,
-                args.jobs,
-                Path(args.out) if args.out else None,
-            ),
-            say,
-        ).run()
-    tell(report)
+    found = compare(
+        *args.experiments,
+        plan=args.plan,
+        seeds=args.seeds,
+        budget=args.budget,
+        metric=args.metric,
+        settings=args.set,
+        tune=args.tune,
+        device=args.device,
+        amp=args.amp,
+        jobs=args.jobs,
+        out=out,
+        runs=args.runs or (),
+        baseline=args.baseline,
+    )
+    print(found)
     return 0
 
 
-def tell(report: Path) -> None:
-    """The verdict in the terminal."""
-    import json
-
-    from .report import MARKS, NUMBERS
-
-    findings = json.loads((report.parent / NUMBERS).read_text(encoding='utf-8'))
-    for entry in findings['experiments']:
-        if 'comparison' in entry:
-            print(f'{MARKS[entry["comparison"]["verdict"]]} {entry["sentence"]}')
-    for warning in findings['warnings']:
-        print(f'  note: {warning}')
-    print(f'Report: {report}')
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together."""
+    modes = [name for name in ('experiments', 'runs', 'leaderboard') if getattr(args, name)]
+    if not modes:
+        raise UserError('Give experiments to train, or --runs, or --leaderboard. See lmp_compare --help.')
+    if len(modes) > 1:
+        raise UserError(
+            f'Give experiments to train, or --runs, or --leaderboard; not {" and ".join(modes)} together.'
+        )
+    if args.baseline and not args.runs:
+        raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 
 
 def main(argv: list[str] | None = None) -> int:
     return run_command(
         'lmp_compare',
         lambda: run(make_parser().parse_args(argv)),
-        stopped='stopped; the same command goes on from there.',
+        stopped='stopped; rerun the same command to resume.',
     )
 
 

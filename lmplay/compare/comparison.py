@@ -1,25 +1,29 @@
-"""One comparison from what was asked for to its report. Everything it does is kept in its directory, so that it can go on."""
+"""One comparison, from request to report; everything is kept in its directory, so that it can resume."""
 
 import copy
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, UserError
+from ..runs.finished import FinishedRun, read_run
 from ..train.plan import load_plan
-from .judge import early_warning, judge, noise
+from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
+from .judge import judge, noise
+from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
 from .report import write_report
-from .results import Run, check_comparable, fingerprints_of, read_run
 from .runner import Job, run_jobs
 from .statistics import ALPHA
+from .words import early_warning, title
 
 TUNE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-TUNE_SHARE = 0.2  # of the budget, for each learning rate tried
-TUNE_SEED = 987_654  # none of the comparison's
+TUNE_SHARE = 0.2  # of the budget, for each learning rate
+TUNE_SEED = 987_654  # not among the comparison's
 
 
 @dataclass
@@ -52,6 +56,16 @@ class Request:
         }
 
 
+@dataclass
+class Trial:
+    """One learning rate tried with an experiment. rates: by stage."""
+
+    owner: Prepared
+    factor: float
+    rates: list[float]
+    job: Job
+
+
 def write_json(file: Path, content) -> None:
     temporary = file.with_name(f'.{file.name}')
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n', encoding='utf-8')
@@ -70,7 +84,7 @@ def read_json(file: Path, *keys: str) -> dict:
 
 
 def devices_of(given: str) -> list[str]:
-    """The devices that runs are spread over: those named, or every GPU where 'cuda' or 'auto' finds some."""
+    """The devices to spread runs over: those named, or every GPU for 'cuda' and 'auto'."""
     from ..device import find_device
 
     names = given.split(',')
@@ -84,8 +98,8 @@ def devices_of(given: str) -> list[str]:
     return [str(d) for d in found]
 
 
-class Comparison:
-    """Trains what is missing, then judges. `say` is told what happens."""
+class ComparisonSession:
+    """Trains what is missing, then judges. say: receives lines about what happens."""
 
     def __init__(self, request: Request, say: Callable[[str], None]):
         self.request, self.say = request, say
@@ -95,8 +109,8 @@ class Comparison:
         for label in labels:
             if labels.count(label) > 1:
                 raise UserError(
-                    f"'{label}' is given twice; a comparison is of different experiments. Copies differ by name: "
-                    f'lmp_new.'
+                    f"'{label}' is given twice; a comparison is between different experiments. Copy one "
+                    'under another name with lmp_new.'
                 )
         if len(labels) < 2:
             raise UserError('A comparison needs a baseline and at least one more experiment.')
@@ -111,12 +125,12 @@ class Comparison:
     def _check_devices(self, what: str) -> None:
         if self.request.jobs > len(set(self.devices)):
             raise UserError(
-                f'{what} needs a device for every job, for runs on one device slow each other down; jobs {self.request.jobs}, '
-                f'devices {len(set(self.devices))}.'
+                f'{what} needs a device for every job, because runs on one device slow each other down; jobs '
+                f'{self.request.jobs}, devices {len(set(self.devices))}.'
             )
 
-    def run(self) -> Path:
-        """The report's path. Raises UserError for what can't be compared, before anything is trained where that is possible."""
+    def run(self) -> Comparison:
+        """What was found, its report written. Raises UserError for what cannot be compared, if possible before training."""
         prepared = prepare(
             self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
         )
@@ -133,29 +147,31 @@ class Comparison:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"Another lmp_compare works in '{self.out}'. Wait for it, or give another --out."
+                    f"Another lmp_compare is running in '{self.out}'. Wait for it, or give another --out."
                 ) from None
             return self._run(prepared)
 
-    def _run(self, prepared: list[Prepared]) -> Path:
+    def _run(self, prepared: list[Prepared]) -> Comparison:
         self._remember()
         for p in prepared:
             apply_budget(p, self.request.budget)
         tuning = self._tune(prepared) if self.request.tune else None
         runs = self._train(prepared)
         check_comparable(fingerprints_of(runs), self.request.metric)
+        check_causal(runs)
+        check_contracts(runs)
         findings = judge(runs, metric=self.request.metric, notes=self.notes)
         write_json(self.out / 'noise.json', findings['noise'])
         findings |= {
-            'title': ' against '.join([self.specs[0].label, ', '.join(s.label for s in self.specs[1:])]),
+            'title': title(self.specs[0].label, [s.label for s in self.specs[1:]]),
             'plan': self.plan.name,
             'budget': str(self.request.budget) if self.request.budget else None,
             'tuning': tuning,
         }
-        return write_report(findings, runs, self.out)
+        return Comparison(findings, runs, write_report(findings, runs, self.out))
 
     def _remember(self) -> None:
-        """Keeps what was asked for; refuses to mix it with something else that was asked for in the same directory."""
+        """Records what was asked for. Raises UserError where the directory holds another comparison."""
         file = self.out / 'comparison.json'
         looks = []
         if file.is_file():
@@ -163,8 +179,8 @@ class Comparison:
             for key, value in self.request.asked.items():
                 if known['asked'].get(key) != value:
                     raise UserError(
-                        f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} there, "
-                        f'{value} now. Give another --out.'
+                        f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} "
+                        f'there, {value} now. Give another --out.'
                     )
             looks = known['seeds']
         looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
@@ -173,144 +189,155 @@ class Comparison:
         )
         if len(looks) > 1:
             self.notes.append(
-                f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). Adding '
-                f'seeds until a verdict '
-                f'appears makes a false one likelier than {0.05:.0%}; a fresh comparison with the last number '
-                f'settles it.'
+                f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '
+                f'Adding seeds until a verdict appears makes a false one likelier than {ALPHA:.0%}; a fresh '
+                'comparison with the last number settles it.'
             )
 
-    def _jobs(self, p: Prepared, folder: str, seeds: list[int], *extra: str) -> list[Job]:
+    def _job(self, p: Prepared, folder: str, seed: int, name: str) -> Job:
+        """The run of an experiment as it is prepared now, kept below `folder`."""
         plan = self.out / 'plans' / p.folder / f'{self.plan.name}.json'
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, p.plan)
-        arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else []), *extra]
+        arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else [])]
         for key, value in p.spec.model.items():
             arguments += ['--set', f'{key}={json.dumps(value)}']
-        return [
-            Job(
-                f'{p.spec.label} seed {seed}' if folder == 'runs' else f'{p.spec.label} {folder}',
-                self._place(p, folder, seed),
-                [*arguments, '--seed', str(seed)],
-                p.unit,
-                sum(p.lengths),
-            )
-            for seed in seeds
-        ]
+        return Job(
+            name=name,
+            folder=self._place(p, folder, seed),
+            arguments=[*arguments, '--seed', str(seed)],
+            unit=p.unit,
+            length=sum(p.lengths),
+        )
 
     def _place(self, p: Prepared, folder: str, seed: int) -> Path:
-        """Where a run is or will be kept; a finished one with the same settings serves, also of another comparison beside this."""
+        """A run's directory; that of a finished run alike, also in comparisons beside this one."""
         own = self.out / folder / p.folder / f'seed-{seed}'
         if (own / 'summary.json').is_file():
             return own
         others = sorted(self.out.resolve().parent.glob(f'*/{folder}/*-{p.digest}/seed-{seed}/summary.json'))
         if others:
-            self.say(f'{p.spec.label} seed {seed}: {others[0].parent} is used again.')
+            self.say(f'{p.spec.label} seed {seed}: reusing {others[0].parent}.')
             return others[0].parent
         return own
 
     def _tune(self, prepared: list[Prepared]) -> dict:
-        """Gives every experiment the learning rate that did best in the same short search; the search is logged."""
-        trials = []
-        for p in prepared:
-            for factor in TUNE_FACTORS:
-                trial = copy.deepcopy(p)
-                apply_budget(trial, Budget(trial.unit, TUNE_SHARE * sum(trial.lengths)))
-                scale_lr(trial, factor)
-                job = self._jobs(trial, 'tuning', [TUNE_SEED])[0]
-                job.name = f'{p.spec.label} lr x {factor:g}'
-                trials.append((p, factor, trial, job))
+        """Gives every experiment the best learning rate of the same short search; returns its log."""
+        trials = [self._trial(p, factor) for p in prepared for factor in TUNE_FACTORS]
         self.say(
-            f'Trying {len(TUNE_FACTORS)} learning rates with each experiment, on {TUNE_SHARE:.0%} of the budget.'
+            f'Trying {len(TUNE_FACTORS)} learning rates with each experiment, on {TUNE_SHARE:.0%} of the '
+            'budget.'
         )
-        run_jobs([job for *_, job in trials], devices=self.devices, workers=self.request.jobs, say=self.say)
-        log = {}
-        for p in prepared:
-            points = []
-            for owner, factor, trial, job in trials:
-                if owner is p:
-                    rates = [s['lr'] for s in trial.plan['stages'].values()]
-                    loss = (
-                        self._own_run(job, p.spec.label).loss(self.request.metric) if job.finished else None
-                    )
-                    points.append(
-                        {
-                            'factor': factor,
-                            'lr': rates,
-                            'loss': loss if loss is not None and loss == loss else None,
-                        }
-                    )
-            usable = [x for x in points if x['loss'] is not None]
-            if not usable:
-                raise UserError(
-                    f'No learning rate worked for {p.spec.label}: every trial diverged or stopped. See '
-                    f'{self.out / "tuning"}.'
-                )
-            best = min(usable, key=lambda x: x['loss'])
-            scale_lr(p, best['factor'])
-            log[p.spec.label] = {
-                'points': points,
-                'chosen': best['lr'],
-                'share': TUNE_SHARE,
-                'seed': TUNE_SEED,
-            }
-            self.say(f'{p.spec.label}: learning rate {", ".join(f"{r:g}" for r in best["lr"])} did best.')
-            if best['factor'] in (TUNE_FACTORS[0], TUNE_FACTORS[-1]):
-                self.notes.append(
-                    f'{p.spec.label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a '
-                    f'better one may lie beyond.'
-                )
+        run_jobs([t.job for t in trials], devices=self.devices, workers=self.request.jobs, say=self.say)
+        log = {p.spec.label: self._choose_rate(p, [t for t in trials if t.owner is p]) for p in prepared}
         write_json(self.out / 'tuning.json', log)
         return log
 
-    @staticmethod
-    def _own_run(job: Job, label: str) -> Run:
-        try:
-            return read_run(job.folder, label)
-        except DataError as error:
-            raise DataError(f'{error} Delete that folder, and the next start trains it again.') from error
+    def _trial(self, p: Prepared, factor: float) -> Trial:
+        trial = copy.deepcopy(p)
+        apply_budget(trial, Budget(trial.unit, TUNE_SHARE * sum(trial.lengths)))
+        scale_lr(trial, factor)
+        job = self._job(trial, 'tuning', TUNE_SEED, f'{p.spec.label} lr x {factor:g}')
+        return Trial(p, factor, [s['lr'] for s in trial.plan['stages'].values()], job)
 
-    def _train(self, prepared: list[Prepared]) -> dict[str, list[Run]]:
-        seeds = list(range(self.request.seeds))
-        jobs = {p.spec.label: self._jobs(p, 'runs', seeds) for p in prepared}
+    def _choose_rate(self, p: Prepared, trials: list[Trial]) -> dict:
+        """Gives an experiment its best trial's learning rate. Raises UserError where none is usable."""
+        label, points = p.spec.label, []
+        for trial in trials:
+            run = self._read(trial.job) if trial.job.finished else None
+            loss = run.loss(self.request.metric) if run else math.nan
+            points.append(
+                {'factor': trial.factor, 'lr': trial.rates, 'loss': loss if math.isfinite(loss) else None}
+            )
+        usable = [point for point in points if point['loss'] is not None]
+        if not usable:
+            raise UserError(
+                f'No learning rate worked for {label}: every trial diverged or stopped. See '
+                f'{self.out / "tuning"}.'
+            )
+        best = min(usable, key=lambda point: point['loss'])
+        scale_lr(p, best['factor'])
+        self.say(f'{label}: learning rate {", ".join(f"{r:g}" for r in best["lr"])} did best.')
+        if best['factor'] in (TUNE_FACTORS[0], TUNE_FACTORS[-1]):
+            self.notes.append(
+                f'{label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a '
+                'better one may lie beyond.'
+            )
+        return {'points': points, 'chosen': best['lr'], 'share': TUNE_SHARE, 'seed': TUNE_SEED}
+
+    @staticmethod
+    def _read(job: Job) -> FinishedRun:
+        try:
+            return read_run(job.folder)
+        except DataError as error:
+            raise DataError(
+                f'{error} Delete that folder, and rerun the same command to train it again.'
+            ) from error
+
+    def _finished(self, jobs: list[Job]) -> list[FinishedRun]:
+        return [self._read(job) for job in jobs if job.finished]
+
+    def _train(self, prepared: list[Prepared]) -> dict[str, list[FinishedRun]]:
+        """label -> finished runs; the baseline is trained first. Raises UserError below two labels."""
+        jobs = {
+            p.spec.label: [
+                self._job(p, 'runs', seed, f'{p.spec.label} seed {seed}')
+                for seed in range(self.request.seeds)
+            ]
+            for p in prepared
+        }
         baseline, *others = jobs.values()
         ordered = [*baseline, *(job for of_seed in zip(*others) for job in of_seed)]
-        owner = {job.name: label for label, members in jobs.items() for job in members}
-        metric, alpha = self.request.metric, ALPHA / (len(self.specs) - 1)
-
-        def finished(label: str) -> list[Run]:
-            return [self._own_run(j, label) for j in jobs[label] if j.finished]
-
-        def tell_noise() -> None:
-            measured = noise(finished(self.specs[0].label), metric, alpha=alpha)
-            write_json(self.out / 'noise.json', measured)
-            if measured['sd'] is not None:
-                self.say(
-                    f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard deviation over '
-                    f'{len(seeds)} seeds): '
-                    f'differences below about {measured["detectable"]:.4f} may stay within noise.'
-                )
-
-        def on_finish(job: Job) -> None:
-            label, base = owner[job.name], self.specs[0].label
-            if job.stopped or not all(j.finished for j in baseline):
-                return
-            if label == base:
-                tell_noise()
-            elif len(finished(label)) < len(seeds) and (
-                text := early_warning(finished(label), finished(base), metric, alpha=alpha)
-            ):
-                self.say(text)
-
-        if all(j.finished for j in baseline):
-            tell_noise()
-        run_jobs(ordered, devices=self.devices, workers=self.request.jobs, say=self.say, on_finish=on_finish)
-        for job in ordered:
-            if job.stopped:
-                self.notes.append(f'{job.name} stopped early and is left out: {job.stopped}')
-        runs = {label: found for label in jobs if (found := finished(label))}
+        labels = {job.name: label for label, members in jobs.items() for job in members}
+        if all(job.finished for job in baseline):
+            self._report_noise(baseline)
+        run_jobs(
+            ordered,
+            devices=self.devices,
+            workers=self.request.jobs,
+            say=self.say,
+            on_finish=lambda job: self._look(job, labels[job.name], jobs),
+        )
+        stopped = [job for job in ordered if job.stopped]
+        self.notes += [f'{job.name} stopped early and is left out: {job.stopped}' for job in stopped]
+        runs = {label: found for label, members in jobs.items() if (found := self._finished(members))}
         if self.specs[0].label not in runs or len(runs) < 2:
             raise UserError(
-                'There is nothing to compare, for runs stopped early: '
-                + ' '.join(j.stopped for j in ordered if j.stopped)
+                f'There is nothing to compare, because runs stopped early: '
+                f'{" ".join(j.stopped for j in stopped)}'
             )
         return runs
+
+    def _look(self, job: Job, label: str, jobs: dict[str, list[Job]]) -> None:
+        """After a run: says what can be said early, once the baseline's seeds are all there."""
+        base = self.specs[0].label
+        if job.stopped or not all(j.finished for j in jobs[base]):
+            return
+        if label == base:
+            self._report_noise(jobs[base])
+            return
+        members, baseline = self._finished(jobs[label]), self._finished(jobs[base])
+        if len(members) < len(jobs[label]):
+            measured = self._noise(baseline)
+            text = early_warning(
+                label, members, baseline, measured, self.request.metric, alpha=self._shared_alpha
+            )
+            if text:
+                self.say(text)
+
+    @property
+    def _shared_alpha(self) -> float:
+        return ALPHA / (len(self.specs) - 1)
+
+    def _noise(self, baseline: list[FinishedRun]) -> dict:
+        return noise(self.specs[0].label, baseline, self.request.metric, alpha=self._shared_alpha)
+
+    def _report_noise(self, baseline: list[Job]) -> None:
+        measured = self._noise(self._finished(baseline))
+        write_json(self.out / 'noise.json', measured)
+        if measured['sd'] is not None:
+            self.say(
+                f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard '
+                f'deviation over {len(baseline)} seeds): differences below about '
+                f'{measured["detectable"]:.4f} may stay within noise.'
+            )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..plots.plot import COLOURS, LABELS
-from .results import Run
+from ..runs.finished import FinishedRun
 from .statistics import paired_t
 
 AXES = {'tokens': 'tokens trained', 'flops': 'training FLOPs', 'seconds': 'seconds of training'}
@@ -33,11 +33,11 @@ STYLE = {
     'legend.frameon': False,
     'legend.fontsize': 9,
 }
-WIDTH, HEIGHT = 4.9, 3.3  # inches: on a phone's page letters keep their size
+WIDTH, HEIGHT = 4.9, 3.3  # inches; text stays legible on a phone
 
 
 def colour_of(labels: Sequence[str]) -> dict[str, str]:
-    """Colours that colour-blind eyes tell apart; black, the last of them, follows the theme."""
+    """label -> a colour that colour-blind readers can tell apart; black follows the theme."""
     return {
         label: INK if (c := COLOURS[i % len(COLOURS)]) == '#000000' else c for i, label in enumerate(labels)
     }
@@ -48,11 +48,11 @@ def short(label: str, most: int = 30) -> str:
 
 
 def themed(svg: str, *, title: str, description: str, number: int) -> str:
-    """An SVG for inline use: lines and letters in the page's colours, a title and a description for screen readers."""
+    """An SVG for inline use: in the page's colours, with title and description for screen readers."""
     svg = svg[svg.index('<svg') :].replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
     names = sorted(set(re.findall(r'id="([^"]+)"', svg)), key=len, reverse=True)
-    svg = re.sub(r'id="([^"]+)"', rf'id="f{number}-\1"', svg)  # several pictures share the page's names
+    svg = re.sub(r'id="([^"]+)"', rf'id="f{number}-\1"', svg)  # ids are shared by the whole page
     for name in names:
         svg = svg.replace(f'url(#{name})', f'url(#f{number}-{name})').replace(
             f'href="#{name}"', f'href="#f{number}-{name}"'
@@ -60,9 +60,10 @@ def themed(svg: str, *, title: str, description: str, number: int) -> str:
     svg = re.sub(
         r'<svg[^>]*?viewBox="([^"]+)"[^>]*>',
         lambda m: (
-            f'<svg viewBox="{m[1]}" role="img" aria-labelledby="t{number} d{number}" xmlns="http://www.w3.org/2000/svg" '
-            f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="t{number}">{_escape(title)}</title><desc '
-            f'id="d{number}">{_escape(description)}</desc>'
+            f'<svg viewBox="{m[1]}" role="img" aria-labelledby="t{number} d{number}" '
+            f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+            f'<title id="t{number}">{_escape(title)}</title>'
+            f'<desc id="d{number}">{_escape(description)}</desc>'
         ),
         svg,
         count=1,
@@ -85,7 +86,9 @@ def save(figure, name: str, folder: Path) -> str:
 
 
 def _figure(height: float = HEIGHT):
-    from matplotlib.figure import Figure  # not pyplot: needs no display, and shares no state with a caller's
+    from matplotlib.figure import (
+        Figure,
+    )  # unlike pyplot it needs no display and shares no state with a caller's
 
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     return figure, figure.subplots()
@@ -98,18 +101,16 @@ def style():
     return rc_context(STYLE)
 
 
-def curves(members: Sequence[Run], x: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def curves(members: Sequence[FinishedRun], x: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(x averaged over seeds (P,), metric by seed (S, P)) at their evaluations.
 
-    Seeds that were evaluated after different numbers of tokens, as under a budget of seconds, are interpolated between theirs.
+    Seeds evaluated after different numbers of tokens, as under a budget of seconds, are interpolated.
     """
-    points = min(len(r.validations) for r in members)
-    xs = [np.array([float(v[x]) for v in r.validations]) for r in members]
-    ys = [
-        np.array([np.nan if v[metric] is None else v[metric] for v in r.validations], float) for r in members
-    ]
-    if len({tuple(v['tokens'] for v in r.validations) for r in members}) > 1:
-        grid = np.linspace(max(own[0] for own in xs), min(own[-1] for own in xs), points)
+    xs = [r.metrics('validation', x).values for r in members]
+    found = [r.metrics('validation', metric) for r in members]
+    ys = [curve.values for curve in found]
+    if len({tuple(curve.tokens) for curve in found}) > 1:
+        grid = np.linspace(max(own[0] for own in xs), min(own[-1] for own in xs), min(map(len, xs)))
         return grid, np.array([np.interp(grid, *curve) for curve in zip(xs, ys)])
     return np.mean(xs, axis=0), np.array(ys)
 
@@ -126,7 +127,7 @@ def _axis(axes, x: str) -> None:
 
 
 def _plain_numbers(axis) -> None:
-    """No power of ten apart from its numbers."""
+    """No offset and no power of ten beside the axis."""
     axis.get_major_formatter().set_useOffset(False)
     axis.get_major_formatter().set_scientific(False)
 
@@ -135,8 +136,8 @@ def _legend(figure, axes) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc='outside lower left', ncols=2)
 
 
-def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
-    """Held-out loss over x: a line for the mean of the seeds, a band from the least to the greatest."""
+def draw_loss(runs: dict[str, list[FinishedRun]], x: str, metric: str):
+    """Held-out loss over x: a line for the mean of the seeds, a band from the lowest to the highest."""
     figure, axes = _figure()
     top, bottom = [], []
     for label, colour in colour_of(list(runs)).items():
@@ -147,9 +148,8 @@ def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
             axes.fill_between(xs, ys.min(0), ys.max(0), color=colour, alpha=0.2, lw=0)
         known = mean[np.isfinite(mean)]
         if len(known):
-            top.append(
-                known[min(len(known) - 1, max(1, len(known) // 10))]
-            )  # the steep beginning would flatten the rest
+            # The steep first tenth would flatten the rest.
+            top.append(known[min(len(known) - 1, max(1, len(known) // 10))])
             bottom.append(known.min())
     if top and max(top) > min(bottom):
         room = 0.06 * (max(top) - min(bottom))
@@ -160,10 +160,12 @@ def draw_loss(runs: dict[str, list[Run]], x: str, metric: str):
     return figure
 
 
-def difference_curve(baseline: Sequence[Run], members: Sequence[Run], x: str, metric: str, *, alpha: float):
-    """(x, mean difference, low, high) over the course of training, paired by seed; low and high None for a single seed.
+def difference_curve(
+    baseline: Sequence[FinishedRun], members: Sequence[FinishedRun], x: str, metric: str, *, alpha: float
+):
+    """(x, mean difference, low, high) over training, paired by seed; low and high are None for a single seed.
 
-    Where the two were evaluated at different x, the baseline's curve is interpolated.
+    The baseline's curve is interpolated where the two were evaluated at different x. None without overlap.
     """
     base = {r.seed: r for r in baseline}
     pairs = [(base[r.seed], r) for r in members if r.seed in base]
@@ -181,8 +183,8 @@ def difference_curve(baseline: Sequence[Run], members: Sequence[Run], x: str, me
     return xs[inside], *(np.array([getattr(t, k) for t in results]) for k in ('mean', 'low', 'high'))
 
 
-def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: float):
-    """Difference to the baseline over x with its interval; None where there is none to draw."""
+def draw_difference(runs: dict[str, list[FinishedRun]], x: str, metric: str, *, alpha: float):
+    """Difference from the baseline over x with its interval; None where there is none to draw."""
     baseline, *others = runs
     colours = colour_of(list(runs))
     found = {
@@ -213,7 +215,7 @@ def draw_difference(runs: dict[str, list[Run]], x: str, metric: str, *, alpha: f
 
 
 def draw_verdicts(findings: dict):
-    """Each experiment's difference to the baseline: a dot for each seed, the mean, its interval."""
+    """Each experiment's difference from the baseline: a dot for each seed, the mean, its interval."""
     rows = [e for e in findings['experiments'] if 'comparison' in e and e['comparison']['mean'] is not None]
     if not rows:
         return None
@@ -222,26 +224,11 @@ def draw_verdicts(findings: dict):
     axes.axvline(0, color=INK, lw=1.2)
     for i, entry in enumerate(rows):
         found, colour = entry['comparison'], colours[entry['label']]
-        low, high = (
-            (found['low'], found['high'])
-            if found.get('low') is not None
-            else (found['documents'] or (found['mean'], found['mean']))
-        )
-        axes.plot(
-            [low, high],
-            [i, i],
-            color=colour,
-            lw=2.5 if found.get('low') is not None else 1.2,
-            solid_capstyle='butt',
-        )
-        axes.plot(
-            list(found['differences'].values()),
-            [i - 0.18] * len(found['differences']),
-            '.',
-            color=colour,
-            ms=5,
-            alpha=0.7,
-        )
+        over_seeds = found['low'] is not None
+        low_high = [found['low'], found['high']] if over_seeds else found['documents'] or [found['mean']] * 2
+        seeds = list(found['differences'].values())
+        axes.plot(low_high, [i, i], color=colour, lw=2.5 if over_seeds else 1.2, solid_capstyle='butt')
+        axes.plot(seeds, [i - 0.18] * len(seeds), '.', color=colour, ms=5, alpha=0.7)
         axes.plot(found['mean'], i, 'D', color=colour, ms=7)
     extent = max(abs(v) for v in axes.get_xlim())
     axes.set_xlim(-extent, extent)

@@ -1,17 +1,21 @@
-"""Comparison of runs that are finished, whoever trained them."""
+"""Comparison of runs that are finished already."""
 
 from pathlib import Path
 
 from ..errors import UserError, unknown
+from ..runs.finished import FinishedRun
+from .grouping import check_causal, check_comparable, check_contracts, find_runs, fingerprints_of, group
 from .judge import judge
+from .outcome import Comparison
 from .report import write_report
-from .results import check_comparable, find_runs, fingerprints_of, group
+from .words import title
 
 
-def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: Path | None) -> Path:
-    """Writes the report of all runs at or below `places`; its path. Runs of one experiment with equal settings are its seeds.
+def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: Path | None) -> Comparison:
+    """What the runs at or below `places` show, its report written.
 
-    baseline: a label; that of the first run unless given. Raises UserError for runs that can't be compared.
+    Runs of one experiment with equal settings are its seeds. baseline: a label; that of the first run unless
+    given. Raises UserError for runs that cannot be compared.
     """
     groups = group(find_runs([Path(p) for p in places]))
     if baseline is not None and baseline not in groups:
@@ -21,36 +25,12 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         raise UserError(f'There is only one experiment among these runs, {first}; a comparison needs two.')
     runs = {first: groups[first]} | groups
     check_comparable(fingerprints_of(runs), metric)
-    for label, members in runs.items():
-        seeds = [r.seed for r in members]
-        if len(set(seeds)) < len(seeds):
-            twice = next(s for s in seeds if seeds.count(s) > 1)
-            raise UserError(
-                f'Two runs of {label} have seed {twice}: '
-                f'{" and ".join(str(r.folder) for r in members if r.seed == twice)}. '
-                f'Leave one out.'
-            )
-        if not {r.seed for r in members} & {r.seed for r in runs[first]}:
-            raise UserError(
-                f'{label} and {first} have no seed in common, and differences are paired by seed: train both with '
-                f'the same --seed.'
-            )
-    notes = []
-    spent = {label: {r.cost['tokens'] for r in members} for label, members in runs.items()}
-    if len(set.union(*spent.values())) > 1:
-        notes.append(
-            'These runs were not trained on the same number of tokens: '
-            + ', '.join(
-                f'{label} {min(t):,}' + (f' to {max(t):,}' if len(t) > 1 else '')
-                for label, t in spent.items()
-            )
-            + '. A longer run with another schedule is another experiment.'
-        )
-    findings = judge(runs, metric=metric, notes=notes)
-    plans = sorted({r.summary['plan'] for members in runs.values() for r in members})
-    findings |= {
-        'title': ' against '.join([first, ', '.join(label for label in runs if label != first)]),
-        'plan': ', '.join(plans),
+    check_causal(runs)
+    check_contracts(runs)
+    _check_seeds(runs, first)
+    findings = judge(runs, metric=metric, notes=_notes(runs)) | {
+        'title': title(first, [label for label in runs if label != first]),
+        'plan': ', '.join(sorted({r.summary['plan'] for members in runs.values() for r in members})),
         'budget': None,
         'tuning': None,
     }
@@ -61,4 +41,36 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Can't write the comparison '{folder}': {error.strerror}.") from error
-    return write_report(findings, runs, folder)
+    return Comparison(findings, runs, write_report(findings, runs, folder))
+
+
+def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:
+    """Raises UserError where a seed occurs twice in an experiment, or none is the baseline's."""
+    base = {r.seed for r in runs[baseline]}
+    for label, members in runs.items():
+        seeds = [r.seed for r in members]
+        if len(set(seeds)) < len(seeds):
+            twice = next(s for s in seeds if seeds.count(s) > 1)
+            raise UserError(
+                f'Two runs of {label} have seed {twice}: '
+                f'{" and ".join(str(r.folder) for r in members if r.seed == twice)}. Leave one out.'
+            )
+        if not base & set(seeds):
+            raise UserError(
+                f'{label} and {baseline} have no seed in common, and differences are paired by seed: train '
+                'both with the same --seed.'
+            )
+
+
+def _notes(runs: dict[str, list[FinishedRun]]) -> list[str]:
+    spent = {label: sorted({r.cost['tokens'] for r in members}) for label, members in runs.items()}
+    if len({n for amounts in spent.values() for n in amounts}) < 2:
+        return []
+    parts = [
+        f'{label} {amounts[0]:,}' + (f' to {amounts[-1]:,}' if len(amounts) > 1 else '')
+        for label, amounts in spent.items()
+    ]
+    return [
+        f'These runs were not trained on the same number of tokens: {", ".join(parts)}. A longer run with '
+        'another schedule is another experiment.'
+    ]

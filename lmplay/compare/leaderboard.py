@@ -4,48 +4,35 @@ import statistics
 from pathlib import Path
 
 from ..errors import UserError
-from .report import figure_text, number, page, write_csv, write_text
-from .results import METRICS, Run, find_runs, group
+from ..runs.finished import FinishedRun
+from .grouping import METRICS, find_runs, group
+from .numbers import figure_text, number
+from .report import page, write_csv, write_text
 
 COLUMNS = ('total_parameters', 'active_parameters', 'tokens', 'flops', 'seconds', 'memory')
+HEADINGS = ('parameters', 'active', 'tokens', 'FLOPs', 'seconds', 'memory')
+NO_VERDICT = 'A rank is not a verdict: for one, compare with paired seeds, lmp_compare --runs.'
 
 
-def rank(runs: list[Run], metric: str) -> list[dict]:
-    """Groups of runs with equal fingerprints, the largest first; in each its experiments, best first."""
-    by_fingerprint: dict[tuple, list[Run]] = {}
+def rank(runs: list[FinishedRun], metric: str) -> list[dict]:
+    """Groups of runs that may be compared, the largest first; in each its experiments, best first."""
     names = ('text',) if metric == 'bits_per_byte' else ('data', 'tokenizer', 'evaluation')
+    comparable: dict[tuple, list[FinishedRun]] = {}
     for run in runs:
-        by_fingerprint.setdefault(tuple(run.fingerprint(n) for n in names), []).append(run)
+        key = (run.causal, *(run.fingerprints[name] for name in names))
+        comparable.setdefault(key, []).append(run)
     tables = []
-    for members in sorted(by_fingerprint.values(), key=lambda m: (-len(m), str(m[0].folder))):
-        rows = []
-        for label, of_label in group(members).items():
-            losses = [r.loss(metric) for r in of_label]
-            costs = [r.cost for r in of_label]
-            rows.append(
-                {
-                    'experiment': label,
-                    'seeds': len(losses),
-                    metric: statistics.mean(losses),
-                    'sd': statistics.stdev(losses) if len(losses) > 1 else None,
-                    'total_parameters': of_label[0].facts['total_parameters'],
-                    'active_parameters': of_label[0].facts['active_parameters'],
-                }
-                | {k: statistics.mean(c[k] for c in costs) for k in ('tokens', 'flops', 'seconds')}
-                | {
-                    'memory': max(c['memory'] or 0 for c in costs) or None,
-                    'runs': ' '.join(str(r.folder) for r in of_label),
-                }
-            )
-        rows.sort(key=lambda row: (row[metric] != row[metric], row[metric]))
+    for members in sorted(comparable.values(), key=lambda m: (-len(m), str(m[0].folder))):
+        rows = [_row(label, of_label, metric) for label, of_label in group(members).items()]
+        rows.sort(key=lambda row: (row[metric] != row[metric], row[metric]))  # NaN last
         run = members[0]
+        stages = run.stage_settings.values()
         tables.append(
             {
-                'data': ', '.join(
-                    dict.fromkeys(d for s in run.settings['stages'] for d in (s['mix'] or {s['dataset']: 1}))
-                ),
-                'tokenizer': run.facts['tokenizer'],
-                'row_length': run.facts['row_length'],
+                'data': ', '.join(dict.fromkeys(d for s in stages for d in (s['mix'] or {s['dataset']: 1}))),
+                'tokenizer': run.last_stage['tokenizer'],
+                'causal': run.causal,
+                'row_length': run.last_stage['row_length'],
                 'tokens': int(run.documents['tokens'].sum()),
                 'documents': len(run.documents['hash']),
                 'rows': rows,
@@ -54,9 +41,35 @@ def rank(runs: list[Run], metric: str) -> list[dict]:
     return tables
 
 
+def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
+    losses, costs = [r.loss(metric) for r in runs], [r.cost for r in runs]
+    return {
+        'experiment': label,
+        'seeds': len(losses),
+        metric: statistics.mean(losses),
+        'sd': statistics.stdev(losses) if len(losses) > 1 else None,
+        'total_parameters': runs[0].last_stage['total_parameters'],
+        'active_parameters': runs[0].last_stage['active_parameters'],
+        **{k: statistics.mean(c[k] for c in costs) for k in ('tokens', 'flops', 'seconds')},
+        'memory': max(c['memory'] or 0 for c in costs) or None,
+        'runs': ' '.join(str(r.folder) for r in runs),
+    }
+
+
 def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
-    """Prints the ranking of all finished runs at or below `places`; with `out` writes it there as HTML and CSV too."""
-    tables = rank(find_runs([Path(p) for p in places]), metric)
+    """Prints the ranking of all finished runs at or below `places`; writes it as HTML and CSV to `out`."""
+    found = find_runs([Path(p) for p in places])
+    for run in found:
+        if run.broken_contract:
+            print(f"Left out: the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})")
+    tables = rank([run for run in found if not run.broken_contract], metric)
+    _show(tables, metric)
+    if out is not None:
+        _write(tables, metric, out)
+        print(f'Written to {out / "leaderboard.html"}')
+
+
+def _show(tables: list[dict], metric: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -65,19 +78,7 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
         console.width = 160
     for t in tables:
         table = Table(title=heading(t), title_justify='left')
-        for name in (
-            '',
-            'experiment',
-            'seeds',
-            METRICS[metric],
-            'sd',
-            'parameters',
-            'active',
-            'tokens',
-            'FLOPs',
-            'seconds',
-            'memory',
-        ):
+        for name in ('', 'experiment', 'seeds', METRICS[metric], 'sd', *HEADINGS):
             table.add_column(name, justify='left' if name == 'experiment' else 'right')
         for place, row in enumerate(t['rows'], 1):
             table.add_row(
@@ -89,40 +90,27 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
                 *(figure_text(c, row[c]) for c in COLUMNS),
             )
         console.print(table)
-    console.print(
-        'A place in a list is no verdict: for that compare with paired seeds, lmp_compare --runs.',
-        highlight=False,
-    )
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"Can't write the leaderboard '{out}': {error.strerror}.") from error
-        write_text(
-            out / 'leaderboard.html',
-            page(
-                'leaderboard.html.j2',
-                tables=tables,
-                heading=heading,
-                metric=metric,
-                unit=METRICS[metric],
-                columns=COLUMNS,
-            ),
-        )
-        write_csv(
-            out / 'leaderboard.csv',
-            [
-                {'group': i, 'place': place} | row
-                for i, t in enumerate(tables, 1)
-                for place, row in enumerate(t['rows'], 1)
-            ],
-        )
-        console.print(f'Written to {out / "leaderboard.html"}', highlight=False, soft_wrap=True)
+    console.print(NO_VERDICT, highlight=False)
+
+
+def _write(tables: list[dict], metric: str, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Can't write the leaderboard '{out}': {error.strerror}.") from error
+    rows = [
+        {'group': i, 'place': place} | row
+        for i, t in enumerate(tables, 1)
+        for place, row in enumerate(t['rows'], 1)
+    ]
+    write_csv(out / 'leaderboard.csv', rows)
+    content = dict(tables=tables, heading=heading, metric=metric, unit=METRICS[metric], columns=COLUMNS)
+    write_text(out / 'leaderboard.html', page('leaderboard.html.j2', **content))
 
 
 def heading(table: dict) -> str:
+    kind = '' if table['causal'] else 'non-causal models; '
     return (
-        f'{table["data"]}, {table["tokenizer"]} tokens in rows of {table["row_length"]}; held out: {table["documents"]:,} '
-        f'documents, '
-        f'{table["tokens"]:,} tokens'
+        f'{kind}{table["data"]}, {table["tokenizer"]} tokens in sequences of {table["row_length"]}; held '
+        f'out: {table["documents"]:,} documents, {table["tokens"]:,} tokens'
     )

@@ -1,54 +1,207 @@
-"""The report of a comparison: one self-contained page; beside it the same as JSON and CSV, and its pictures."""
+"""The report of a comparison: one self-contained page, with the same as JSON, CSV and pictures beside it."""
 
 import csv
 import io
 import json
 import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from ..plots.decoration import decoration
 from ..routing.page import XRay
 from ..routing.xray import xray
+from ..runs.finished import FinishedRun
 from . import figures
-from .judge import FIGURES, TOLERANCE, signed
+from .grouping import METRICS
+from .judge import TOLERANCE
+from .numbers import figure_text, number, visible
 from .prepare import safe
-from .results import METRICS, Run
+from .words import FIGURES, signed
 
 PAGE, NUMBERS = 'report.html', 'results.json'
 MARKS = {'better': '▲', 'worse': '▼', 'within noise': '≈', 'no verdict': '?', 'diverged': '✕'}
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for people: grouped, or with an SI letter where it is large."""
-    if value is None or isinstance(value, float) and not math.isfinite(value):
-        return '–'
-    if isinstance(value, int) and abs(value) < 100_000:
-        return f'{value:,}'
-    for size, letter in ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-        if abs(value) >= size:
-            return (
-                f'{value / size:.{digits - 1}g} {letter}'
-                if value < 999.5 * size
-                else f'{value / size:,.0f} {letter}'
+def write_report(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) -> Path:
+    """Writes the numbers (results.json, CSV), then figures/, X-rays of routed experiments, and report.html.
+
+    Returns the page's path. A picture or X-ray that fails is left out with a warning.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / NUMBERS, json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
+    for name, rows in tables(findings, runs).items():
+        write_csv(out / name, rows)
+    rays = xrays(findings, runs, out)
+    content = page(
+        'report.html.j2',
+        f=findings,
+        pictures=pictures(findings, runs, out / 'figures'),
+        routing={
+            label: routing_table(load, layer_names(rays[label], len(load)))
+            for label, load in findings['routing'].items()
+        },
+        tolerance=TOLERANCE,
+        metric=findings['metric'],
+        xrays=rays,
+        axis=axis_of(findings, runs),
+        out=out,
+    )
+    write_text(out / PAGE, content)
+    return out / PAGE
+
+
+def write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f'.{file.name}')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, file)
+
+
+def write_csv(file: Path, rows: list[dict]) -> None:
+    out = io.StringIO()
+    table = csv.DictWriter(out, list(dict.fromkeys(k for row in rows for k in row)), lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
+    write_text(file, out.getvalue())
+
+
+def tables(findings: dict, runs: dict[str, list[FinishedRun]]) -> dict[str, list[dict]]:
+    """file name -> rows of it."""
+    members = [(label, run) for label, of_label in runs.items() for run in of_label]
+    return {
+        'runs.csv': [_run_row(findings, label, run) for label, run in members],
+        'curves.csv': [
+            {'experiment': label, 'seed': run.seed}
+            | {k: v[k] for k in ('tokens', 'flops', 'seconds', 'loss', 'bits_per_byte', 'accuracy')}
+            for label, run in members
+            for v in run.validations
+        ],
+        'domains.csv': [
+            {'domain': row['domain'], 'experiment': label} | entry
+            for row in findings['domains']
+            for label, entry in row['experiments'].items()
+        ],
+    }
+
+
+def _run_row(findings: dict, label: str, run: FinishedRun) -> dict:
+    metric = findings['metric']
+    (entry,) = (e for e in findings['experiments'] if e['label'] == label)
+    differences = entry.get('comparison', {}).get('differences', {})
+    return {
+        'experiment': label,
+        'seed': run.seed,
+        metric: run.loss(metric),
+        'difference': differences.get(str(run.seed), ''),
+        'bits_per_byte': run.loss('bits_per_byte'),
+        **run.cost,
+        **{k: run.last_stage[k] for k in ('total_parameters', 'trainable_parameters', 'active_parameters')},
+    }
+
+
+def axis_of(findings: dict, runs: dict[str, list[FinishedRun]]) -> str:
+    """What the runs have in common, for the picture of their difference: tokens, flops or seconds."""
+    if findings.get('budget'):
+        return findings['budget'].partition('=')[0]
+    stages = [s for members in runs.values() for run in members for s in run.stage_settings.values()]
+    return 'seconds' if all(s.get('seconds') for s in stages) else 'tokens'
+
+
+@dataclass
+class Picture:
+    """note: how to read it; seen: what it shows, for screen readers; draw: None where there is nothing."""
+
+    name: str
+    title: str
+    note: str
+    seen: str
+    draw: Callable[[], Any]
+
+
+def pictures(findings: dict, runs: dict[str, list[FinishedRun]], folder: Path) -> dict[str, dict]:
+    """name -> {'title', 'note', 'svg'} of every picture that could be drawn; PNGs go into the folder."""
+    drawn: dict[str, dict] = {}
+    for picture in plan_pictures(findings, runs):
+        with decoration(f"The picture '{picture.name}'"), figures.style():
+            figure = picture.draw()
+            if figure is None:
+                continue
+            svg = figures.themed(
+                figures.save(figure, picture.name, folder),
+                title=picture.title,
+                description=f'{picture.seen} {picture.note}',
+                number=len(drawn),
             )
-    return f'{value:.{digits}g}'
+            drawn[picture.name] = {'title': picture.title, 'note': picture.note, 'svg': svg}
+    return drawn
 
 
-def visible(text: str) -> str:
-    """A model's text with the control characters that a page may not hold as pictures of them."""
-    return ''.join(
-        c if c >= ' ' and c != '\x7f' or c in '\n\t' else chr(0x2400 + ord(c)) if c < ' ' else '␡'
-        for c in text
+def plan_pictures(findings: dict, runs: dict[str, list[FinishedRun]]) -> list[Picture]:
+    metric, alpha, x = findings['metric'], findings['alpha'], axis_of(findings, runs)
+    against = f'Difference from {findings["baseline"]}'
+    interval, spread, band = _how_to_read(runs, alpha)
+    verdicts = ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e)
+    ends = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments']) + '.'
+    planned = [Picture('verdicts', against, interval, verdicts, lambda: figures.draw_verdicts(findings))]
+    for axis, words in figures.AXES.items():
+        title = f'Held-out {METRICS[metric]} over {words}'
+        draw = partial(figures.draw_loss, runs, axis, metric)
+        planned.append(Picture(f'{metric}-over-{axis}', title, spread, ends, draw))
+    draw = partial(figures.draw_difference, runs, x, metric, alpha=alpha)
+    planned.append(Picture('difference', f'{against} over {figures.AXES[x]}', band, verdicts, draw))
+    return planned
+
+
+def _how_to_read(runs: dict[str, list[FinishedRun]], alpha: float) -> tuple[str, str, str]:
+    """Notes on the pictures of the verdicts, of the losses, and of the difference over training."""
+    percent = f'{100 * (1 - alpha):.3g} %'
+    if max(len(members) for members in runs.values()) == 1:
+        interval = f'Diamond: difference; thin bar: {percent} interval over documents, for this seed alone.'
+        return interval, 'One seed.', 'Below zero is better.'
+    return (
+        f'Diamond: mean; thick bar: {percent} interval over seeds; dots: seeds.',
+        'Line: mean of the seeds; band: from the lowest to the highest.',
+        f'Below zero is better. Band: {percent} interval over seeds, for each evaluation by itself.',
     )
 
 
-def figure_text(key: str, value: float | None) -> str:
-    if key == 'memory' and value is not None:
-        return f'{value / 2**30:.2f} GiB'
-    if key == 'seconds' and value is not None:
-        return f'{value:,.1f}'
-    return number(value)
+def xrays(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) -> dict[str, XRay | str]:
+    """label -> X-ray of a routed experiment, first seed, written below `out`; or why there is none."""
+    found: dict[str, XRay | str] = {}
+    for label in findings['routing']:
+        found[label] = 'it could not be drawn.'
+        with decoration(f'The X-ray of {label}'):
+            try:
+                found[label] = xray(runs[label][0].folder, out=out / 'xray' / safe(label))
+            except UserError as error:
+                found[label] = str(error)
+    return found
+
+
+def layer_names(ray: XRay | str, layers: int) -> list[str]:
+    return ray.layers if isinstance(ray, XRay) else [f'layer {i}' for i in range(layers)]
+
+
+def routing_table(load: list[list[float]], names: list[str]) -> list[dict]:
+    """By layer: the busiest expert's share, effective number of experts (exp of the entropy), idle ones."""
+    rows = []
+    for layer, shares in zip(names, load):
+        total = sum(shares) or 1.0
+        p = [s / total for s in shares]
+        rows.append(
+            {
+                'layer': layer,
+                'busiest': max(p),
+                'effective': math.exp(-sum(v * math.log(v) for v in p if v > 0)),
+                'idle': sum(v == 0 for v in p),
+                'experts': len(p),
+            }
+        )
+    return rows
 
 
 def page(template: str, **content) -> str:
@@ -71,179 +224,3 @@ def page(template: str, **content) -> str:
     }
     environment.globals |= {'figure_text': figure_text, 'marks': MARKS, 'FIGURES': FIGURES}
     return environment.get_template(template).render(**content)
-
-
-def axis_of(findings: dict, runs: dict[str, list[Run]]) -> str:
-    """What the runs have in common, for the picture of their difference: tokens, flops or seconds."""
-    if findings.get('budget'):
-        return findings['budget'].partition('=')[0]
-    return (
-        'seconds'
-        if all(s.get('seconds') for members in runs.values() for r in members for s in r.settings['stages'])
-        else 'tokens'
-    )
-
-
-def pictures(findings: dict, runs: dict[str, list[Run]], folder: Path) -> dict[str, dict]:
-    """name -> {'title', 'description', 'svg'}; PNGs of them go into the folder."""
-    metric, alpha = findings['metric'], findings['alpha']
-    x = axis_of(findings, runs)
-    several = max(len(m) for m in runs.values()) > 1
-    drawn: dict[str, dict] = {}
-
-    def add(name: str, title: str, note: str, seen: str, figure) -> None:
-        """note: how to read it; seen: what it shows, for those who don't see it."""
-        if figure is not None:
-            svg = figures.themed(
-                figures.save(figure, name, folder),
-                title=title,
-                description=f'{seen} {note}',
-                number=len(drawn),
-            )
-            drawn[name] = {'title': title, 'note': note, 'svg': svg}
-
-    means = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments']) + '.'
-    differences = ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e)
-    spread = 'Line: mean of the seeds; band: from the least to the greatest.' if several else 'One seed.'
-    interval = (
-        f'Diamond: mean; thick bar: {100 * (1 - alpha):.3g} % interval over seeds; dots: seeds.'
-        if several
-        else f'Diamond: difference; thin bar: {100 * (1 - alpha):.3g} % interval over documents, of this seed alone.'
-    )
-    with figures.style():
-        add(
-            'verdicts',
-            f'Difference to {findings["baseline"]}',
-            interval,
-            differences,
-            figures.draw_verdicts(findings),
-        )
-        for axis, words in figures.AXES.items():
-            add(
-                f'{metric}-over-{axis}',
-                f'Held-out {METRICS[metric]} over {words}',
-                spread,
-                means,
-                figures.draw_loss(runs, axis, metric),
-            )
-        add(
-            'difference',
-            f'Difference to {findings["baseline"]} over {figures.AXES[x]}',
-            'Below zero is better.'
-            + (
-                f' Band: {100 * (1 - alpha):.3g} % interval over seeds, at each evaluation by itself.'
-                if several
-                else ''
-            ),
-            differences,
-            figures.draw_difference(runs, x, metric, alpha=alpha),
-        )
-    return drawn
-
-
-def xrays(findings: dict, runs: dict[str, list[Run]], out: Path) -> dict[str, XRay | str]:
-    """label -> X-ray of the first seed of each experiment with experts, written below `out`; or why there is none."""
-    found: dict[str, XRay | str] = {}
-    for label in findings['routing']:
-        try:
-            found[label] = xray(runs[label][0].folder, out=out / 'xray' / safe(label))
-        except UserError as error:
-            found[label] = str(error)
-    return found
-
-
-def routing_table(load: list[list[float]], names: list[str]) -> list[dict]:
-    """Per routed layer: the busiest expert's share, how many experts are in use in effect (exp of the entropy), idle ones."""
-    rows = []
-    for layer, shares in zip(names, load):
-        total = sum(shares) or 1.0
-        p = [s / total for s in shares]
-        rows.append(
-            {
-                'layer': layer,
-                'busiest': max(p),
-                'effective': math.exp(-sum(v * math.log(v) for v in p if v > 0)),
-                'idle': sum(v == 0 for v in p),
-                'experts': len(p),
-            }
-        )
-    return rows
-
-
-def write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f'.{file.name}')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, file)
-
-
-def write_csv(file: Path, rows: list[dict]) -> None:
-    out = io.StringIO()
-    table = csv.DictWriter(out, list(dict.fromkeys(k for row in rows for k in row)), lineterminator='\n')
-    table.writeheader()
-    table.writerows(rows)
-    write_text(file, out.getvalue())
-
-
-def write_report(findings: dict, runs: dict[str, list[Run]], out: Path) -> Path:
-    """Writes report.html, results.json, runs.csv, curves.csv, domains.csv, figures/ and, where experiments have experts,
-    their X-rays into `out`; the page's path."""
-    metric = findings['metric']
-    drawn = pictures(findings, runs, out / 'figures')
-    write_text(out / NUMBERS, json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
-    compared = {e['label']: e.get('comparison') for e in findings['experiments']}
-    write_csv(
-        out / 'runs.csv',
-        [
-            {
-                'experiment': label,
-                'seed': r.seed,
-                metric: r.loss(metric),
-                'difference': (compared[label] or {}).get('differences', {}).get(str(r.seed), ''),
-                'bits_per_byte': r.loss('bits_per_byte'),
-            }
-            | r.cost
-            | {k: r.facts[k] for k in ('total_parameters', 'trainable_parameters', 'active_parameters')}
-            for label, members in runs.items()
-            for r in members
-        ],
-    )
-    write_csv(
-        out / 'curves.csv',
-        [
-            {'experiment': label, 'seed': r.seed}
-            | {k: v[k] for k in ('tokens', 'flops', 'seconds', 'loss', 'bits_per_byte', 'accuracy')}
-            for label, members in runs.items()
-            for r in members
-            for v in r.validations
-        ],
-    )
-    write_csv(
-        out / 'domains.csv',
-        [
-            {'domain': row['domain'], 'experiment': label} | entry
-            for row in findings['domains']
-            for label, entry in row['experiments'].items()
-        ],
-    )
-    rays = xrays(findings, runs, out)
-    routing = {}
-    for label, load in findings['routing'].items():
-        ray = rays[label]
-        routing[label] = routing_table(
-            load, ray.layers if isinstance(ray, XRay) else [f'layer {i}' for i in range(len(load))]
-        )
-    write_text(
-        out / PAGE,
-        page(
-            'report.html.j2',
-            f=findings,
-            pictures=drawn,
-            routing=routing,
-            tolerance=TOLERANCE,
-            metric=metric,
-            xrays=rays,
-            axis=axis_of(findings, runs),
-            out=out,
-        ),
-    )
-    return out / PAGE

@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison as processes of lmp_trainer: some at a time, all in one view, each resumable."""
+"""Trains the runs of a comparison as processes of lmp_trainer: several at a time, each resumable."""
 
 import ctypes
 import fcntl
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,20 +23,29 @@ PATIENCE = 120.0  # seconds to wait for a run that an earlier, killed comparison
 
 @dataclass
 class Job:
-    """A run to be trained: the arguments of lmp_trainer but device and directory, and its length in `unit`, tokens or seconds."""
+    """A run to be trained.
+
+    arguments      of lmp_trainer, all but device and directory
+    unit, length   how long it is: 'tokens' or 'seconds', and how many
+    stopped        why it ended early
+    """
 
     name: str
     folder: Path
     arguments: list[str]
     unit: str
     length: float
-    stopped: str | None = None  # why it ended early
+    stopped: str | None = None
     process: subprocess.Popen | None = field(default=None, repr=False)
     device: str = ''
 
     @property
     def finished(self) -> bool:
         return (self.folder / 'summary.json').is_file()
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.returncode is None
 
     @property
     def log(self) -> Path:
@@ -59,7 +68,7 @@ class Job:
             device,
         ]
         with open(self.log, 'ab') as log:
-            # A session of its own: Ctrl-C reaches this process alone, which then lets the runs save where they are.
+            # A session of its own: Ctrl-C reaches this process alone, which lets the runs save their state.
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -71,7 +80,7 @@ class Job:
             )
 
     def latest(self) -> dict:
-        """The last training record, as far as it is written."""
+        """The last training record on the disk; empty where there is none."""
         try:
             with open(self.folder / METRICS, 'rb') as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
@@ -99,7 +108,7 @@ class Job:
         return False
 
     def check(self) -> None:
-        """After its end: notes why a run stopped early. Raises UserError where it failed."""
+        """After the process has ended: notes why the run stopped early. Raises UserError where it failed."""
         code = self.process.returncode
         if code == 0 and self.finished:
             return
@@ -111,14 +120,58 @@ class Job:
                 self.stopped = events[-1]['message']
                 return
         lines = self.log.read_text(errors='replace').strip().splitlines()
-        last = lines[-1].removeprefix('lmp_trainer: ') if lines else 'it said nothing'
+        last = lines[-1].removeprefix('lmp_trainer: ') if lines else 'no output.'
         raise UserError(f'The run {self.name} failed (exit code {code}): {last} See {self.log}.')
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(
-        1, signal.SIGTERM
-    )  # PR_SET_PDEATHSIG: a run whose comparison is killed saves and ends
+    """PR_SET_PDEATHSIG: a run whose comparison is killed gets SIGTERM, saves and ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+class Workers:
+    """Trains jobs, `workers` at a time, worker i on devices[i % len(devices)]."""
+
+    def __init__(self, jobs: Sequence[Job], devices: Sequence[str], workers: int):
+        self.devices = devices
+        self.waiting = [j for j in jobs if not j.finished]
+        self.running: list[Job | None] = [None] * workers
+        shared = workers > 1 and devices[0] == 'cpu'
+        self.threads = max(1, (os.cpu_count() or 1) // workers) if shared else None
+        self.began = time.monotonic()
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting) or any(self.running)
+
+    def collect(self) -> Iterator[Job]:
+        """The jobs that have ended since."""
+        for i, job in enumerate(self.running):
+            if job is not None and job.process.poll() is not None:
+                self.running[i] = None
+                yield job
+
+    def launch(self) -> Iterator[Job]:
+        """Starts a waiting job on each idle worker. Raises UserError where others hold them for too long."""
+        for i, job in enumerate(self.running):
+            ready = next((j for j in self.waiting if not j.busy()), None) if job is None else None
+            if ready is not None:
+                self.waiting.remove(ready)
+                ready.start(self.devices[i % len(self.devices)], self.threads)
+                self.running[i] = ready
+                yield ready
+        if self.waiting and not any(self.running) and time.monotonic() - self.began > PATIENCE:
+            raise UserError(
+                f"Another process is training in '{self.waiting[0].folder}'. Wait for it, or end it."
+            )
+
+    def terminate(self) -> None:
+        """Lets what runs save its state, and waits for it."""
+        running = [j for j in self.running if j is not None]
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
 
 
 def run_jobs(
@@ -129,54 +182,34 @@ def run_jobs(
     say: Callable[[str], None],
     on_finish: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Trains all jobs that are not finished, `workers` at a time, worker i on devices[i % len(devices)].
+    """Trains all jobs that are not finished.
 
-    Whatever ends this function, it leaves no process behind; unfinished runs have saved where they were. Raises UserError where
-    a run failed.
+    However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises
+    UserError where a run failed.
     """
-    waiting = [j for j in jobs if not j.finished]
-    slots: list[Job | None] = [None] * workers
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 and devices[0] == 'cpu' else None
-    began = time.monotonic()
+    pool = Workers(jobs, devices, workers)
     try:
         with Board(jobs, say) as board:
-            while waiting or any(slots):
-                for i, job in enumerate(slots):
-                    if job is not None and job.process.poll() is not None:
-                        slots[i] = None
-                        job.check()
-                        board.line(
-                            f'{job.name}: ' + (job.stopped or 'finished') + '.' * (job.stopped is None)
-                        )
-                        on_finish(job)
-                for i, job in enumerate(slots):
-                    ready = next((j for j in waiting if not j.busy()), None) if job is None else None
-                    if ready is not None:
-                        waiting.remove(ready)
-                        ready.start(devices[i % len(devices)], threads)
-                        slots[i] = ready
-                        board.line(f'{ready.name}: training on {ready.device}.')
-                if waiting and not any(slots) and time.monotonic() - began > PATIENCE:
-                    raise UserError(
-                        f"Another process is training in '{waiting[0].folder}'. Wait for it, or end it."
-                    )
+            while pool:
+                for job in pool.collect():
+                    job.check()
+                    board.line(f'{job.name}: {job.stopped or "finished."}')
+                    on_finish(job)
+                for job in pool.launch():
+                    board.line(f'{job.name}: training on {job.device}.')
                 board.show()
                 time.sleep(POLL_SECONDS)
     finally:
-        running = [j for j in slots if j is not None]
-        for job in running:
-            job.process.terminate()
-        for job in running:
-            job.process.wait()
+        pool.terminate()
 
 
 class Board:
-    """All runs in one view: a table that lives in a terminal, lines elsewhere."""
+    """All runs in one view: a live table in a terminal, lines elsewhere."""
 
     def __init__(self, jobs: Sequence[Job], say: Callable[[str], None]):
         self.jobs, self.say = jobs, say
         self.live = None
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
 
     def __enter__(self):
         if sys.stderr.isatty():
@@ -201,24 +234,29 @@ class Board:
     def show(self) -> None:
         if self.live is not None:
             self.live.update(self.table())
-        elif time.monotonic() - self.told > LINE_SECONDS:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.reported > LINE_SECONDS:
+            self.reported = time.monotonic()
             for job in self.jobs:
-                if job.process is not None and job.process.returncode is None:
-                    self.say(f'{job.name}: {self.state(job)}')
+                if job.running:
+                    self.say(f'{job.name}: {self.progress(job)}')
 
     @staticmethod
-    def state(job: Job) -> str:
+    def progress(job: Job) -> str:
         record = job.latest()
         if not record:
             return 'starting'
         done, speed = record[job.unit] / job.length, record.get('tokens_per_second') or 0
+        if record.get('loss') is None:
+            return f'{done:.0%}'
         left = f', {duration(max(0.0, record["seconds"] * (1 / done - 1)))} left' if done else ''
-        return (
-            f'{min(1.0, done):.0%}, loss {record["loss"]:.4f}, {count(speed)} tok/s{left}'
-            if record.get('loss') is not None
-            else f'{done:.0%}'
-        )
+        return f'{min(1.0, done):.0%}, loss {record["loss"]:.4f}, {count(speed)} tok/s{left}'
+
+    def state(self, job: Job) -> str:
+        if job.finished:
+            return 'finished'
+        if job.stopped:
+            return job.stopped
+        return self.progress(job) if job.running else 'waiting'
 
     def table(self):
         from rich.table import Table
@@ -227,15 +265,5 @@ class Board:
         for heading in ('run', 'state', 'device'):
             table.add_column(heading, no_wrap=heading != 'state')
         for job in self.jobs:
-            if job.finished:
-                state = 'finished'
-            elif job.stopped:
-                state = job.stopped
-            else:
-                state = (
-                    self.state(job)
-                    if job.process is not None and job.process.returncode is None
-                    else 'waiting'
-                )
-            table.add_row(job.name, state, job.device)
+            table.add_row(job.name, self.state(job), job.device)
         return table

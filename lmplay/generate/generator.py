@@ -65,67 +65,81 @@ def generate(
             )
     if not prompts or not max_new_tokens:
         return [[] for _ in prompts]
-    rows = [[int(i) for i in prompt] or [tokenizer.eot_token] for prompt in prompts]
+    texts = _Texts(
+        [list(map(int, prompt)) or [tokenizer.eot_token] for prompt in prompts], max_new_tokens, stop_token
+    )
     training = model.training
     model.eval()
     speed_up_linears(model)
     try:
-        return _generate(model, rows, sampling, tokenizer.n_vocab, max_new_tokens, seed, stop_token, on_token)
+        _continue(model, texts, sampling, tokenizer.n_vocab, seed, on_token or (lambda row, token: None))
     finally:
         model.train(training)
+    return texts.new
 
 
 @torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token
-def _generate(
+def _continue(
     model: LMBase,
-    rows: list[list[int]],
+    texts: '_Texts',
     sampling: Sampling,
     vocab: int,
-    max_new_tokens: int,
     seed: int,
-    stop_token: int | None,
-    on_token: Callable[[int, int], None] | None,
-) -> list[list[int]]:
+    on_token: Callable[[int, int], None],
+) -> None:
     device = next(model.parameters()).device
-    chosen_on = 'cpu' if device.type == 'mps' else device  # mps has no float64
-    generators = [_generator(seed, row) for row in range(len(rows))]
-    prompt_lengths = [len(row) for row in rows]
-    new: list[list[int]] = [[] for _ in rows]
-    unfinished = set(range(len(rows)))
-    seen = None
-    if sampling.repetition_penalty != 1:
-        seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=chosen_on)
-        for row, tokens in enumerate(rows):
-            seen[row, tokens] = True
+    chosen_on = torch.device('cpu') if device.type == 'mps' else device  # mps has no float64
+    generators = [_generator(seed, row) for row in range(len(texts.rows))]
+    seen = texts.seen(vocab, chosen_on) if sampling.repetition_penalty != 1 else None
     window = _Window(model)
     length = min(
-        prompt_lengths
-    )  # tokens of each row that the model has been fed, once `window.logits` has run
-    while True:
-        logits = window.logits(rows, length)[:, :vocab].to(chosen_on, torch.float32)  # a head may be padded
+        texts.prompt_lengths
+    )  # tokens of each row that the model has been fed, once `logits` has run
+    while texts.unfinished:
+        logits = window.logits(texts.rows, length)[:, :vocab].to(
+            chosen_on, torch.float32
+        )  # a head may be padded
         if seen is not None:
             logits = sampling.penalise(logits, seen)
-        chosen = sampling.pick(logits, _uniform(generators, length, prompt_lengths).to(chosen_on))
-        for row, token in enumerate(chosen.tolist()):
-            if length < prompt_lengths[row]:  # still being fed its prompt
-                continue
-            rows[row].append(token)
-            if row not in unfinished:
-                continue
-            if token == stop_token:
-                unfinished.remove(row)
-                continue
-            new[row].append(token)
-            if on_token is not None:
-                on_token(row, token)
-            if len(new[row]) == max_new_tokens:
-                unfinished.remove(row)
-        if not unfinished:
-            return new
+        chosen = sampling.pick(logits, _uniform(generators, length, texts.prompt_lengths).to(chosen_on))
+        texts.take(chosen.tolist(), length, on_token)
         if seen is not None:
-            for row, tokens in enumerate(rows):
+            for row, tokens in enumerate(texts.rows):
                 seen[row, tokens[length]] = True
         length += 1
+
+
+class _Texts:
+    """Prompts and what follows them. rows: all tokens; new: those that were generated; unfinished: rows still growing."""
+
+    def __init__(self, rows: list[list[int]], max_new_tokens: int, stop_token: int | None):
+        self.rows, self.max_new_tokens, self.stop_token = rows, max_new_tokens, stop_token
+        self.prompt_lengths = [len(row) for row in rows]
+        self.new: list[list[int]] = [[] for _ in rows]
+        self.unfinished = set(range(len(rows)))
+
+    def seen(self, vocab: int, device: torch.device) -> Tensor:
+        """(B, V) bool: the tokens that occur in each row."""
+        seen = torch.zeros(len(self.rows), vocab, dtype=torch.bool, device=device)
+        for row, tokens in enumerate(self.rows):
+            seen[row, tokens] = True
+        return seen
+
+    def take(self, chosen: list[int], length: int, on_token: Callable[[int, int], None]) -> None:
+        """Appends what was chosen after the first `length` tokens, to rows that are past their prompt."""
+        for row, token in enumerate(chosen):
+            if length < self.prompt_lengths[row]:
+                continue
+            self.rows[row].append(token)
+            if row not in self.unfinished:
+                continue
+            if token == self.stop_token:
+                self.unfinished.remove(row)
+                continue
+            self.new[row].append(token)
+            on_token(row, token)
+            if len(self.new[row]) == self.max_new_tokens:
+                self.unfinished.remove(row)
 
 
 class _Window:

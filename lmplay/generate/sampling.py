@@ -63,6 +63,7 @@ class Sampling:
             weights, ids = probs.topk(min(self.top_k, vocab))
             total = weights.sum(-1, keepdim=True, dtype=torch.float64)
         else:  # sorting a whole vocabulary is slow, and mostly its head reaches p
+            assert self.top_p is not None
             total = probs.sum(-1, keepdim=True, dtype=torch.float64)
             for width in (*(n for n in HEAD if n < vocab), vocab):
                 weights, ids = probs.topk(width)

@@ -1,4 +1,4 @@
-"""lmp_new: begins a new experiment as a copy of another."""
+"""lmp_new: starts a new experiment as a copy of another, and checks one after every edit."""
 
 import argparse
 import os
@@ -6,18 +6,25 @@ import sys
 from pathlib import Path
 
 from ..cli import CommandParser, run_command
-from ..errors import ExperimentError
+from ..errors import ExperimentError, UserError
 from .copying import copy_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
+EPILOG = """\
+examples:
+  lmp_new my_experiment --from gpt2ish      copies lmplay/exp/gpt2ish to lmplay/exp/my_experiment
+  lmp_new --check my_experiment             after an edit: does the model still keep the contract?"""
 
 
 def make_parser() -> CommandParser:
     p = CommandParser(
-        'lmp_new', description='Copies an experiment under a new name, ready to be changed and compared.'
+        'lmp_new',
+        description='Copies an experiment under a new name, ready to be changed and compared.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
-        'name', metavar='NAME', help='of the new experiment: small letters, digits and underscores'
+        'name', nargs='?', metavar='NAME', help='new experiment: lower-case letters, digits and underscores'
     )
     p.add_argument(
         '--from',
@@ -27,18 +34,24 @@ def make_parser() -> CommandParser:
         help='experiment to copy (default: %(default)s)',
     )
     p.add_argument(
-        '--to',
-        metavar='DIR',
-        help='folder to put it in, which may be anywhere (default: lmplay/exp of this checkout)',
+        '--to', metavar='DIR', help='folder to put it in, anywhere (default: lmplay/exp of this checkout)'
+    )
+    p.add_argument(
+        '--check',
+        metavar='EXP',
+        help='check an existing experiment, a name or the path of a versions.py, and copy nothing',
     )
     return p
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.name is None) == (args.check is None):
+        raise UserError('Give the name of a new experiment, or --check EXP. See lmp_new --help.')
+    if args.check is not None:
+        return report_checks(args.check)
     folder = Path(args.to) if args.to else EXPERIMENTS
-    if args.to is None and not (
-        (EXPERIMENTS.parent.parent / 'setup.py').is_file() and os.access(EXPERIMENTS, os.W_OK)
-    ):
+    checkout = (EXPERIMENTS.parent.parent / 'setup.py').is_file() and os.access(EXPERIMENTS, os.W_OK)
+    if args.to is None and not checkout:
         raise ExperimentError(
             f"lmplay is installed, not a checkout that you work in ('{EXPERIMENTS}'); give a folder for your "
             f'experiments: --to DIR.'
@@ -48,21 +61,27 @@ def run(args: argparse.Namespace) -> int:
     new = copy_experiment(args.name, origin=args.origin, folder=folder)
     print(f'{new} is a copy of {args.origin}.', flush=True)
     exp = args.name if args.to is None else str(new / 'versions.py')
-    from ..checks.contract import check
-
-    wrong = 0
-    for what, problem in check(exp):
-        print(
-            f'  {"ok   " if problem is None else "WRONG"} {what}' + (f': {problem}' if problem else ''),
-            flush=True,
-        )
-        wrong += problem is not None
+    code = report_checks(exp)
     print(f"""
 Next:
   1. change {new / 'model.py'}
-  2. lmp_trainer --exp {exp} --describe
+  2. lmp_new --check {exp}
   3. lmp_compare {args.origin} {exp} --plan quickstart --seeds 3
 and write what you find into {new / 'README.md'}.""")
+    return code
+
+
+def report_checks(exp: str) -> int:
+    """Prints each check of the contract; 1 where one fails, else 0."""
+    from ..base.runner_list import find_runner
+    from ..checks import check_experiment
+
+    find_runner(exp)  # an unknown name is a mistake of the command, not of an experiment
+    wrong = 0
+    for found in check_experiment(exp):
+        print(f'  {"ok   " if found.problem is None else "WRONG"} {found.check}', end='')
+        print(f': {found.problem}' if found.problem else '', flush=True)
+        wrong += found.problem is not None
     return 1 if wrong else 0
 
 

@@ -99,45 +99,41 @@ def _runner_name(runner: str, name: str, base: str) -> str:
     return runner.replace(base, name) if base in runner else f'{name}_{runner}'
 
 
-def _called(node: ast.AST) -> str | None:
-    function = node.func if isinstance(node, ast.Call) else None
-    return (
-        function.id
-        if isinstance(function, ast.Name)
-        else function.attr
-        if isinstance(function, ast.Attribute)
-        else None
-    )
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    """Calls of a function of that name, whatever module it is taken from."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = node.func
+            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, 'id', None)
+            if called == name:
+                found.append(node)
+    return found
 
 
 def _runners(tree: ast.Module) -> list[str]:
-    return [
-        n.args[0].value
-        for n in ast.walk(tree)
-        if _called(n) == 'expose_runner' and n.args and isinstance(n.args[0], ast.Constant)
-    ]
+    names = [call.args[0] for call in _calls(tree, 'expose_runner') if call.args]
+    return [name.value for name in names if isinstance(name, ast.Constant) and isinstance(name.value, str)]
 
 
 def _models(tree: ast.Module) -> list[str]:
-    return [
-        n.args[0].id
-        for n in ast.walk(tree)
-        if _called(n) == 'BasicModelRunner' and n.args and isinstance(n.args[0], ast.Name)
-    ]
+    models = [call.args[0] for call in _calls(tree, 'BasicModelRunner') if call.args]
+    return [model.id for model in models if isinstance(model, ast.Name)]
+
+
+def _descriptions(text: str) -> set[tuple[int, int]]:
+    """Where the descriptions of runners stand, as the parser counts: (line, byte)."""
+    keywords = [k for call in _calls(ast.parse(text), 'expose_runner') for k in call.keywords]
+    values = [k.value for k in keywords if k.arg == 'description']
+    return {(v.lineno, v.col_offset) for v in values if isinstance(v, ast.Constant)}
 
 
 def _replace(text: str, runners: dict[str, str], classes: dict[str, str], base: str) -> str:
-    """The source with strings that are exactly a runner's name, and names that are exactly a class's, exchanged; a runner's
-    description says where it comes from."""
-    descriptions = {
-        (n.lineno, n.col_offset)
-        for node in ast.walk(ast.parse(text))
-        if _called(node) == 'expose_runner'
-        for k in node.keywords
-        if k.arg == 'description'
-        for n in [k.value]
-        if isinstance(n, ast.Constant)
-    }
+    """The source with names exchanged: strings that are exactly a runner's, identifiers that are exactly a class's.
+
+    A runner's description says where it comes from.
+    """
+    descriptions = _descriptions(text)
     lines = text.splitlines(keepends=True)
     for token in reversed(list(tokenize.generate_tokens(io.StringIO(text).readline))):
         new = None

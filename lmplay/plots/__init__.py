@@ -1,1 +1,1 @@
-"""What a run records, and the pictures made of it."""
+"""lmp_plotstats: pictures of what runs recorded."""

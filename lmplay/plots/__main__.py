@@ -1,9 +1,7 @@
 """lmp_plotstats: curves of runs and their differences, as a picture."""
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ from ..cli import CommandParser, run_command
 from ..errors import DataError, UserError, unknown
 
 if TYPE_CHECKING:
-    from .plot import Run
+    from .curves import Curves
 
 PLACES = ('runs', 'out_gpt')
 
@@ -19,77 +17,58 @@ PLACES = ('runs', 'out_gpt')
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_plotstats',
-        description='Draws loss and accuracy of runs, and their differences against one of them.',
+        description='Draws loss and accuracy of runs, and their differences from one of them.',
     )
     p.add_argument(
         'runs',
         nargs='*',
         metavar='RUN',
         help="a run's directory, the original lmplay's *_train_stats.csv, or a directory that holds some "
-        '(all under ./runs or ./out_gpt unless given)',
+        '(default: all under ./runs and ./out_gpt)',
     )
     p.add_argument(
         '--out',
         metavar='FILE|DIR',
-        help='where the picture goes: .png, .svg or .pdf, or a directory '
-        "(curves.png in the run's directory; of several runs, in this one)",
+        help="a .png, .svg or .pdf, or a directory (default: the run's; for several runs, the current one)",
     )
     p.add_argument(
-        '--x', choices=('samples', 'tokens', 'seconds'), default='samples', help='horizontal axis (samples)'
+        '--x', choices=('samples', 'tokens', 'seconds'), default='samples', help='x axis (default: samples)'
     )
     p.add_argument(
         '--smooth',
         type=int,
         metavar='N',
-        help='training points that a smoothed one averages (a fiftieth of them); 1: none',
+        help='training points that a smoothed one averages; 1: none (default: a fiftieth of them)',
     )
     p.add_argument(
         '--baseline',
         metavar='RUN',
-        help='what differences are taken against: the name or directory of a run (the longest)',
+        help='the run that differences are taken from: its name or directory (default: the longest)',
     )
     p.add_argument(
         '--metric',
         action='append',
         default=[],
         metavar='NAME',
-        help='what to draw: loss, perplexity or any other number that was recorded; repeatable (loss and accuracy)',
+        help='loss, perplexity or any other recorded number; repeatable (default: loss and accuracy)',
     )
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command('lmp_plotstats', lambda: print(draw(parser().parse_args(argv))))
+    return run_command('lmp_plotstats', lambda: print(run(parser().parse_args(argv))))
 
 
-def draw(args: argparse.Namespace) -> Path:
-    from .plot import find_runs, plot
+def run(args: argparse.Namespace) -> Path:
+    from .plot import plot
 
     if args.smooth is not None and args.smooth < 1:
         raise UserError(f'--smooth takes a whole number of points, at least 1; given: {args.smooth}.')
-    places = args.runs or [p for p in PLACES if Path(p).is_dir()]
-    if not places:
-        raise DataError('No run given, and there is neither ./runs nor ./out_gpt here.')
-    runs = {run.source: run for place in places for run in find_runs(place)}
-    baseline = _baseline(args.baseline, runs) if args.baseline else None
-    names = [run.name for run in runs.values()]
-    for i, run in enumerate(runs.values()):  # equal names are told apart by a number, in the order given
-        if names.count(names[i]) > 1:
-            run.name = f'{names[i]} ({names[:i].count(names[i]) + 1})'
-        if run.empty:
-            print(f'{run.name} has recorded no points yet; it is left out.', file=sys.stderr)
-    by_bytes = args.metric == ['bits_per_byte']
-    if differing := _differing(runs.values(), 'text' if by_bytes else 'evaluation'):
-        way_out = (
-            '' if by_bytes or _differing(runs.values(), 'text') else ' --metric bits_per_byte compares them.'
-        )
-        print(
-            f'{" and ".join(differing)} were evaluated on different {"text" if by_bytes else "tokens, by their data or their tokenizer"}: what '
-            f'their losses differ by says nothing about the models.{way_out}',
-            file=sys.stderr,
-        )
+    runs, baseline = _read(args)
+    if differing := _differing(runs, by_bytes=args.metric == ['bits_per_byte']):
+        print(differing, file=sys.stderr)
     return plot(
-        list(runs.values()),
+        runs,
         output(args, len(runs)),
         x=args.x,
         metrics=args.metric,
@@ -98,34 +77,65 @@ def draw(args: argparse.Namespace) -> Path:
     )
 
 
-def _differing(runs: Iterable['Run'], what: str) -> list[str]:
-    """The names of two runs that differ in a fingerprint at their end ('evaluation', 'text'); none where all agree, or don't say."""
-    from ..runs.fingerprints import STAGES
+def _read(args: argparse.Namespace) -> tuple[list['Curves'], 'Curves | None']:
+    """(the runs asked for, each once and under a unique name; the baseline, where one was given)."""
+    from .curves import find_curves
 
-    first: dict[str, str] = {}
-    for run in runs:
-        try:
-            last = list(json.loads((run.source / STAGES).read_text(encoding='utf-8')).values())[-1]
-            first.setdefault(last['fingerprints'][what], run.name)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # not a run of ours
-    return list(first.values())[:2] if len(first) > 1 else []
+    places = args.runs or [p for p in PLACES if Path(p).is_dir()]
+    if not places:
+        raise DataError('No run given, and there is neither ./runs nor ./out_gpt here.')
+    runs = {run.source: run for place in places for run in find_curves(place)}
+    baseline = _baseline(args.baseline, runs) if args.baseline else None
+    names = [run.name for run in runs.values()]
+    for i, run in enumerate(runs.values()):
+        if names.count(names[i]) > 1:  # equal names get a number, in the order given
+            run.name = f'{names[i]} ({names[:i].count(names[i]) + 1})'
+        if run.empty:
+            print(f'{run.name} has recorded no points yet; it is left out.', file=sys.stderr)
+    return list(runs.values()), baseline
 
 
-def _baseline(given: str, runs: dict[Path, 'Run']) -> 'Run':
+def _baseline(given: str, runs: dict[Path, 'Curves']) -> 'Curves':
     """The run of that name or at that place, which joins `runs` where it is not among them."""
-    from .plot import find_runs
+    from .curves import find_curves
 
     if named := [run for run in runs.values() if run.name == given]:
         return named[0]
     if not Path(given).exists():
         raise UserError(unknown('baseline', given, (run.name for run in runs.values())))
-    found = find_runs(given)
+    found = find_curves(given)
     if len(found) > 1:
         raise UserError(
             f"--baseline takes one run; '{given}' holds {len(found)}: {', '.join(run.name for run in found)}."
         )
     return runs.setdefault(found[0].source, found[0])
+
+
+def _differing(runs: list['Curves'], *, by_bytes: bool) -> str:
+    """A warning where two runs were evaluated on different text or tokens, else empty."""
+    tokens, text = (_first_two(runs, name) for name in ('evaluation', 'text'))
+    if by_bytes:
+        names, what, way_out = text, 'text', ''
+    else:
+        names, what = tokens, 'tokens, because of their data or their tokenizer'
+        way_out = '' if text else ' --metric bits_per_byte compares them.'
+    if not names:
+        return ''
+    return (
+        f'{" and ".join(names)} were evaluated on different {what}: the difference of their losses says '
+        f'nothing about the models.{way_out}'
+    )
+
+
+def _first_two(runs: list['Curves'], fingerprint: str) -> list[str]:
+    """The names of two runs that differ in a fingerprint; none where all agree."""
+    from ..runs.finished import read_fingerprints
+
+    first: dict[str, str] = {}
+    for run in runs:
+        if own := read_fingerprints(run.source).get(fingerprint):
+            first.setdefault(own, run.name)
+    return list(first.values())[:2] if len(first) > 1 else []
 
 
 def output(args: argparse.Namespace, runs: int) -> Path:

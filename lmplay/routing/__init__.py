@@ -1,1 +1,1 @@
-"""lmp_routing: an X-ray of a model with experts. Which expert serves what, how that came to be, what the experts became."""
+"""lmp_routing: an X-ray of a model with experts: who serves what, since when, and how far each has moved."""

@@ -11,8 +11,8 @@ from ..errors import UserError
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_routing',
-        description='Shows what the experts of a trained model do: which text goes where, how that came to be, what they became. '
-        'Writes pictures, CSV tables and one page, index.html.',
+        description='Shows what the experts of a trained model do: which text goes where, how that '
+        'developed, how far they have moved. Writes pictures, CSV tables and one page, index.html.',
     )
     p.add_argument(
         'checkpoint', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint"
@@ -22,23 +22,26 @@ def parser() -> CommandParser:
         action='append',
         default=[],
         metavar='NAME',
-        help="text to route: a dataset of the run's plan, a named dataset, or a local file; repeatable, each is a "
-        "domain of its own unless it names domains (the held-out text of the run's own plan)",
+        help="text to route: a dataset of the run's plan, a named dataset, or a local file; repeatable, each "
+        "a domain of its own unless it names domains (default: the held-out text of the run's own plan)",
     )
     p.add_argument(
         '--max-bytes',
         type=int,
         metavar='N',
-        help='how much text, all domains together (as in validation, or 131072)',
+        help='how much text, all domains together (default: as in validation; 131072 of --data)',
     )
-    p.add_argument('--out', metavar='DIR', help="where it goes (routing in the run's directory)")
+    p.add_argument('--out', metavar='DIR', help="output directory (default: routing in the run's directory)")
     p.add_argument(
         '--exp',
         metavar='NAME',
-        help='the experiment, where it has another name or place now: a name, or the path of a versions.py',
+        help='the experiment, if it has been renamed or moved: a name, or the path of a versions.py',
     )
     p.add_argument(
-        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best there is)'
+        '--device',
+        default='auto',
+        metavar='NAME',
+        help='cpu, cuda, cuda:1, mps (default: the best available)',
     )
     p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
     return p

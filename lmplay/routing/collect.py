@@ -1,4 +1,4 @@
-"""What a model routes where: every token of some text, and the tables that are counted from it.
+"""What a model routes where: every token of some text, and what is counted from it.
 
 n tokens of text (end of text and padding left out), L routed layers, E experts, K choices per token.
 """
@@ -12,6 +12,7 @@ import torch
 from ..base.base_model import LMBase
 from ..data.held_out import HeldOut
 from ..device import autocast
+from ..errors import DataError
 from ..tokenizers import as_tokenizer
 from .token_types import Pieces, token_types
 
@@ -30,7 +31,7 @@ class RoutedTokens:
     entropy: np.ndarray
 
     def fractions(self, group: np.ndarray, groups: int) -> np.ndarray:
-        """(groups, E): of the assignments of each group's tokens the share that went to each expert; NaN without tokens."""
+        """(groups, E) share of each group's assignments by expert; NaN for a group without tokens."""
         K = self.expert_ids.shape[1]
         counts = np.bincount(
             (group[:, None] * self.num_experts + self.expert_ids).ravel(), minlength=groups * self.num_experts
@@ -45,7 +46,7 @@ class RoutedTokens:
         return self.fractions(np.zeros(len(self.expert_ids), int), 1)[0]
 
     def coactivation(self) -> np.ndarray:
-        """(E, E): share of the tokens that both experts serve; on the diagonal, that the expert serves."""
+        """(E, E) share of the tokens that both experts serve; on the diagonal, that the expert serves."""
         E, K = self.num_experts, self.expert_ids.shape[1]
         counts = np.zeros(E * E, np.int64)
         for a in range(K):
@@ -56,8 +57,13 @@ class RoutedTokens:
 
 @dataclass
 class Favourite:
-    """A token that an expert takes more than its share of. share: of the token's gate weight; lift: that over the expert's
-    share of all gate weight; count: assignments of the token to the expert; the context is that of one of them."""
+    """A token of which an expert takes more than its share.
+
+    count          assignments of the token to the expert
+    share          of the token's gate weight
+    lift           that share over the expert's share of all gate weight
+    before, after  the context of one assignment
+    """
 
     token: int
     text: str
@@ -81,7 +87,7 @@ class Observed:
     pieces: Pieces
 
     def favourites(self, layer: RoutedTokens, count: int) -> Iterator[list[Favourite]]:
-        """For each expert up to `count` tokens, by weight * log(lift): their part of what the token says about the expert."""
+        """For each expert up to `count` tokens, by weight * log(lift), its part of the information."""
         vocabulary, index = np.unique(self.tokens, return_inverse=True)
         V, E, K = len(vocabulary), layer.num_experts, layer.expert_ids.shape[1]
         cell = (index[:, None] * E + layer.expert_ids).ravel()
@@ -90,7 +96,7 @@ class Observed:
         share = weight / np.maximum(weight.sum(1, keepdims=True), 1e-30)
         lift = share / np.maximum(weight.sum(0) / weight.sum(), 1e-30)
         score = weight * np.log(np.maximum(lift, 1e-30))
-        place = np.argsort(cell, kind='stable')  # assignments, those of one (token, expert) together
+        place = np.argsort(cell, kind='stable')  # assignments, sorted by (token, expert)
         first = np.searchsorted(cell[place], np.arange(V * E + 1))
         for e in range(E):
             found = []
@@ -99,7 +105,7 @@ class Observed:
                     break
                 those = place[first[v * E + e] : first[v * E + e + 1]]
                 heavy = those[layer.weights.ravel()[those] >= layer.weights.ravel()[those].max()]
-                at = int(heavy[len(heavy) // 2]) // K  # not the first: all would come from the first document
+                at = int(heavy[len(heavy) // 2]) // K  # the first would always be in the first document
                 found.append(
                     Favourite(
                         int(vocabulary[v]),
@@ -115,48 +121,20 @@ class Observed:
     def _context(self, at: int) -> tuple[str, str]:
         """What stands before and after a token in its document."""
         low, high = max(0, at - CONTEXT_TOKENS), at + 1 + CONTEXT_TOKENS
-        before = [
-            t for t, d in zip(self.tokens[low:at].tolist(), self.document[low:at]) if d == self.document[at]
-        ]
-        after = [
-            t
-            for t, d in zip(self.tokens[at + 1 : high].tolist(), self.document[at + 1 : high])
-            if d == self.document[at]
-        ]
+        same = self.document[low:high] == self.document[at]
+        before = self.tokens[low:at][same[: at - low]].tolist()
+        after = self.tokens[at + 1 : high][same[at - low + 1 :]].tolist()
         return self.pieces.join(before)[-CONTEXT_CHARACTERS:], self.pieces.join(after)[:CONTEXT_CHARACTERS]
 
 
-@torch.no_grad()
 def observe(
     model: LMBase, held_out: HeldOut, *, device: torch.device, dtype: torch.dtype | None = None
 ) -> Observed:
-    """Routes every token of the held-out rows through the model, which is put into evaluation mode."""
-    model.eval()
+    """Routes every token of the held-out text through the model, which is put into evaluation mode."""
     tokenizer = as_tokenizer(model.tokenizer)
-    special = [tokenizer.eot_token, tokenizer.pad_token]
-    tokens, documents, layers = [], [], []
-    for batch in held_out.batches(max(1, TOKENS_PER_BATCH // held_out.length)):
-        real = torch.arange(batch.x.shape[1]) < batch.lengths[:, None]
-        real &= ~torch.isin(batch.x, torch.tensor(special))
-        with autocast(device, dtype):
-            routed = model.routing(batch.x.to(device))
-        tokens.append(batch.x[real].numpy())
-        documents.append(batch.documents[real].numpy())
-        layers.append(
-            [
-                (
-                    r.expert_ids.cpu()[real].int().numpy(),
-                    r.weights.float().cpu()[real].numpy(),
-                    r.entropy.float().cpu()[real].numpy(),
-                )
-                for r in routed
-            ]
-        )
-    document = np.concatenate(documents)
-    order = np.argsort(
-        document, kind='stable'
-    )  # rows come in the order of their documents, but not of their domains
-    document, tokens = document[order], np.concatenate(tokens)[order]
+    tokens, document, layers = _route(model.eval(), held_out, device, dtype)
+    order = np.argsort(document, kind='stable')  # sequences come by document, but not by domain
+    document, tokens = document[order], tokens[order]
     names = [d['domain'] for d in held_out.documents]
     domains = list(dict.fromkeys(names))
     pieces = Pieces(tokenizer)
@@ -171,12 +149,44 @@ def observe(
         np.concatenate(types),
         domains,
         [
-            RoutedTokens(
-                r.name, r.num_experts, *(np.concatenate(a)[order] for a in zip(*(step[i] for step in layers)))
-            )
-            for i, r in enumerate(routed)
+            RoutedTokens(r.name, r.num_experts, r.expert_ids[order], r.weights[order], r.entropy[order])
+            for r in layers
         ],
         pieces,
+    )
+
+
+@torch.no_grad()
+def _route(
+    model: LMBase, held_out: HeldOut, device: torch.device, dtype: torch.dtype | None
+) -> tuple[np.ndarray, np.ndarray, list[RoutedTokens]]:
+    """(tokens (n,), document (n,) of each, layers) in the order of the held-out sequences."""
+    tokenizer = as_tokenizer(model.tokenizer)
+    special = torch.tensor([tokenizer.eot_token, tokenizer.pad_token])
+    tokens, documents, steps = [], [], []
+    for batch in held_out.batches(max(1, TOKENS_PER_BATCH // held_out.length)):
+        real = torch.arange(batch.x.shape[1]) < batch.lengths[:, None]
+        real &= ~torch.isin(batch.x, special)
+        with autocast(device, dtype):
+            routed = model.routing(batch.x.to(device))
+        tokens.append(batch.x[real].numpy())
+        documents.append(batch.documents[real].numpy())
+        steps.append([_chosen(layer, real) for layer in routed])
+    if not steps:
+        raise DataError('The text to route is empty.')
+    layers = [
+        RoutedTokens(layer.name, layer.num_experts, *map(np.concatenate, zip(*parts)))
+        for layer, parts in zip(routed, zip(*steps))
+    ]
+    return np.concatenate(tokens), np.concatenate(documents), layers
+
+
+def _chosen(layer, real: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """expert_ids, weights and entropy of a RoutedLayer at the real tokens."""
+    return (
+        layer.expert_ids.cpu()[real].int().numpy(),
+        layer.weights.float().cpu()[real].numpy(),
+        layer.entropy.float().cpu()[real].numpy(),
     )
 
 
@@ -193,7 +203,7 @@ def entropy_bits(share: np.ndarray) -> float:
 
 
 def information(fractions: np.ndarray, tokens: np.ndarray) -> float:
-    """Mutual information in bits between a token's group and its expert; fractions (groups, E), tokens (groups,) of each.
+    """Mutual information, bits, of a token's group and its expert; fractions (groups, E), tokens (groups,).
 
     0 where all groups are routed alike; the entropy of the groups where each has experts of its own.
     """

@@ -1,4 +1,4 @@
-"""How far the experts of each layer have come from where they began.
+"""How far the experts of each layer have moved from where they started.
 
 E experts, P parameters of one expert.
 """
@@ -12,13 +12,17 @@ import torch
 from ..base.base_model import Experts, LMBase
 from ..errors import UserError
 from ..runs.checkpoint import find_checkpoint, load_model
-from ..train.stages import Run
+from ..runs.finished import StartedRun
 
 
 @dataclass
 class Drift:
-    """norm (E,): length of what was added to an expert since its start, relative to the start's. cosine (E,): between an expert
-    and its start. between (E, E): cosines between what was added to two experts, NaN where nothing was."""
+    """How far the experts of one layer have moved.
+
+    norm     (E,) norm of an expert's change, relative to that of its start
+    cosine   (E,) between an expert and its start
+    between  (E, E) cosines between the changes of two experts, NaN where one has not changed
+    """
 
     norm: np.ndarray
     cosine: np.ndarray
@@ -54,57 +58,56 @@ def drift(now: Experts, start: Experts | None) -> Drift:
     )
 
 
-def start_of(model: LMBase, run: Run | None, stage: str) -> tuple[list[Experts] | None, str]:
-    """(the experts as they were when the model got them in `stage` or before it, what they are called), or (None, why there is
-    nothing better than their mean). A warm start is done again; it is the same each time."""
+def experts_of(model: LMBase) -> list[Experts]:
+    """The experts of a model, by layer; empty for a dense one."""
+    return getattr(model, 'experts')() if hasattr(model, 'experts') else []  # noqa: B009
+
+
+def start_of(model: LMBase, run: StartedRun | None, stage: str) -> tuple[list[Experts] | None, str]:
+    """(the experts as the model got them, what that is called), or (None, why their mean serves instead).
+
+    A warm start is repeated; it is the same each time.
+    """
     if run is None:
-        return None, 'their mean, for the run that they were trained in is not here'
-    stages = list(run.plan.stages)
-    if stage not in stages:
-        return None, 'their mean, for the plan of the run has changed since'
+        return None, 'their mean, because the run that they were trained in is not here'
+    if stage not in run.stage_settings:
+        return None, 'their mean, because the plan of the run has changed since'
     try:
-        begun = _began(model, run, stages.index(stage))
+        begun = _start(model, run, stage)
     except (UserError, OSError) as error:
-        return None, f'their mean, for what they began as is not to be had: {error}'
+        return None, f'their mean, because their start is unavailable ({str(error).rstrip(".")})'
     if begun is None:
-        E = len(getattr(model, 'experts')()[0].weights[0])  # noqa: B009
+        E = len(experts_of(model)[0].weights[0])
         return None, (
-            f'their mean, for each began with random weights of its own. Experts that have nothing in common are {(E - 1) ** 0.5:.2f} away '
-            f'from it, with cosines of {-1 / max(1, E - 1):.2f}'
+            f'their mean, because each started from random weights of its own; unrelated experts are '
+            f'{(E - 1) ** 0.5:.2f} away from it, with cosines of {-1 / max(1, E - 1):.2f}'
         )
-    return begun.experts(), 'their start, as the warm start left them'
+    return experts_of(begun), 'their state after the warm start'
 
 
-def _began(model: LMBase, run: Run, index: int) -> LMBase | None:
-    """The model as its warm start left it before stage `index` or, where that only carried its experts on, an earlier one; None
-    where it began with random weights."""
-    names = list(run.plan.stages)
-    initial = run.settings.initial_model if index == 0 else None
-    source = initial or run.stage(index).init_from
-    if source == 'scratch' or source == 'previous' and index == 0:
+def _start(model: LMBase, run: StartedRun, stage: str) -> LMBase | None:
+    """The model as its experts began, before `stage` or an earlier one; None where from random weights."""
+    origin = run.origin(stage)
+    if origin == 'scratch':
         return None
-    if source == 'previous' or source.startswith('stage:'):
-        before = index - 1 if source == 'previous' else names.index(source.removeprefix('stage:'))
-        source, _ = load_model(run.checkpoints / f'stage-{names[before]}')
-        if _same_experts(source, model):
-            return _began(model, run, before)
-    elif not source.startswith('pretrained:'):
-        try:
-            source, _ = load_model(find_checkpoint(source))
-        except UserError:
-            pass  # a folder of another format, which the model knows to read
-        if isinstance(source, LMBase) and _same_experts(source, model):
-            return source
+    source = origin if origin.startswith('pretrained:') else _load(run, origin)
+    if isinstance(source, LMBase) and _same_experts(source, model):
+        return _start(model, run, origin.removeprefix('stage:')) if origin.startswith('stage:') else source
     begun = copy.deepcopy(model)
     begun.import_pretrained(source)
     return begun
 
 
-def _same_experts(one: LMBase, other: LMBase) -> bool:
-    def shapes(model):
-        return [
-            [w.shape for w in layer.weights]
-            for layer in (model.experts() if hasattr(model, 'experts') else [])
-        ]
+def _load(run: StartedRun, origin: str) -> LMBase | str:
+    """The model of an earlier stage or a checkpoint; the path where only the model can read it."""
+    if origin.startswith('stage:'):
+        return load_model(run.checkpoints / f'stage-{origin.removeprefix("stage:")}')[0]
+    try:
+        return load_model(find_checkpoint(origin))[0]
+    except UserError:
+        return origin
 
-    return shapes(one) == shapes(other)
+
+def _same_experts(one: LMBase, other: LMBase) -> bool:
+    first, second = ([[w.shape for w in layer.weights] for layer in experts_of(m)] for m in (one, other))
+    return first == second

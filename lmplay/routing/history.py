@@ -1,22 +1,22 @@
-"""How the routing of a run came to be: what its metrics.jsonl says about the routed layers."""
+"""How the routing of a run developed: what its metrics.jsonl says about the routed layers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..runs.recorder import AXES, METRICS, read_metrics
-from ..train.stages import Run
+from ..runs.finished import MODEL_METRIC, StartedRun
+from ..runs.recorder import AXES, read_metrics
 
 ALARMS = ('warning', 'collapse')
-MAX_POINTS = 240  # of a longer run each is the mean of several
+MAX_POINTS = 240  # in longer runs each is the mean of several
 
 
 @dataclass
 class History:
     """What a run recorded of its routed layers while it trained.
 
-    step     (P,) of the training points, at most MAX_POINTS; each a mean since the one before
+    step     (P,) of the training points, at most MAX_POINTS; each a mean since the previous one
     load     (P, L, E) fractions of assignments
     curves   name -> (P, L): every metric that has a number for each routed layer
     alarms   (step, 'warning' or 'collapse', message)
@@ -28,47 +28,24 @@ class History:
     alarms: list[tuple[int, str, str]] = field(default_factory=list)
 
 
-def lineage(run: Run, stage: str) -> list[str]:
-    """The stages that trained the weights which `stage` ends with, itself first."""
-    names, found = list(run.plan.stages), [stage]
-    while found[-1] in names:
-        index = names.index(found[-1])
-        source = run.stage(index).init_from
-        if source.startswith('stage:'):
-            found.append(source.removeprefix('stage:'))
-        elif source == 'previous' and index:
-            found.append(names[index - 1])
-        else:
-            break
+def lineage(run: StartedRun, stage: str) -> list[str]:
+    """The stages that trained the weights which `stage` ended with, itself first."""
+    found = [stage]
+    while found[-1] in run.stage_settings and run.origin(found[-1]).startswith('stage:'):
+        found.append(run.origin(found[-1]).removeprefix('stage:'))
     return found
 
 
 def read_history(run_dir: Path, layers: int, experts: int, stages: list[str]) -> History | None:
-    """What those stages recorded of a model with that many routed layers and experts in each; None where nothing was.
+    """What those stages recorded of a model with so many routed layers and experts; None for nothing.
 
     Points of stages that trained another model are left out.
     """
-    if not (run_dir / METRICS).is_file():
-        return None
     records = [r for r in read_metrics(run_dir) if r.get('stage') in stages]
-    points = [
-        r for r in records if r.get('kind') == 'train' and _is_table(r.get('expert_load'), layers, experts)
-    ]
+    points = [_bare(r) for r in records if r.get('kind') == 'train']
+    points = [r for r in points if _is_table(r.get('expert_load'), layers, experts)]
     if not points:
         return None
-    numbers = (int, float)
-    names = [
-        k
-        for k, v in points[-1].items()
-        if k not in AXES
-        and isinstance(v, list)
-        and len(v) == layers
-        and all(isinstance(n, numbers) or n is None for n in v)
-    ]
-    empty = [None] * layers
-    curves = {
-        name: [[np.nan if n is None else n for n in r.get(name) or empty] for r in points] for name in names
-    }
     alarms = [
         (r['step'], r['event'], r.get('message', ''))
         for r in records
@@ -79,13 +56,36 @@ def read_history(run_dir: Path, layers: int, experts: int, stages: list[str]) ->
     return History(
         np.array([r['step'] for r in points])[last],
         _means([r['expert_load'] for r in points], width),
-        {name: _means(values, width) for name, values in curves.items()},
+        {name: _means(values, width) for name, values in _curves(points, layers).items()},
         alarms,
     )
 
 
+def _bare(record: dict) -> dict:
+    """A record with the model's metrics under bare names, as in older runs; the trainer's names win."""
+    own = {k.removeprefix(MODEL_METRIC): v for k, v in record.items() if k.startswith(MODEL_METRIC)}
+    return own | {k: v for k, v in record.items() if not k.startswith(MODEL_METRIC)}
+
+
+def _curves(points: list[dict], layers: int) -> dict[str, list[list[float]]]:
+    """name -> (P, L) of every metric that has a number for each layer in the last point."""
+    names = [k for k, v in points[-1].items() if k not in AXES and _is_column(v, layers)]
+    empty = [np.nan] * layers
+    return {
+        name: [[np.nan if n is None else n for n in r.get(name) or empty] for r in points] for name in names
+    }
+
+
+def _is_column(value, rows: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == rows
+        and all(n is None or isinstance(n, (int, float)) for n in value)
+    )
+
+
 def _means(values: list, width: int) -> np.ndarray:
-    """Means of `width` points each, of what is known."""
+    """Means of `width` points each, NaN ignored."""
     values = np.asarray(values, float)
     starts, known = np.arange(0, len(values), width), ~np.isnan(values)
     with np.errstate(invalid='ignore'):

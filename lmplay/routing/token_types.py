@@ -1,4 +1,4 @@
-"""What kind of thing a token is: the kind of the keyword, name, number, ... of the text that it is (a part of)."""
+"""The kind of a token: that of the keyword, name, number, ... that it is, or is a part of."""
 
 import keyword
 import re
@@ -41,7 +41,7 @@ _CODE_LINE = re.compile(
 
 
 def is_code(text: str, domain: str = '') -> bool:
-    """Whether a document is source code: by its domain's name, else by how its lines look (Python's keywords)."""
+    """Whether a document is source code: by its domain's name, else by Python's keywords in its lines."""
     if re.search(r'code|python|\bpy\b', domain.lower()):
         return True
     lines = sum(not line.isspace() for line in text.splitlines() if line)
@@ -49,7 +49,7 @@ def is_code(text: str, domain: str = '') -> bool:
 
 
 def character_types(text: str, *, code: bool) -> np.ndarray:
-    """(characters,) int8: index into TYPES of each character. In code, strings and comments are read as prose."""
+    """(characters,) int8 indices into TYPES. In code, strings and comments are read as prose."""
     types = np.empty(len(text), np.int8)
     kinds = {'number': NUMBER, 'space': WHITESPACE, 'operator': OPERATOR, 'other': PUNCTUATION}
     for match in (_CODE if code else _PROSE).finditer(text):
@@ -83,7 +83,7 @@ class Pieces:
 
 
 def token_types(tokens: Sequence[int], pieces: Pieces, *, domain: str = '') -> np.ndarray:
-    """(tokens,) int8: index into TYPES of each token of a document, that of its first character that is no white space."""
+    """(tokens,) int8 indices into TYPES, of the first character of each token that is not white space."""
     texts = [pieces(int(t)) for t in tokens]
     if not texts:
         return np.empty(0, np.int8)

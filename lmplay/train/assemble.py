@@ -7,7 +7,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import check_runnable
+from ..checks import require_contract
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import Checkpoints
@@ -17,7 +17,7 @@ from ..runs.recorder import Recorder
 from ..tokenizers import as_tokenizer
 from .console import ConsoleReporter
 from .evaluate import Evaluator
-from .length import SampleLength, StageLength, TimeLength, stage_length
+from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
 from .optimizer import make_optimizer, restore_moments
@@ -66,7 +66,7 @@ def prepare_stage(
     model = _model(run, stage, previous, saved)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
-    check_runnable(model)
+    require_contract(model)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = open_data(stage, tokenizer, seed=run.seed, progress=run.console.line)
@@ -165,17 +165,19 @@ def _trainer(
 
 def _length(
     stage: ResolvedStage, data: StageData, state: TrainState, compute: Compute, step_flops: float
-) -> StageLength:
+) -> SampleLength | TimeLength:
     log_every = 1 if compute.is_cpu else LOG_EVERY
     if stage.settings.seconds is None:
         return stage_length(stage.settings, data.mixture, log_every=log_every)
     # How many steps fit, until two have been timed: at half the speed of a matrix product.
     fit = round(stage.settings.seconds * 0.5 * measured_flops(compute.device, compute.dtype) / step_flops)
-    timed = dict(first_guess=max(2, fit), elapsed=state.stage_seconds)
-    return stage_length(stage.settings, data.mixture, log_every=log_every, **timed)
+    guess, elapsed = max(2, fit), state.stage_seconds
+    return stage_length(stage.settings, data.mixture, log_every=log_every, first_guess=guess, elapsed=elapsed)
 
 
-def _compiles(wanted: bool | None, compute: Compute, length: StageLength, step_flops: float) -> bool:
+def _compiles(
+    wanted: bool | None, compute: Compute, length: SampleLength | TimeLength, step_flops: float
+) -> bool:
     if wanted is not None:
         return wanted
     if isinstance(length, TimeLength):

@@ -9,7 +9,7 @@ from ..base.base_model import LMBase
 from ..cli import count, duration
 from ..device import Compute
 from .length import StageLength
-from .plan import Stage
+from .resolve import ResolvedStage
 from .state import TrainState
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -33,26 +33,27 @@ class ConsoleReporter:
             print(text, file=self.out, flush=True)
 
     def stage(
-        self,
-        stage: Stage,
-        model: LMBase,
-        length: StageLength,
-        state: TrainState,
-        *,
-        row_length: int,
-        compute: Compute,
+        self, stage: ResolvedStage, model: LMBase, length: StageLength, state: TrainState, compute: Compute
     ) -> None:
         """A stage begins."""
-        data = stage.dataset or ', '.join(f'{name} {share:g}' for name, share in stage.datasets.items())
+        told = stage.settings
+        data = told.dataset or ', '.join(f'{name} {share:g}' for name, share in told.datasets.items())
         self.line(
-            f'Stage "{stage.name}": {model.name} on {data}, {length} of {row_length} tokens in steps of '
-            f'{stage.batch_size}; {stage.optimizer}, lr {stage.lr:g} {stage.schedule}; {compute}.'
+            f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps of '
+            f'{told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}.'
         )
         if not self.quiet and self.out.isatty():
             self.close()
             done, total, unit = length.done(state)
-            shape = dict(total=total, initial=done, desc=stage.name, unit=unit)
-            self.bar = tqdm(**shape, file=self.out, dynamic_ncols=True, mininterval=0.5)
+            self.bar = tqdm(
+                total=total,
+                initial=done,
+                desc=stage.name,
+                unit=unit,
+                file=self.out,
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
 
     def train(self, record: dict, state: TrainState, length: StageLength) -> None:
         """A point of the training curve."""

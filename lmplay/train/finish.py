@@ -1,5 +1,8 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
+from typing import Any
+
+from ..checks import check_contract
 from ..errors import UserError
 from ..files import write_json, write_text
 from ..generate.generator import generate
@@ -18,6 +21,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
     state, model, console = trainer.state, trainer.model, trainer.console
     assert trainer.evaluation is not None
     texts = sample_texts(trainer)
+    broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
     summary = {
         'model': model.name,
         'exp': exp,
@@ -36,6 +40,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         'prompt': texts[0]['prompt'],
         'sample': texts[0]['sample'],
         'texts': texts,
+        'contract': {'broken': broken, 'causal': model.causal, 'batch_dependent': model.batch_dependent},
     }
     write_json(directory.path / 'summary.json', summary)
     told = (
@@ -51,6 +56,10 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
         console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
     console.line(f'\n{told}')
+    for problem in broken:
+        console.line(
+            f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
+        )
 
 
 def sample_texts(trainer: Trainer) -> list[dict[str, str]]:
@@ -61,7 +70,9 @@ def sample_texts(trainer: Trainer) -> list[dict[str, str]]:
     domains = list(evaluation.examples)[:TEXTS]
     heads = (evaluation.example(tokenizer, domain)['prompt'] for domain in domains)
     prompts = [tokenizer.encode(head)[-PROMPT_TOKENS:] for head in heads]
-    sampling = dict(temperature=0.8, top_k=50, seed=trainer.seed, stop_token=tokenizer.eot_token)
+    sampling: dict[str, Any] = dict(
+        temperature=0.8, top_k=50, seed=trainer.seed, stop_token=tokenizer.eot_token
+    )
     try:
         continued = generate(model, prompts, max_new_tokens=NEW_TOKENS, **sampling)
         samples = [tokenizer.decode(new) for new in continued]

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.base_model import LMBase, LMOutput
+from ..base.fusion import fused_head
 from ..data.rows import IGNORE
 from ..errors import ExperimentError
-from ..modules.matmul import is_faster_linear, matmul
+from ..modules.matmul import matmul
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -169,6 +170,7 @@ class Objective(nn.Module):
         output = self._run(self._pass, x, mask)
         targets = y.reshape(-1)
         if self.fused:
+            assert output.features is not None
             features = output.features.reshape(len(targets), -1)
             loss, correct = LinearCrossEntropy.apply(
                 features, *self._head_weights(), targets, 1.0 / max(1, scored), chunk
@@ -212,7 +214,7 @@ class Objective(nn.Module):
 
     def _head_weights(self) -> tuple[Tensor, Tensor | None]:
         """Of the part of the head that the tokenizer has entries for."""
-        head = self.model.fc
+        head: nn.Linear = self.model.fc
         if len(head.weight) <= self.n_vocab:  # out_features may be stale: tying replaces the weight alone
             return head.weight, head.bias
         return head.weight[: self.n_vocab], None if head.bias is None else head.bias[: self.n_vocab]
@@ -235,23 +237,3 @@ class Objective(nn.Module):
             f'forward of {type(self.model).__name__} must return logits (B, T, V), floating point, for x '
             f'{tuple(x.shape)}, or an LMOutput with them; given: {given}.'
         )
-
-
-HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-
-
-def fused_head(model: LMBase) -> nn.Linear | None:
-    """The head of a model in which head and loss can be one, else None.
-
-    Fusing bypasses the calls of the model and of its head, so both must do nothing but what is computed in their place:
-    the forward is LMBase's own, the head exactly an nn.Linear, without hooks, parametrization, or a forward of its own.
-    """
-    head = getattr(model, 'fc', None)
-    if type(model).forward is not LMBase.forward or type(head) is not nn.Linear:
-        return None
-    if any(getattr(module, hooks) for module in (model, head) for hooks in HOOKS):
-        return None
-    replaced = vars(head).get('forward'), vars(model).get('forward')
-    if any(forward is not None and not is_faster_linear(forward) for forward in replaced):
-        return None
-    return head

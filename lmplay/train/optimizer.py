@@ -1,6 +1,8 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +33,21 @@ def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
     return stage.lr * (stage.final_lr + (1 - stage.final_lr) * share)
 
 
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer; torch's own and MuonWithAdamW have it."""
+
+    @property
+    def param_groups(self) -> list[dict]: ...
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state_dict: dict) -> None: ...
+
+
 class MuonWithAdamW:
     """Muon for hidden weight matrices, AdamW for the rest (Jordan et al. 2024); one optimizer to its user."""
 
@@ -55,12 +72,9 @@ class MuonWithAdamW:
     def state_dict(self) -> dict:
         return {'parts': [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state: dict):
-        for part, part_state in zip(self.parts, state['parts'], strict=True):
+    def load_state_dict(self, state_dict: dict):
+        for part, part_state in zip(self.parts, state_dict['parts'], strict=True):
             part.load_state_dict(part_state)
-
-
-Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
 
 def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
@@ -71,38 +85,35 @@ def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
         raise PlanError(
             'No parameter of the model is trainable; with --default-freeze mark those that are with `p.freeze = False`.'
         )
-    device = parameters[0].device.type
-    if stage.optimizer in ('adamw', 'adam'):
-        cls = torch.optim.AdamW if stage.optimizer == 'adamw' else torch.optim.Adam
-        return cls(
-            groups,
-            lr=stage.lr,
-            betas=stage.betas,
-            fused=device in ('cpu', 'cuda') and all(p.is_floating_point() for p in parameters),
+    fused = parameters[0].device.type in ('cpu', 'cuda') and all(p.is_floating_point() for p in parameters)
+    makers: dict[str, Callable[[], Optimizer]] = {
+        'adamw': lambda: torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=fused),
+        'adam': lambda: torch.optim.Adam(groups, lr=stage.lr, betas=stage.betas, fused=fused),
+        'sgd': lambda: torch.optim.SGD(groups, lr=stage.lr, momentum=0.9, fused=fused),
+        'adagrad': lambda: torch.optim.Adagrad(groups, lr=stage.lr),
+        'rmsprop': lambda: torch.optim.RMSprop(groups, lr=stage.lr),
+        'muon': lambda: _muon(model, groups, stage),
+    }
+    return makers[stage.optimizer]()
+
+
+def _muon(model: LMBase, groups: list[dict], stage: Stage) -> MuonWithAdamW:
+    """Muon for two-dimensional weights with decay; head and embeddings stay with AdamW."""
+    if not hasattr(torch.optim, 'Muon'):
+        raise PlanError(f'Optimizer muon needs torch 2.9 or newer; installed: {torch.__version__}.')
+    head = {id(p) for p in getattr(model, 'fc', torch.nn.Identity()).parameters()}
+    matrices, rest = [], []
+    for group in groups:
+        chosen = [p for p in group['params'] if p.ndim == 2 and group['weight_decay'] and id(p) not in head]
+        ids = {id(p) for p in chosen}
+        others = [p for p in group['params'] if id(p) not in ids]
+        matrices += [{**group, 'params': chosen}] if chosen else []
+        rest += [{**group, 'params': others}] if others else []
+    if not matrices:
+        raise PlanError(
+            'Optimizer muon needs a weight decay above 0 and at least one trainable hidden matrix.'
         )
-    if stage.optimizer == 'muon':
-        if not hasattr(torch.optim, 'Muon'):
-            raise PlanError(f'Optimizer muon needs torch 2.9 or newer; installed: {torch.__version__}.')
-        head = {
-            id(p) for p in getattr(model, 'fc', torch.nn.Identity()).parameters()
-        }  # head and embeddings stay with AdamW
-        matrices, rest = [], []
-        for g in groups:
-            chosen = [p for p in g['params'] if p.ndim == 2 and g['weight_decay'] and id(p) not in head]
-            ids = {id(p) for p in chosen}
-            others = [p for p in g['params'] if id(p) not in ids]
-            matrices += [{**g, 'params': chosen}] if chosen else []
-            rest += [{**g, 'params': others}] if others else []
-        if not matrices:
-            raise PlanError(
-                'Optimizer muon needs a weight decay above 0 and at least one trainable hidden matrix.'
-            )
-        return MuonWithAdamW(matrices, rest, lr=stage.lr, betas=stage.betas)
-    if stage.optimizer == 'sgd':
-        return torch.optim.SGD(groups, lr=stage.lr, momentum=0.9, fused=device in ('cpu', 'cuda'))
-    return {'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop}[stage.optimizer](
-        groups, lr=stage.lr
-    )
+    return MuonWithAdamW(matrices, rest, lr=stage.lr, betas=stage.betas)
 
 
 def restore_moments(optimizer: Optimizer, state: dict) -> None:

@@ -98,38 +98,38 @@ def resolve(plan: Plan, settings: Settings, tokenizer: Tokenizer | None) -> list
     """All stages of a plan. tokenizer: the plan's, None where it leaves that to the model. Raises UserError."""
     stages: list[ResolvedStage] = []
     exp = settings.exp
-    for index, (name, keys) in enumerate(plan.stages.items()):
+    for index, keys in enumerate(plan.stages.values()):
         before, exp = exp, keys.get('exp') or exp
-        version = find_runner(exp).function()
-        defaults = version.training
-        if index > 0:  # of later stages the plan decides
-            defaults = {k: v for k, v in defaults.items() if k != 'init_from'}
-        stage = plan.stage(index, defaults, settings.overrides)
-        asked = plan.model | stage.model
-        initial = settings.initial_model if index == 0 else None
-        own = version.given
-        try:
-            runner = _runner(plan, exp, version, asked | settings.model, tokenizer)
-        except UserError as error:
-            raise type(error)(f'Stage "{name}": {error}') from error
-        stages.append(
-            ResolvedStage(
-                index=index,
-                exp=exp,
-                settings=stage,
-                runner=runner,
-                init_from=initial or stage.init_from,
-                continues=index > 0 and stage.init_from == 'previous' and before == exp and not stage.model,
-                datasets={name: plan.source_spec(name) for name in stage.datasets},
-                validation_fraction=plan.validation_fraction,
-                overridden={
-                    k: (own[k], v)
-                    for k, v in asked.items()
-                    if k in own and own[k] != v and k not in settings.model
-                },
-            )
-        )
+        stages.append(_resolve_stage(plan, settings, tokenizer, index, exp=exp, before=before))
     return stages
+
+
+def _resolve_stage(
+    plan: Plan, settings: Settings, tokenizer: Tokenizer | None, index: int, *, exp: str, before: str
+) -> ResolvedStage:
+    """Stage number `index`, which trains experiment `exp` after one that trained `before`."""
+    version = find_runner(exp).function()
+    # where later stages start from is the plan's to decide
+    defaults = {k: v for k, v in version.training.items() if index == 0 or k != 'init_from'}
+    stage = plan.stage(index, defaults, settings.overrides)
+    asked, own = plan.model | stage.model, version.given
+    try:
+        runner = _runner(plan, exp, version, asked | settings.model, tokenizer)
+    except UserError as error:
+        raise type(error)(f'Stage "{stage.name}": {error}') from error
+    initial = settings.initial_model if index == 0 else None
+    different = {k: v for k, v in asked.items() if k in own and own[k] != v}
+    return ResolvedStage(
+        index=index,
+        exp=exp,
+        settings=stage,
+        runner=runner,
+        init_from=initial or stage.init_from,
+        continues=index > 0 and stage.init_from == 'previous' and before == exp and not stage.model,
+        datasets={name: plan.source_spec(name) for name in stage.datasets},
+        validation_fraction=plan.validation_fraction,
+        overridden={k: (own[k], v) for k, v in different.items() if k not in settings.model},
+    )
 
 
 def _runner(

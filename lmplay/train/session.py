@@ -64,9 +64,8 @@ class Session:
     def _running(self, saved: SavedRun | None, state: TrainState) -> Iterator[RunContext]:
         """The run's records and checkpoints, opened where the saved run left them, and its signal handlers."""
         directory, settings = self.directory, self.settings
-        checkpoints = Checkpoints(
-            directory.checkpoints, keep=settings.keep, background=not self.compute.is_cpu
-        )
+        background = not self.compute.is_cpu
+        checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=background)
         if saved is not None and settings.reset_history:
             checkpoints.forget_links()
         recorder = Recorder(
@@ -77,20 +76,10 @@ class Session:
             config=asdict(settings) | {'plan': self.plan.raw},
         )
         stop = StopSignal(self.console)
-        shared = (
-            self.settings,
-            self.seed,
-            self.compute,
-            state,
-            directory,
-            recorder,
-            checkpoints,
-            self.console,
-            stop,
-        )
+        opened = (directory, recorder, checkpoints, self.console, stop)
         with stop.installed():
             try:
-                yield RunContext(*shared)
+                yield RunContext(settings, self.seed, self.compute, state, *opened)
             finally:
                 checkpoints.close()
                 recorder.close()
@@ -132,8 +121,7 @@ class Session:
         return trainer
 
     def _train_stage(self, run: RunContext, stage: ResolvedStage, trainer: Trainer) -> None:
-        shown = dict(row_length=stage.row_length, compute=self.compute)
-        self.console.stage(stage.settings, trainer.model, trainer.length, run.state, **shown)
+        self.console.stage(stage, trainer.model, trainer.length, run.state, self.compute)
         with run.stop.waits_for_the_step():
             try:
                 trainer.fit()

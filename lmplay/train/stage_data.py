@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
@@ -69,10 +70,14 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
 
 def make_rows(settings: Stage, store: TokenStore, documents, *, length: int, tokenizer: Tokenizer):
     """These documents of a store as sequences of `length` tokens, packed or padded as the stage says."""
-    common = dict(length=length, tokenizer=tokenizer, include_prompts=settings.include_prompts)
+    common: dict[str, Any] = dict(
+        length=length, tokenizer=tokenizer, include_prompts=settings.include_prompts
+    )
     if settings.packing == 'pack':
         return PackedRows(store, documents, **common)
-    padded = dict(long_documents=settings.long_documents, score_padding=settings.score_padding)
+    padded: dict[str, Any] = dict(
+        long_documents=settings.long_documents, score_padding=settings.score_padding
+    )
     return PaddedRows(store, documents, **common, **padded)
 
 

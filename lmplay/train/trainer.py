@@ -9,6 +9,7 @@ import logging
 import time
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from .length import StageLength
 from .loader import Loader, micro_batches
 from .metrics import MODEL, MetricAccumulator
 from .objective import Objective
-from .optimizer import Optimizer, clip_gradients, learning_rate
+from .optimizer import clip_gradients, learning_rate
 from .plan import Stage
 from .saving import StageCheckpoints
 from .state import TrainState
@@ -43,7 +44,7 @@ class Trainer:
     """
 
     model: LMBase
-    optimizer: Optimizer
+    optimizer: Any  # an Optimizer; torch's gradient scaler names its own class
     scaler: torch.amp.GradScaler
     stage: Stage
     seed: int
@@ -172,8 +173,9 @@ class Trainer:
         state.loss = measured['loss']
         record = measured | {'stage': stage.name} | state.spent()
         record |= {'lr': lr, 'memory': memory_in_use(self.compute.device)}
-        if self.compute.peak_flops and record['tokens_per_second']:
-            record['mfu'] = self.flops_per_token * record['tokens_per_second'] / self.compute.peak_flops
+        speed, peak = measured['tokens_per_second'], self.compute.peak_flops
+        if peak and speed:
+            record['mfu'] = self.flops_per_token * speed / peak
         self.recorder.train(record)
         self.console.train(record, state, self.length)
         if skipped := record['skipped']:

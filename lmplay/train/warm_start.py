@@ -43,8 +43,10 @@ def starting_model(
 
 def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
     """Gives the model the weights of a model, of a checkpoint or run, or of anything its `import_pretrained` reads."""
-    if isinstance(source, LMBase) or str(source).startswith('pretrained:'):
+    if isinstance(source, LMBase):
         return list(model.import_pretrained(source) or [])
+    if str(source).startswith('pretrained:'):
+        return list(model.import_pretrained(str(source)) or [])
     path = Path(source)
     if (path / 'config.json').is_file():  # a folder in Hugging Face's format
         return list(model.import_pretrained(str(path)) or [])

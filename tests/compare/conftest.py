@@ -2,12 +2,13 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 
-from lmplay.compare.results import Run, read_run
 from lmplay.new.copying import copy_experiment
+from lmplay.runs.finished import FinishedRun, read_run
 from lmplay.train.__main__ import main
 
 NAMES, VERBS, THINGS = (
@@ -68,52 +69,41 @@ def write_plan(folder: Path, **stage) -> Path:
 
 @pytest.fixture(scope='session')
 def experiments(tmp_path_factory) -> dict[str, str]:
-    """Copies of gpt2ish outside of the package: `same` differs in its name alone, `nopos` has no positions."""
+    """Copies of gpt2ish outside the package: `same` differs in name alone, `nopos` has no positions."""
     folder = tmp_path_factory.mktemp('experiments')
     for name in ('same', 'nopos'):
         copy_experiment(name, origin='gpt2ish', folder=folder)
     model = folder / 'nopos' / 'model.py'
     text = model.read_text()
-    without = text.replace(
-        'self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]]', 'self.tok_embed(x)'
-    )
-    assert without != text
+    without, found = re.subn(r' \+ self\.pos_embed\[[^]]*\.shape\[1\]\]', '', text)
+    assert found == 1
     model.write_text(without)
     return {name: str(folder / name / 'versions.py') for name in ('same', 'nopos')}
 
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory, cache, experiments):
-    """Trains once and reads: trained(label, exp, seed, *flags) -> Run. Steps long enough for positions and width to count."""
+    """trained(label, exp, seed, *flags) trains once and reads; enough for positions and width to matter."""
     root = tmp_path_factory.mktemp('trained')
     plan = write_plan(root)
-    known: dict[tuple, Run] = {}
+    known: dict[tuple, FinishedRun] = {}
 
-    def train(label: str, exp: str, seed: int, *flags: str) -> Run:
+    def train(label: str, exp: str, seed: int, *flags: str) -> FinishedRun:
         key = (exp, seed, flags)
         if key not in known:
             folder = root / f'{label}-{seed}'
+            arguments = [
+                '--exp',
+                experiments.get(exp, exp),
+                '--training-plan',
+                str(plan),
+                '--run-dir',
+                str(folder),
+            ]
+            arguments += ['--seed', str(seed), '--device', 'cpu', '--quiet', *flags]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv('LMP_DATASETS', str(cache))
-                assert (
-                    main(
-                        [
-                            '--exp',
-                            experiments.get(exp, exp),
-                            '--training-plan',
-                            str(plan),
-                            '--run-dir',
-                            str(folder),
-                            '--seed',
-                            str(seed),
-                            '--device',
-                            'cpu',
-                            '--quiet',
-                            *flags,
-                        ]
-                    )
-                    == 0
-                )
+                assert main(arguments) == 0
             known[key] = read_run(folder)
         return known[key]
 
@@ -121,5 +111,10 @@ def trained(tmp_path_factory, cache, experiments):
 
 
 @pytest.fixture(scope='session')
-def baseline(trained) -> list[Run]:
+def baseline(trained) -> list[FinishedRun]:
     return [trained('baseline', 'gpt2ish', seed) for seed in range(3)]
+
+
+@pytest.fixture(scope='session')
+def wide(trained) -> list[FinishedRun]:
+    return [trained('wide', 'gpt2ish', seed, '--embed-dim', '64') for seed in range(3)]

@@ -17,8 +17,6 @@ import pytest
 from lmplay.compare import comparison
 from lmplay.compare.__main__ import main
 from lmplay.compare.prepare import Budget, Prepared, Spec, apply_budget
-from lmplay.compare.results import read_run
-from lmplay.errors import UserError
 from lmplay.runs.recorder import read_metrics
 
 SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
@@ -145,7 +143,7 @@ def test_given_again_it_trains_nothing_and_writes_the_same_bytes(whole, cache):
 
 
 def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cache):
-    """Ctrl-C, then SIGKILL of the comparison itself; its runs save and end by themselves, and the same command goes on."""
+    """Ctrl-C, then SIGKILL of the comparison itself; its runs save and end, and the same command resumes."""
     folder, arguments, *_ = whole
     rng = random.Random(os.getpid())
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -162,16 +160,14 @@ def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cac
 
 
 def test_runs_are_reused_by_a_comparison_beside_it(whole, cache):
-    """Another experiment against the same baseline: the baseline is not trained again, the new one alone is."""
+    """With another experiment, the same baseline is not trained again."""
     (
         folder,
         *_,
     ) = whole
     arguments = ('gpt2ish', 'gpt2ish,num_heads=1', '--plan', whole[1][3], '--seeds', 1, *SMALL, '--out', 'd')
     out, error = finish(arguments, folder, cache)
-    assert (
-        'gpt2ish seed 0: ' in error and 'is used again' in error and 'gpt2ish seed 0: training' not in error
-    )
+    assert 'gpt2ish seed 0: reusing ' in error and 'gpt2ish seed 0: training' not in error
     assert 'One seed gives no verdict' in out and out.startswith('?')
 
 
@@ -360,14 +356,15 @@ def test_a_budget_shares_a_plan_in_seconds_by_its_seconds():
 
 def test_help_is_quick_and_imports_no_torch():
     code = (
-        'import sys; from lmplay.compare.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
-        'assert "torch" not in sys.modules and "numpy" not in sys.modules'
+        'import sys; from lmplay.compare.__main__ import main\n'
+        'try: main(["--help"])\nexcept SystemExit: pass\n'
+        'assert not {"torch", "numpy", "scipy"} & set(sys.modules)'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert out.returncode == 0 and '--leaderboard' in out.stdout, out.stderr
 
 
-def test_an_edited_experiment_is_trained_anew(tmp_path, experiments):
+def test_an_edited_experiment_is_trained_again(tmp_path, experiments):
     from lmplay.compare.prepare import code_digest
 
     folder = shutil.copytree(experiments['same'].removesuffix('/versions.py'), tmp_path / 'mine')
@@ -375,16 +372,6 @@ def test_an_edited_experiment_is_trained_anew(tmp_path, experiments):
     assert code_digest(str(folder / 'versions.py')) == before
     (folder / 'model.py').write_text((folder / 'model.py').read_text() + '\n# changed\n')
     assert code_digest(str(folder / 'versions.py')) != before
-
-
-def test_leaderboard(trained, baseline, tmp_path, capsys):
-    wide = trained('wide', 'gpt2ish', 0, '--embed-dim', '64')
-    assert main(['--leaderboard', *(str(r.folder) for r in (*baseline, wide)), '--out', str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert out.index('gpt2ish,embed_dim=64') < out.index('gpt2ish,embed_dim=32')
-    with open(tmp_path / 'leaderboard.csv', newline='') as file:
-        rows = list(csv.DictReader(file))
-    assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -410,35 +397,3 @@ def test_unfair_or_impossible_comparisons_are_refused(capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, '--device', 'cpu']) == 2
     assert message in capsys.readouterr().err and not (tmp_path / 'compare').exists()
-
-
-@pytest.mark.parametrize(
-    'name, content',
-    [
-        ('summary.json', b'{}'),
-        ('summary.json', b'[]'),
-        ('settings.json', b'{}'),
-        ('stages.json', b'{"s": {}}'),
-        ('metrics.jsonl', b''),
-        ('held_out-*.npz', b''),
-        ('held_out-*.npz', b'PK\x03\x04 cut short'),
-    ],
-)
-def test_damaged_runs_are_named(trained, tmp_path, name, content):
-    folder = tmp_path / 'run'
-    shutil.copytree(trained('baseline', 'gpt2ish', 0).folder, folder)
-    file = next(folder.glob(name))
-    file.write_bytes(content)
-    with pytest.raises(UserError, match="The run in '.*run' is damaged and can't be compared"):
-        read_run(folder)
-
-
-def test_records_cut_short_are_no_cheaper_run(trained, tmp_path):
-    folder = tmp_path / 'run'
-    shutil.copytree(trained('baseline', 'gpt2ish', 0).folder, folder)
-    lines = (folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
-    last = max(i for i, line in enumerate(lines) if '"validation"' in line)
-    earlier = max(i for i, line in enumerate(lines[:last]) if '"validation"' in line)
-    (folder / 'metrics.jsonl').write_text(''.join(lines[: earlier + 1]))
-    with pytest.raises(UserError, match='metrics.jsonl ends at .* tokens, summary.json says'):
-        read_run(folder)

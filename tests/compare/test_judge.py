@@ -1,4 +1,4 @@
-"""What the comparison says of experiments whose truth is known: equal ones, a wider one, one without positions."""
+"""Verdicts on experiments whose truth is known: equal ones, a wider one, one without positions."""
 
 import math
 from dataclasses import replace
@@ -6,31 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lmplay.compare.finished import compare_runs
-from lmplay.compare.judge import compare_pair, differing_settings, early_warning, judge, noise
-from lmplay.compare.results import check_comparable, fingerprints_of, group, read_run
+from lmplay.compare.judge import compare_pair, judge, noise
 from lmplay.compare.statistics import paired_t, t_quantile
-from lmplay.errors import UserError
-
-
-def seeds(trained, label, exp, *flags):
-    return [trained(label, exp, seed, *flags) for seed in range(3)]
 
 
 def test_identical_but_for_its_name_is_within_noise(trained, baseline):
-    findings = judge({'gpt2ish': baseline, 'same': seeds(trained, 'same', 'same')})
+    findings = judge({'gpt2ish': baseline, 'same': [trained('same', 'same', seed) for seed in range(3)]})
     entry = findings['experiments'][1]
     assert entry['comparison']['verdict'] == 'within noise' and entry['comparison']['mean'] == 0
-    assert 'equal in every digit' in entry['sentence'] and not findings['warnings']
+    assert 'identical' in entry['sentence'] and not findings['warnings']
     assert {r['setting'] for r in findings['settings']} <= {'experiment', 'lmplay commit'}
 
 
-def test_doubled_width_is_better_and_no_positions_are_worse(trained, baseline):
+def test_doubled_width_is_better_and_no_positions_are_worse(trained, baseline, wide):
     findings = judge(
         {
             'gpt2ish': baseline,
-            'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64'),
-            'nopos': seeds(trained, 'nopos', 'nopos'),
+            'wide': wide,
+            'nopos': [trained('nopos', 'nopos', seed) for seed in range(3)],
         }
     )
     wide, nopos = findings['experiments'][1:]
@@ -47,18 +40,17 @@ def test_doubled_width_is_better_and_no_positions_are_worse(trained, baseline):
     assert any(r['setting'] == 'model.embed_dim' for r in findings['settings'])
 
 
-def test_one_seed_gives_no_verdict_and_says_so(trained, baseline):
-    findings = judge(
-        {'gpt2ish': baseline[:1], 'wide': seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64')[:1]}
-    )
+def test_one_seed_gives_no_verdict_and_says_so(baseline, wide):
+    findings = judge({'gpt2ish': baseline[:1], 'wide': wide[:1]})
     entry = findings['experiments'][1]
     assert entry['comparison']['verdict'] == 'no verdict' and entry['comparison']['documents'][1] < 0
     assert 'One seed gives no verdict' in entry['sentence'] and findings['noise']['sd'] is None
 
 
 def simulated(baseline, rng, n, *, shift=0.0):
-    """n pairs of runs as from training anew: the recorded losses, with noise of the recorded size from seed to seed and, in each
-    document, of the size at which the recorded seeds differ there. Pairs share no luck: the hard case."""
+    """n pairs of runs as if trained again: the recorded losses, with noise of the recorded size from seed to
+    seed and, in each document, of the size at which the recorded seeds differ there. Pairs share no luck: the
+    hard case."""
     recorded = np.stack([r.documents['loss'] for r in baseline])
     tokens = baseline[0].documents['tokens']
     totals = recorded.sum(1) / tokens.sum()
@@ -69,7 +61,10 @@ def simulated(baseline, rng, n, *, shift=0.0):
         for seed in range(n):
             level = rng.normal(totals.mean() + extra, totals.std(ddof=1)) - totals.mean()
             loss = recorded.mean(0) + tokens * (level + rng.normal(0, residual))
-            made.append(replace(baseline[0], seed=seed, documents=baseline[0].documents | {'loss': loss}))
+            run = baseline[0]
+            made.append(
+                replace(run, summary=run.summary | {'seed': seed}, documents=run.documents | {'loss': loss})
+            )
         return made
 
     return runs(0.0), runs(shift)
@@ -77,7 +72,7 @@ def simulated(baseline, rng, n, *, shift=0.0):
 
 @pytest.mark.parametrize('n', [2, 3, 5])
 def test_equal_experiments_are_within_noise_in_19_of_20_simulated_comparisons(baseline, n):
-    """4,000 comparisons of equals: 95 % at the least, but for three standard errors of the simulation itself (1 %)."""
+    """4,000 comparisons of equals: at least 95 %, up to three standard errors of the simulation (1 %)."""
     rng, trials = np.random.default_rng(n), 4000
     verdicts = []
     for _ in range(trials):
@@ -94,24 +89,21 @@ def test_equal_experiments_are_within_noise_in_19_of_20_simulated_comparisons(ba
 
 def test_a_difference_of_the_detectable_size_is_found_about_as_often_as_promised(baseline):
     rng = np.random.default_rng(0)
-    shift = noise(baseline, 'loss')['detectable']
+    shift = noise('gpt2ish', baseline, 'loss')['detectable']
     verdicts = [
         compare_pair(*simulated(baseline, rng, 3, shift=shift), 'loss', 0.05)['verdict'] for _ in range(100)
     ]
     assert verdicts.count('better') == 0 and 0.6 < verdicts.count('worse') / 100 <= 0.95
 
 
-def test_the_noise_is_the_sample_deviation_and_warns_early(trained, baseline):
+def test_the_noise_is_the_sample_deviation(baseline):
     losses = [r.loss('loss') for r in baseline]
-    measured = noise(baseline, 'loss')
+    measured = noise('gpt2ish', baseline, 'loss')
     assert measured['sd'] == pytest.approx(np.std(losses, ddof=1))
     assert measured['detectable'] == pytest.approx(
         (t_quantile(0.975, 2) + t_quantile(0.8, 2)) * measured['sd'] * math.sqrt(2 / 3)
     )
-    wide, same = trained('wide', 'gpt2ish', 0, '--embed-dim', '64'), trained('same', 'same', 0)
-    assert 'is what 3 seeds can resolve' in early_warning([wide], baseline, 'loss')
-    assert 'Warning' in early_warning([same], baseline, 'loss')
-    assert early_warning([same], baseline[:1], 'loss') is None
+    assert noise('gpt2ish', baseline[:1], 'loss')['detectable'] is None
 
 
 def test_losses_that_are_not_finite(baseline):
@@ -126,7 +118,7 @@ def test_losses_that_are_not_finite(baseline):
 
 
 def test_seeds_of_one_side_only_are_left_out_and_said(trained, baseline):
-    findings = judge({'gpt2ish': baseline, 'same': seeds(trained, 'same', 'same')[:2]})
+    findings = judge({'gpt2ish': baseline, 'same': [trained('same', 'same', seed) for seed in range(3)][:2]})
     assert findings['experiments'][1]['comparison']['seeds'] == [0, 1] and any(
         'left out' in w for w in findings['warnings']
     )
@@ -136,54 +128,16 @@ def test_a_few_long_documents_are_warned_of(baseline):
     tokens = baseline[0].documents['tokens'].copy()
     tokens[:2] = 1e6
     runs = [replace(r, documents=r.documents | {'tokens': tokens}) for r in baseline]
-    assert any('as if it had 2.0' in w for w in judge({'a': runs, 'b': runs})['warnings'])
+    assert any('as if there were 2.0' in w for w in judge({'a': runs, 'b': runs})['warnings'])
 
 
-def test_what_can_not_be_compared_is_refused(trained, baseline):
-    prints = fingerprints_of({'a': baseline})['a']
-    for name, what in (
-        ('data', 'training data'),
-        ('tokenizer', 'tokenizer'),
-        ('evaluation', 'held-out tokens'),
-    ):
-        with pytest.raises(UserError, match=what):
-            check_comparable({'a': prints, 'b': prints | {name: 'other'}}, 'loss')
-        check_comparable({'a': prints, 'b': prints | {name: 'other'}}, 'bits_per_byte')
-    with pytest.raises(UserError, match='not across texts'):
-        check_comparable({'a': prints, 'b': prints | {'text': 'other'}}, 'bits_per_byte')
-    shorter = trained('shorter', 'gpt2ish', 0, '--row-length', '16')
-    assert shorter.fingerprint('text') == baseline[0].fingerprint('text')
-    with pytest.raises(UserError, match='--metric bits_per_byte'):
-        check_comparable(fingerprints_of({'a': baseline[:1], 'b': [shorter]}), 'loss')
-    with pytest.raises(UserError, match='among themselves'):
-        fingerprints_of({'a': [*baseline, shorter]})
+def test_routing_is_found_under_its_older_and_its_newer_name(baseline):
+    load = [[0.25, 0.75]]
 
+    def routed(key):
+        last = baseline[0].records[-1] | {'kind': 'validation', key: load}
+        return replace(baseline[0], records=[*baseline[0].records[:-1], baseline[0].validations[-1] | last])
 
-def test_runs_are_grouped_by_their_settings(trained, baseline):
-    wide = seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64')
-    groups = group([*wide, *baseline[::-1], trained('same', 'same', 0)])
-    assert list(groups) == ['gpt2ish,embed_dim=64', 'gpt2ish,embed_dim=32', 'same']
-    assert [r.seed for r in groups['gpt2ish,embed_dim=32']] == [0, 1, 2]
-    assert not differing_settings(
-        {'a': groups['gpt2ish,embed_dim=32'][:1], 'b': groups['gpt2ish,embed_dim=32'][1:]}
-    )
-
-
-def test_finished_runs_are_compared_and_mistakes_told(trained, baseline, tmp_path):
-    places = [str(r.folder) for r in baseline]
-    wide = [str(r.folder) for r in seeds(trained, 'wide', 'gpt2ish', '--embed-dim', '64')]
-    report = compare_runs(
-        [*places, *wide], metric='bits_per_byte', baseline='gpt2ish,embed_dim=32', out=tmp_path / 'out'
-    )
-    assert 'better' in report.read_text() and 'bits per byte' in report.read_text()
-    with pytest.raises(UserError, match='Unknown baseline'):
-        compare_runs([*places, *wide], metric='loss', baseline='gpt2', out=tmp_path)
-    with pytest.raises(UserError, match='only one experiment'):
-        compare_runs(places, metric='loss', baseline=None, out=tmp_path)
-    with pytest.raises(UserError, match='no seed in common'):
-        compare_runs([places[0], wide[1]], metric='loss', baseline=None, out=tmp_path)
-    with pytest.raises(UserError, match='no finished run'):
-        compare_runs([str(tmp_path)], metric='loss', baseline=None, out=tmp_path)
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match='no summary.json'):
-        read_run(tmp_path / 'empty')
+    for key in ('expert_load', 'model/expert_load'):
+        findings = judge({'dense': baseline[:1], 'routed': [routed(key)]})
+        assert findings['routing'] == {'routed': load}

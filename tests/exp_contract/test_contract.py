@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from lmplay.base.base_model import LMOutput, StepContext
-from lmplay.base.runner_list import find_runner, list_experiments
+from lmplay.base.fusion import fused_head
+from lmplay.base.runner_list import list_experiments
+from lmplay.checks import check_contract, check_runnable, smallest, smallest_parameters
 from lmplay.data.rows import IGNORE
 from lmplay.runs.checkpoint import load_model, save_checkpoint
 from lmplay.tokenizers import as_tokenizer
 from lmplay.train.__main__ import main
-from lmplay.train.describe import check_runnable, describe
-from lmplay.train.objective import call, fuses_head, micro_loss
+from lmplay.train.describe import describe
+from lmplay.train.objective import Objective
 from lmplay.train.optimizer import make_optimizer
 from lmplay.train.plan import Stage
 
@@ -25,33 +27,8 @@ spec = importlib.util.spec_from_file_location(
 resume = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(resume)
 
-SMALLEST = {
-    'num_blocks': 4,
-    'embed_dim': 16,
-    'num_heads': 2,
-    'max_len': 32,
-    'num_experts': 4,
-    'd_ffn': 16,
-    'tokenizer': 'bytes',
-    'warmup_steps': 2,
-}
 EXPERIMENTS = [e.name for e in list_experiments() if e.error is None]
 every_experiment = pytest.mark.parametrize('name', EXPERIMENTS)
-
-
-def smallest(name: str) -> dict:
-    declared = find_runner(name).function().parameters
-    sizes = {k: v for k, v in SMALLEST.items() if k in declared}
-    if declared.get('vocab_size'):
-        sizes['vocab_size'] = 264
-    if declared.get('top_k', 0) > 2:
-        sizes['top_k'] = 2
-    return sizes
-
-
-def build(name: str, device='cpu'):
-    torch.manual_seed(0)
-    return find_runner(name).function(**smallest(name)).build(device)
 
 
 def text(rows=2, length=24, seed=0):
@@ -69,7 +46,7 @@ def test_nothing_shipped_is_broken():
 
 @every_experiment
 def test_shape_figures_and_hyperparameters(name):
-    model = build(name, 'meta')
+    model = smallest(name, 'meta')
     check_runnable(model)
     figures = describe(model, rows=2, length=16, amp=False)
     assert 0 < figures['trainable_parameters'] <= figures['total_parameters']
@@ -78,67 +55,32 @@ def test_shape_figures_and_hyperparameters(name):
         and figures['forward_flops_per_token'] > 0
     )
     json.dumps(model.hyperparameters)
-    assert model.hyperparameters['max_len'] == model.max_len == 32
+    assert model.hyperparameters['max_len'] == model.max_len == 64
     assert as_tokenizer(model.tokenizer).name == 'bytes'
 
 
 @every_experiment
-def test_no_position_sees_the_future_and_rows_do_not_mix(name):
-    model = build(name).eval()
-    x = text()
-    with torch.no_grad():
-        before = logits_of(model, x)
-        changed = x.clone()
-        changed[0, 13:] = (changed[0, 13:] + 1) % 256
-        after = logits_of(model, changed)
-    torch.testing.assert_close(after[0, :13], before[0, :13], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(after[1], before[1], atol=1e-5, rtol=1e-5)
-    assert (after[0, 13:] - before[0, 13:]).abs().max() > 1e-4
-
-
-@every_experiment
-def test_cached_generation_equals_the_full_forward(name):
-    model = build(name).eval()
-    x = text()
-    with torch.no_grad():
-        full = logits_of(model, x)
-        cache, at = [], 0
-        for n in (7, 1, 1, 5, 1):
-            logits, cache = model(x[:, at : at + n], cache=cache)
-            at += n
-            assert logits.shape == (2, 1, full.shape[-1])
-            torch.testing.assert_close(logits[:, 0], full[:, at - 1], atol=2e-5, rtol=1e-4)
-
-
-@every_experiment
-def test_features_and_head_are_the_forward(name):
-    model = build(name).eval()
-    if not fuses_head(model):
-        pytest.skip('gives logits only')
-    x = text()
-    with torch.no_grad():
-        out = call(model, model.features, x, torch.ones_like(x, dtype=torch.bool))
-        logits = logits_of(model, x)
-        torch.testing.assert_close(
-            model.fc(out.features)[..., : logits.shape[-1]], logits, atol=1e-5, rtol=1e-5
-        )  # a head may be padded
+def test_it_keeps_the_contract_and_fuses_its_head(name):
+    model = smallest(name)
+    assert [found for found in check_contract(model) if found.problem] == []
+    assert fused_head(model) is model.fc
 
 
 @every_experiment
 def test_a_few_steps_train_every_trainable_parameter_and_lower_the_loss(name):
-    model = build(name)
+    model = smallest(name)
     stage = Stage(dataset='embedded', lr=3e-3)
     optimizer = make_optimizer(model, stage)
     x = text(4)
     y = torch.cat([x[:, 1:], torch.full((4, 1), IGNORE)], 1)
     mask = torch.ones_like(x, dtype=torch.bool)
-    forward = model.features if fuses_head(model) else model
+    objective = Objective(model)
     losses, touched = [], set()
     for step in range(30):
         torch.manual_seed(step)
         model.before_step(StepContext('s', step, 30, 0))
         optimizer.zero_grad()
-        micro = micro_loss(model, forward, x, y, mask, scored=int((y != IGNORE).sum()), tokens_share=1.0)
+        micro = objective(x, y, mask, scored=int((y != IGNORE).sum()), tokens_share=1.0)
         micro.objective.backward()
         assert all(v.ndim == 0 and torch.isfinite(v) for v, _ in micro.output.losses.values())
         assert not any(m.requires_grad for m in micro.output.metrics.values())
@@ -154,7 +96,7 @@ def test_a_few_steps_train_every_trainable_parameter_and_lower_the_loss(name):
 
 @every_experiment
 def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
-    model = build(name)
+    model = smallest(name)
     tokenizer = as_tokenizer(model.tokenizer)
     save_checkpoint(
         tmp_path / 'c',
@@ -163,7 +105,7 @@ def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
         {
             'exp': name,
             'exp_file': None,
-            'parameters': {k: v for k, v in smallest(name).items() if k != 'tokenizer'},
+            'parameters': {k: v for k, v in smallest_parameters(name).items() if k != 'tokenizer'},
             'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint},
         },
     )
@@ -180,7 +122,7 @@ def test_killed_twice_it_ends_as_if_it_had_not_been(name, tiny_plan, cache, tmp_
             'first': {'steps': 14, 'init_from': 'scratch'},
             'second': {'steps': 8, 'packing': 'pad', 'row_length': 24},
         },
-        model=smallest(name),
+        model=smallest_parameters(name),
     )
     flags = ['--exp', name, '--validation-interval', '24', '--save-interval', '12', '--on-collapse', 'warn']
     assert (

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from lmplay.base.runner_list import find_runner
-from lmplay.checks.contract import check
+from lmplay.checks import check_experiment
 from lmplay.new.__main__ import main
 from lmplay.new.copying import class_name, copy_experiment
 
@@ -32,7 +32,7 @@ def test_help_is_quick_and_imports_no_torch():
 def test_a_copy_has_its_own_names_and_keeps_the_contract(tmp_path, capsys, origin, name, others):
     assert main([name, '--from', origin, '--to', str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.count('  ok ') == 5 and 'WRONG' not in out and f'lmp_compare {origin}' in out
+    assert out.count('  ok ') == 8 and 'WRONG' not in out and f'lmp_compare {origin}' in out
     versions = tmp_path / name / 'versions.py'
     assert type(find_runner(f'{versions}:{name}').function().build('meta')).__name__ == name.capitalize()
     for other in others:
@@ -75,6 +75,8 @@ def test_a_copy_trains_as_the_original(tmp_path, command, tiny_plan):
         (['list'], 'keeps for itself'),
         (['x' * 300], 'at most 60 letters'),
         (['block'], 'called Block'),
+        (['tale', '--check', 'gpt2ish'], 'Give the name of a new experiment'),
+        (['--check', 'gpt2sh'], "Did you mean 'gpt2ish'"),
         (['2fast'], 'small letters'),
         (['class'], 'small letters'),
         (['gpt2ish'], 'is taken'),
@@ -104,27 +106,33 @@ def test_nothing_is_written_over(tmp_path, capsys):
     [
         ('self.attn(', 'self.attn(', None),
         (
-            'self.pos_embed[:, start:start + x.shape[1]]',
-            'self.pos_embed[:, :x.shape[1]]',
+            'self.pos_embed[:, start : start + x.shape[1]]',
+            'self.pos_embed[:, : x.shape[1]]',
             'generation with the cache',
         ),
         ('return self.ln(x)', 'return self.ln(x + x.mean(1, keepdim=True))', 'no position sees the future'),
         (
-            'self.tok_embed(x) + self.pos_embed[:, start:start + x.shape[1]]',
+            'self.tok_embed(x) + self.pos_embed[:, start : start + x.shape[1]]',
             'self.tok_embed(x)',
             'gets a gradient',
         ),
-        ('return self.fc(self.features(x))', 'return self.features(x)', 'have the shape'),
+        (
+            'self.fc = nn.Linear(embed_dim, vocab_size)',
+            'self.fc = nn.Linear(embed_dim, 9)',
+            'shape of the logits',
+        ),
     ],
 )
-def test_the_check_finds_what_is_broken(tmp_path, before, after, wrong):
+def test_the_check_finds_what_is_broken(tmp_path, capsys, before, after, wrong):
     name = f'broken_{zlib.crc32(after.encode())}'  # a process knows one experiment of a name
     folder = copy_experiment(name, origin='gpt2ish', folder=tmp_path)
     text = (folder / 'model.py').read_text()
     assert wrong is None or before in text
     (folder / 'model.py').write_text(text.replace(before, after))
-    found = [what for what, problem in check(str(folder / 'versions.py')) if problem]
+    found = [f.check for f in check_experiment(str(folder / 'versions.py')) if f.problem]
     assert (wrong is None and not found) or any(wrong in what for what in found), found
+    assert main(['--check', str(folder / 'versions.py')]) == (0 if wrong is None else 1)
+    assert capsys.readouterr().out.count('WRONG') == len(found)
 
 
 def test_the_version_that_was_asked_for_gets_the_name(tmp_path):

@@ -1,11 +1,12 @@
 """What an X-ray reads of a run's metrics."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lmplay.routing.history import lineage, read_history
+from lmplay.runs.finished import StartedRun
 from lmplay.runs.recorder import Recorder
 
 
@@ -101,8 +102,17 @@ def test_the_stages_that_trained_a_models_weights(stage, expected):
         'e': 'scratch',
         'f': 'previous',
     }
-    run = SimpleNamespace(
-        plan=SimpleNamespace(stages=sources),
-        stage=lambda index: SimpleNamespace(init_from=list(sources.values())[index]),
-    )
-    assert lineage(run, stage) == expected
+    stages = [{'name': name, 'init_from': source} for name, source in sources.items()]
+    assert lineage(StartedRun(Path(), plan={}, settings={'stages': stages}), stage) == expected
+
+
+def test_metrics_under_their_newer_names(tmp_path):
+    """Names as in older runs come out; a model's own names do not hide the trainer's."""
+    recorder = Recorder(tmp_path)
+    at = {'stage': 'moe', 'samples': 0, 'tokens': 0, 'loss': 1.0}
+    own = {'expert_load': [[0.2, 0.8]], 'busiest_share': [0.8], 'step': [7.0]}
+    recorder.train(at | {'step': 3} | {f'model/{name}': value for name, value in own.items()})
+    recorder.close()
+    history = read_history(tmp_path, 1, 2, ['moe'])
+    assert history.step.tolist() == [3] and history.load.tolist() == [[[0.2, 0.8]]]
+    assert history.curves['busiest_share'].tolist() == [[0.8]] and 'step' not in history.curves

@@ -1,4 +1,4 @@
-"""lmp_routing as a user runs it, on models that lmp_trainer trained: an upcycled GPT-2 and SoME with its 128 experts."""
+"""lmp_routing as a user runs it, on trained models: an upcycled GPT-2, and SoME with 128 experts."""
 
 import base64
 import csv
@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from lmplay.routing.__main__ import main
-from lmplay.routing.xray import open_run, own_text
+from lmplay.routing.text import own_text
 from lmplay.runs.checkpoint import find_checkpoint, load_model
+from lmplay.runs.finished import read_run, read_started
 from lmplay.train.__main__ import main as train
 
 SHAPE = {'num_blocks': 2, 'embed_dim': 32, 'num_heads': 2, 'max_len': 32}
@@ -62,7 +63,10 @@ def trained(tmp_path_factory, cache):
                 | {'exp': 'gpt2_moe', 'lr': 1e-2, 'model': {'moe_layers': [1], 'num_experts': 4}},
             }
         },
-        'dense': {'exp': 'gpt2_dense', 'stages': {'dense': STAGE | {'init_from': 'scratch'}}},
+        'dense': {
+            'exp': 'gpt2_dense',
+            'stages': {'dense': STAGE | {'init_from': 'scratch', 'packing': 'pad'}},
+        },
         'some': {
             'exp': 'some_test',
             'model': {'num_experts': 128, 'top_k': 8, 'd_ffn': 8},
@@ -103,8 +107,8 @@ def rows(folder, name):
 
 
 def recount(run_dir):
-    """(domain, type, layer, expert) -> assignments, token by token and row by row, and the tokens of each domain and type."""
-    run = open_run(run_dir, 'cpu')
+    """(domain or type, layer, expert) -> assignments, token by token; and domain or type -> tokens."""
+    run = read_started(run_dir)
     folder = find_checkpoint(run_dir)
     model, state = load_model(folder)
     held_out = own_text(model.eval(), run, state['stage'], None, folder)
@@ -154,16 +158,26 @@ def test_fractions_are_those_of_a_naive_recount(trained, name, top_k, experts):
     assert {r['experts'] for r in rows(trained / name / 'routing', 'summary')} == {str(experts)}
 
 
+@pytest.mark.parametrize('name', ['moe', 'some', 'dense'])
+def test_the_text_is_what_the_run_was_evaluated_on(trained, name):
+    run, folder = read_run(trained / name), find_checkpoint(trained / name)
+    model, state = load_model(folder)
+    documents = own_text(model, run, state['stage'], None, folder).documents
+    for key in ('hash', 'domain', 'bytes'):
+        assert [d[key] for d in documents] == run.documents[key].tolist()
+
+
 def test_over_training(trained):
-    metrics = [json.loads(line) for line in (trained / 'some' / 'metrics.jsonl').read_text().splitlines()]
-    last = [r for r in metrics if r['kind'] == 'train'][-1]
+    run = read_run(trained / 'some')
+    step = run.metrics('train', 'step').values[-1]
+    last = {name: run.metrics('train', name).values[-1] for name in ('expert_load', 'some_gini')}
     table = rows(trained / 'some' / 'routing', 'training')
     assert {'expert_load', 'some_gini', 'some_entropy'} <= {r['metric'] for r in table}
     for layer in range(2):
         load = [
             float(r['value'])
             for r in table
-            if (r['metric'], r['layer'], r['step']) == ('expert_load', f'block {layer}', str(last['step']))
+            if (r['metric'], r['layer'], int(r['step'])) == ('expert_load', f'block {layer}', step)
         ]
         assert load == pytest.approx(last['expert_load'][layer], abs=1e-5)
         found = [
@@ -202,9 +216,7 @@ def test_drift_is_measured_from_the_dense_model(trained):
         assert float(r['cosine']) == pytest.approx(
             float(torch.cosine_similarity(now, begun, dim=0)), abs=1e-4
         )
-    assert (
-        'their start, as the warm start left them' in (trained / 'moe' / 'routing' / 'index.html').read_text()
-    )
+    assert 'their state after the warm start' in (trained / 'moe' / 'routing' / 'index.html').read_text()
 
 
 class Page(HTMLParser):
@@ -291,7 +303,7 @@ def test_a_checkpoint_alone(trained, capsys, tmp_path):
     )
     page = (tmp_path / 'out' / 'index.html').read_text()
     assert (
-        'their mean, for the run that they were trained in is not here' in page
+        'their mean, because the run that they were trained in is not here' in page
         and 'Over training' not in page
     )
 

@@ -13,13 +13,14 @@ from lmplay.tokenizers import BytesTokenizer
 from lmplay.train import trainer
 
 NEVER = 10**9
+CHECK = 'check'  # the stage of steps that are taken to see whether a model keeps its contract
 
 
 class Interruptible(LMBase):
     """In step $STOP_AT it sends its own process SIGINT. That is no parameter, since a resumed run must have the same ones."""
 
     def before_step(self, ctx):
-        if ctx.step == int(os.environ.get('STOP_AT', -1)):
+        if ctx.stage != CHECK and ctx.step == int(os.environ.get('STOP_AT', -1)):
             signal.raise_signal(signal.SIGINT)
 
 
@@ -130,13 +131,13 @@ class Diverging(Mean):
             self.out.bias.fill_(float('nan'))
 
 
-class Both(Mean):
+class Bidirectional(Mean):
     """Sees the whole sequence, and says so."""
 
     causal = False
 
     def forward(self, x):
-        return self.out(self.embed(x) + self.embed(x).mean(1, keepdim=True))
+        return self.out(self.mix(self.embed(x)).mean(1, keepdim=True) + self.embed(x))
 
 
 class Reads(TorchFunctionMode):
@@ -178,12 +179,14 @@ class Watched(Mean):
 
     def before_step(self, ctx):
         super().before_step(ctx)
-        self.reads.__enter__()
-        self.reads.entered = True
+        if ctx.stage != CHECK:
+            self.reads.__enter__()
+            self.reads.entered = True
 
     def after_step(self, ctx):
-        self.reads.entered = False
-        self.reads.__exit__(None, None, None)
+        if ctx.stage != CHECK:
+            self.reads.entered = False
+            self.reads.__exit__(None, None, None)
 
     def forward(self, x):
         told = {'reads': len(self.reads.seen), 'decoded': self.tokenizer.decoded}
@@ -225,9 +228,9 @@ def diverging(*args, **kwargs):
     return BasicModelRunner(Diverging, *args, **kwargs)
 
 
-@expose_runner('both')
-def both(*args, **kwargs):
-    return BasicModelRunner(Both, *args, **kwargs)
+@expose_runner('bidirectional')
+def bidirectional(*args, **kwargs):
+    return BasicModelRunner(Bidirectional, *args, **kwargs)
 
 
 @expose_runner('watched')

@@ -24,7 +24,7 @@ def test_a_model_that_breaks_the_contract_is_refused_before_it_trains(train, cap
 
 
 def test_a_model_that_is_not_causal_trains_and_is_told_so_once(train, capsys):
-    code, run = train(exp='both', quiet=False)
+    code, run = train(exp='bidirectional', quiet=False)
     error = capsys.readouterr().err
     assert code == 0 and error.count('declares itself non-causal') == 1
     assert json.loads((run / 'stages.json').read_text())['s']['causal'] is False

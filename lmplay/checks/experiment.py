@@ -1,0 +1,50 @@
+"""The contract of an experiment by its name, at its smallest size: quick enough to run after every edit."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..base.base_model import LMBase
+from ..base.runner_list import find_runner
+from ..errors import UserError
+from .contract import Finding, check_contract
+
+SMALLEST = {
+    'num_blocks': 4,
+    'embed_dim': 16,
+    'num_heads': 2,
+    'max_len': 64,
+    'num_experts': 4,
+    'top_k': 2,
+    'd_ffn': 16,
+    'vocab_size': 264,
+    'warmup_steps': 2,
+    'tokenizer': 'bytes',
+}
+
+
+def smallest_parameters(name: str) -> dict:
+    """Small values for those of an experiment's parameters that are known by name and are not smaller already."""
+    declared = find_runner(name).function().parameters
+    small = {k: v for k, v in SMALLEST.items() if declared.get(k) is not None}
+    numbers = {k: min(v, declared[k]) for k, v in small.items() if isinstance(v, int)}
+    return small | numbers | ({'vocab_size': small['vocab_size']} if 'vocab_size' in small else {})
+
+
+def smallest(name: str, device: str = 'cpu') -> LMBase:
+    """An experiment's model at its smallest size."""
+    torch.manual_seed(0)
+    return find_runner(name).function(**smallest_parameters(name)).build(device)
+
+
+def check_experiment(name: str) -> Iterator[Finding]:
+    """Whether the experiment builds at its full size, then each check of the contract at its smallest one."""
+    try:
+        find_runner(name).function().build('meta')
+        model = smallest(name)
+    except Exception as error:  # noqa: BLE001  an experiment may raise anything; it becomes the finding
+        problem = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+        yield Finding('it builds at its full size', problem)
+        return
+    yield Finding('it builds at its full size')
+    yield from check_contract(model)

@@ -1,0 +1,64 @@
+"""Comparison from Python. The command lmp_compare is a thin layer over this."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError
+from .comparison import ComparisonSession, Request
+from .finished import compare_runs
+from .outcome import Comparison
+from .prepare import parse_budget
+
+
+def compare(
+    *experiments: str,
+    plan: str | Path = 'quickstart',
+    seeds: int = 3,
+    budget: str | None = None,
+    metric: Literal['loss', 'bits_per_byte'] = 'loss',
+    settings: Sequence[str] = (),
+    tune: Literal['lr'] | None = None,
+    device: str = 'auto',
+    amp: bool = False,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    runs: Sequence[str | Path] = (),
+    baseline: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Trains experiments side by side, or takes finished runs, and judges whether they differ from the baseline.
+
+    experiments  the baseline first: a name or the path of a versions.py, with parameters of its own, 'gpt2ish,embed_dim=512'
+    budget       'tokens=20M', 'flops=1e15' or 'seconds=600' for each run (default: the plan's)
+    settings     'KEY=VALUE' for every experiment
+    runs         judge finished runs in these directories or below instead of training; baseline: the label of one of them
+    say          is given each line about what happens (default: printed to standard error)
+
+    The rest as the options of lmp_compare. Raises UserError for what cannot be compared.
+    """
+    folder = Path(out) if out else None
+    for name, number in (('seeds', seeds), ('jobs', jobs)):
+        if not 1 <= number <= 1000:
+            raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {number}.')
+    if runs:
+        return compare_runs([str(r) for r in runs], metric=metric, baseline=baseline, out=folder)
+    request = Request(
+        experiments=list(experiments),
+        plan=str(plan),
+        seeds=seeds,
+        budget=parse_budget(budget) if budget is not None else None,
+        metric=metric,
+        device=device,
+        amp=amp,
+        tune=tune,
+        settings=list(settings),
+        jobs=jobs,
+        out=folder,
+    )
+    return ComparisonSession(request, say or _say).run()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,120 @@
+"""Which finished runs are the seeds of one experiment, and which experiments may be compared."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import DataError, UserError
+from ..runs.finished import STAGES, SUMMARY, FinishedRun, read_run
+
+METRICS = {'loss': 'nats per token', 'bits_per_byte': 'bits per byte'}
+FINGERPRINTS = {
+    'data': 'the training data or its order',
+    'tokenizer': 'the tokenizer',
+    'evaluation': 'the held-out tokens',
+    'text': 'the held-out text',
+}
+
+
+def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
+    """Every finished run at or below these directories. Raises DataError for one that has none."""
+    runs: dict[Path, FinishedRun] = {}
+    for place in places:
+        if not Path(place).is_dir():
+            raise DataError(f"No directory '{place}'.")
+        found = sorted(
+            f.parent
+            for f in Path(place).rglob(SUMMARY)
+            if (f.parent / STAGES).is_file() and 'tuning' not in f.relative_to(place).parts
+        )  # 'tuning' holds the trials of a comparison
+        if not found:
+            raise DataError(f"'{place}' holds no finished run, here or below.")
+        runs |= {f.resolve(): read_run(f) for f in found}
+    return list(runs.values())
+
+
+def group(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """label -> the runs of one experiment with equal settings, by seed, in the order of the first."""
+    groups: dict[tuple, list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.exp, _identity(run)), []).append(run)
+    named: dict[str, list[FinishedRun]] = {}
+    for (exp, _), members in groups.items():
+        alike = [g[0].configuration for (other, _), g in groups.items() if other == exp]
+        label = _label(members[0], alike)
+        while label in named:
+            label += '+'
+        named[label] = sorted(members, key=lambda r: r.seed)
+    return named
+
+
+def _identity(run: FinishedRun) -> str:
+    """What the seeds of one experiment have in common."""
+    own = {k: v for k, v in run.configuration.items() if '.' in k or k in ('amp', 'tokenizer')}
+    prints = run.fingerprints
+    return json.dumps([own, prints['tokenizer'], prints['data']], sort_keys=True, default=str)
+
+
+def _label(run: FinishedRun, alike: list[dict]) -> str:
+    """The experiment's name, with up to four settings in which it differs from others of that name."""
+    own = run.configuration
+    differing = [k for k in own if ('.' in k or k == 'tokenizer') and any(c.get(k) != own[k] for c in alike)]
+    return run.exp + ''.join(f',{k.split(".", 1)[-1]}={own[k]}' for k in differing[:4])
+
+
+def check_comparable(fingerprints: dict[str, dict[str, str]], metric: str) -> None:
+    """Raises UserError unless all have equal fingerprints; fingerprints: label -> name -> digest.
+
+    Bits per byte need equal held-out text only.
+    """
+    baseline, *others = fingerprints
+    for other in others:
+        if metric == 'bits_per_byte':
+            if fingerprints[other]['text'] != fingerprints[baseline]['text']:
+                raise UserError(
+                    f'{other} and {baseline} were evaluated on different held-out texts; bits per byte '
+                    'compare across tokenizers and training data, but not across texts.'
+                )
+            continue
+        for name in ('data', 'tokenizer', 'evaluation'):
+            if fingerprints[other][name] != fingerprints[baseline][name]:
+                raise UserError(
+                    f'{other} and {baseline} differ in {FINGERPRINTS[name]}, so their losses per token '
+                    'cannot be compared. --metric bits_per_byte compares across data and tokenizers.'
+                )
+
+
+def fingerprints_of(runs: dict[str, list[FinishedRun]]) -> dict[str, dict[str, str]]:
+    """label -> fingerprints. Raises UserError where the runs of one label differ among themselves."""
+    found = {}
+    for label, members in runs.items():
+        found[label] = members[0].fingerprints
+        for name, what in FINGERPRINTS.items():
+            if any(r.fingerprints[name] != found[label][name] for r in members):
+                raise UserError(
+                    f'The runs of {label} differ among themselves in {what}: '
+                    f'{", ".join(str(r.folder) for r in members)}.'
+                )
+    return found
+
+
+def check_causal(runs: dict[str, list[FinishedRun]]) -> None:
+    """Raises UserError where causal models meet non-causal ones, whose loss is no next-token loss."""
+    causal = {label: members[0].causal for label, members in runs.items()}
+    if len(set(causal.values())) > 1:
+        raise UserError(
+            f'{", ".join(label for label, own in causal.items() if not own)} is not causal: its loss is not '
+            'a next-token loss and cannot be compared with that of '
+            f'{", ".join(label for label, own in causal.items() if own)}.'
+        )
+
+
+def check_contracts(runs: dict[str, list[FinishedRun]]) -> None:
+    """Raises UserError for trained models that break the contract: what they measured is no loss to compare."""
+    for label, members in runs.items():
+        for run in members:
+            if run.broken_contract:
+                raise UserError(
+                    f"{label} cannot be compared: the trained model of '{run.folder}' breaks the contract "
+                    f'({run.broken_contract[0]})'
+                )

@@ -1,0 +1,346 @@
+"""Models that break the contract are named, each by what is wrong with it; models that keep it pass, whatever their form."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lmplay.base.base_model import LMBase, LMOutput
+from lmplay.base.runner_list import list_experiments
+from lmplay.checks import check_contract, check_experiment, require_contract
+from lmplay.errors import ExperimentError
+from lmplay.modules import Block, cached_length, layer_cache
+from lmplay.tokenizers import BytesTokenizer
+
+MAX_LEN = 160
+
+
+class Plain(LMBase):
+    """A small transformer with a cache, correct; the others differ from it by one mistake."""
+
+    max_positions = MAX_LEN
+
+    def __init__(self, dropout=0.1):
+        super().__init__('plain', max_len=MAX_LEN)
+        self.tokenizer = BytesTokenizer()
+        self.tok_embed = nn.Embedding(257, 32)
+        self.pos_embed = nn.Parameter(torch.randn(1, MAX_LEN, 32) * 0.02)
+        self.blocks = nn.ModuleList(self.block(dropout) for _ in range(2))
+        self.ln = nn.LayerNorm(32)
+        self.fc = nn.Linear(32, 257)
+        for p in self.parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=0.02)
+
+    def block(self, dropout):
+        return Block(MAX_LEN, 4, 32, attn_dropout=dropout, ff_dropout=dropout)
+
+    def start(self, cache):
+        return cached_length(cache)
+
+    def features(self, x, cache=None):
+        start = self.start(cache)
+        x = self.tok_embed(x) + self.pos_embed[:, start : start + x.shape[1]]
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache=layer_cache(cache, i))
+        return self.ln(x)
+
+
+class SeesTheFuture(Plain):
+    """Attention without its mask."""
+
+    def features(self, x, cache=None):
+        h = self.tok_embed(x) + self.pos_embed[:, : x.shape[1]]
+        for block in self.blocks:
+            q, k, v = block.attn.qkv(block.ln1(h)).chunk(3, -1)
+            h = h + block.attn.proj(F.scaled_dot_product_attention(q, k, v))
+            h = h + block.ff(block.ln2(h))
+        return self.ln(h)
+
+
+class LeaksALittle(Plain):
+    """One position ahead, a thousandth of what the context does."""
+
+    def features(self, x):
+        h = super().features(x)
+        return h + 1e-5 * F.pad(self.tok_embed(x), (0, 0, 0, 1))[:, 1:]
+
+
+class LeaksInTraining(Plain):
+    def features(self, x):
+        h = super().features(x)
+        return h + 0.1 * F.pad(self.tok_embed(x), (0, 0, 0, 1))[:, 1:] if self.training else h
+
+
+class BatchNorm(Plain):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(32)
+
+    def features(self, x):
+        return self.norm(super().features(x).transpose(1, 2)).transpose(1, 2)
+
+
+class MixesSequences(Plain):
+    def features(self, x):
+        h = super().features(x)
+        return h + 0.01 * h.mean(0, keepdim=True)
+
+
+class IgnoresTheOffset(Plain):
+    def start(self, cache):
+        return 0
+
+
+class ForgetsAfterAWhile(Plain):
+    """Positions wrong from the 100th on, through the cache only."""
+
+    def start(self, cache):
+        return min(100, cached_length(cache))
+
+
+class Detached(Plain):
+    def features(self, x):
+        return super().features(x).detach()
+
+
+class AllDetached(Plain):
+    def forward(self, x, cache=None):
+        return self.fc(self.features(x)).detach()
+
+
+class TwoForwards(Plain):
+    def forward(self, x, cache=None):
+        return 2 * self.fc(self.features(x))
+
+
+class NotANumber(Plain):
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.fc.weight[3, 3] = float('nan')
+
+
+class NanInTraining(Plain):
+    def features(self, x):
+        return super().features(x) * (float('inf') - float('inf') if self.training else 1)
+
+
+class Unused(Plain):
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Linear(32, 32)
+
+
+class Lazy(Plain):
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.LazyLinear(32)
+
+    def features(self, x):
+        return self.extra(super().features(x))
+
+
+class SharedBuffer(Plain):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('positions', self.pos_embed.detach()[:, :10])
+
+
+class WrongShape(Plain):
+    def forward(self, x, cache=None):
+        return self.features(x)
+
+
+class ReturnsNothing(LMBase):
+    """Seed 003's template, not yet filled in."""
+
+    def __init__(self):
+        super().__init__('nothing', max_len=8)
+        self.tokenizer = BytesTokenizer()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x, cache=None):
+        pass
+
+
+WRONG = {
+    SeesTheFuture: 'sees the future',
+    LeaksALittle: 'sees the future',
+    LeaksInTraining: 'in training mode: it sees the future',
+    BatchNorm: 'in training mode',
+    MixesSequences: 'other sequences of a batch',
+    IgnoresTheOffset: 'with a cache, logits at position 6 differ',
+    ForgetsAfterAWhile: 'with a cache, logits at position 1[0-9][0-9] differ',
+    Detached: 'only the head `fc` gets a gradient: `features` are detached',
+    AllDetached: 'no gradient reaches any parameter',
+    TwoForwards: 'are not the same',
+    NotANumber: 'logits are not finite',
+    NanInTraining: r'not finite \(in training mode\)',
+    Unused: 'trainable parameters get no gradient: extra.bias, extra.weight',
+    Lazy: "'extra.weight' has no shape yet",
+    SharedBuffer: 'shares memory with',
+    WrongShape: 'must return logits of shape',
+    ReturnsNothing: 'must return logits of shape',
+}
+
+
+@pytest.mark.parametrize('model', WRONG, ids=lambda m: m.__name__)
+def test_a_model_that_breaks_the_contract_is_refused_by_what_is_wrong(model):
+    torch.manual_seed(0)
+    with pytest.raises(ExperimentError, match=WRONG[model]):
+        require_contract(model())
+
+
+class NonCausal(SeesTheFuture):
+    causal = False
+
+
+class BatchNormDeclared(MixesSequences):
+    batch_dependent = True
+
+
+class FrozenPart(Unused):
+    def __init__(self):
+        super().__init__()
+        self.extra.requires_grad_(False)
+
+
+class Tied(Plain):
+    def __init__(self):
+        super().__init__()
+        self.fc.weight = self.tok_embed.weight
+
+
+class ZeroInitialized(Plain):
+    """As adapters and residual gates begin: the first step gives most of it no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Linear(32, 4), nn.Linear(4, 32)
+        nn.init.zeros_(self.up.weight)
+
+    def features(self, x, cache=None):
+        h = super().features(x, cache)
+        return h + self.up(self.down(h))
+
+
+class NoCache(Plain):
+    def features(self, x):
+        return super().features(x)
+
+
+class LogitsAlone(Plain):
+    """Accepts a cache and does not use it, as a first sketch does."""
+
+    def forward(self, x, cache=None):
+        return self.fc(self.features(x))
+
+
+class Bigram(LMBase):
+    """No context at all."""
+
+    def __init__(self):
+        super().__init__('bigram', max_len=4)
+        self.tokenizer = BytesTokenizer()
+        self.table = nn.Embedding(257, 257)
+
+    def forward(self, x):
+        return self.table(x)
+
+
+class OnlySinglePrecision(Plain):
+    def features(self, x):
+        h = super().features(x)
+        return h @ torch.eye(32)  # float32 whatever the model is in
+
+
+class Modern(LMBase):
+    """RMSNorm, SwiGLU, rotary positions, grouped queries; logits in float32, as many write them."""
+
+    def __init__(self):
+        super().__init__('modern', max_len=MAX_LEN)
+        self.tokenizer = BytesTokenizer()
+        self.tok_embed = nn.Embedding(257, 32)
+        self.norm1, self.norm2, self.norm = (nn.RMSNorm(32) for _ in range(3))
+        self.q, self.kv, self.o = (nn.Linear(32, n, bias=False) for n in (32, 32, 32))
+        self.gate, self.up, self.down = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.fc = nn.Linear(32, 257, bias=False)
+        for p in self.parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=0.02)
+        angles = torch.arange(MAX_LEN)[:, None] * 10_000 ** -(torch.arange(0, 8, 2) / 8)
+        self.register_buffer('angles', angles, persistent=False)
+        self.offset_error = 0
+
+    def rotate(self, x, start):
+        angles = self.angles[start : start + x.shape[2]]
+        cos, sin = angles.cos(), angles.sin()
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+    def features(self, x, cache=None):
+        B, T = x.shape
+        start = cache[0][0].shape[2] if cache else 0
+        h = self.tok_embed(x)
+        n = self.norm1(h)
+        q = self.q(n).view(B, T, 4, 8).transpose(1, 2)
+        k, v = self.kv(n).view(B, T, 2, 2, 8).permute(2, 0, 3, 1, 4)
+        wrong = start - self.offset_error if start else 0
+        q, k = self.rotate(q, wrong), self.rotate(k, wrong)
+        if cache is not None:
+            if cache:
+                k, v = torch.cat([cache[0][0], k], 2), torch.cat([cache[0][1], v], 2)
+            cache[:] = [(k, v)]
+        mask = torch.ones(T, start + T, dtype=torch.bool).tril(start)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        h = h + self.o(y.transpose(1, 2).reshape(B, T, 32))
+        n = self.norm2(h)
+        return self.norm(h + self.down(F.silu(self.gate(n)) * self.up(n)))
+
+
+RIGHT = [Plain, NonCausal, BatchNormDeclared, FrozenPart, Tied, ZeroInitialized, NoCache, LogitsAlone, Bigram]
+RIGHT += [OnlySinglePrecision, Modern]
+
+
+@pytest.mark.parametrize('model', RIGHT, ids=lambda m: m.__name__)
+def test_a_model_that_keeps_the_contract_passes_and_stays_as_it_is(model):
+    torch.manual_seed(0)
+    model = model()
+    before, draw = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    assert [f.problem for f in check_contract(model) if f.problem] == []
+    assert torch.equal(draw, torch.random.get_rng_state()) and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_rotary_offset_wrong_by_one_is_found_though_it_moves_logits_by_little():
+    torch.manual_seed(0)
+    model = Modern()
+    model.offset_error = 1
+    x = torch.randint(0, 257, (1, 40))
+    with torch.no_grad():
+        _, cache = model(x[:, :39], cache=[])
+        moved = (model(x[:, 39:], cache=cache)[0][:, -1] - model(x)[:, -1]).abs().max()
+    assert 0 < moved < 1e-3
+    with pytest.raises(ExperimentError, match='with a cache'):
+        require_contract(model)
+
+
+def test_a_model_that_reports_what_it_computes_is_judged_by_it():
+    class Reports(Plain):
+        def features(self, x):
+            h = super().features(x)
+            return LMOutput(
+                features=h, losses={'size': (h.square().mean(), 0.1)}, metrics={'a': h.mean().detach()}
+            )
+
+    require_contract(Reports())
+
+
+@pytest.mark.parametrize('name', [e.name for e in list_experiments() if e.error is None])
+def test_every_shipped_experiment_keeps_the_contract(name):
+    found = list(check_experiment(name))
+    assert len(found) == 8 and [f for f in found if f.problem] == []

@@ -1,0 +1,28 @@
+"""Finished runs ranked."""
+
+import csv
+from dataclasses import replace
+
+from lmplay.compare.__main__ import main
+from lmplay.compare.leaderboard import rank
+
+
+def test_leaderboard(baseline, wide, tmp_path, capsys):
+    assert (
+        main(['--leaderboard', *(str(r.folder) for r in (*baseline, wide[0])), '--out', str(tmp_path)]) == 0
+    )
+    out = capsys.readouterr().out
+    assert out.index('gpt2ish,embed_dim=64') < out.index('gpt2ish,embed_dim=32')
+    with open(tmp_path / 'leaderboard.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
+    assert 'is not a verdict' in out
+
+
+def test_runs_share_a_table_only_where_they_may_be_compared(trained, baseline):
+    shorter = trained('shorter', 'gpt2ish', 0, '--row-length', '16')
+    blind = replace(baseline[0], stages={'only': baseline[0].last_stage | {'causal': False}})
+    tables = rank([*baseline, shorter, blind], 'loss')
+    assert [len(t['rows']) for t in tables] == [1, 1, 1] and tables[0]['rows'][0]['seeds'] == 3
+    assert [t['causal'] for t in tables].count(False) == 1
+    assert sorted(len(t['rows']) for t in rank([*baseline, shorter, blind], 'bits_per_byte')) == [1, 2]
