@@ -21,12 +21,14 @@ NO_NUMBER = {'weekday'}  # templates whose answer is a word
 def made(name: str, count: int = 200, seed: int = 0):
     """`count` problems of a template, each as (problem, steps, answer)."""
     template, pick = templates()[name], Random(f'{name} {seed}').choice
-    while count:
+    for _ in range(10 * count):
         try:
             yield template(pick)
         except Unfit:
             continue
-        count -= 1
+        if not (count := count - 1):
+            return
+    raise AssertionError(f'{name} finds hardly any numbers that fit')
 
 
 @pytest.fixture(scope='module')
