@@ -215,7 +215,7 @@ class Objective(nn.Module):
     def _head_weights(self) -> tuple[Tensor, Tensor | None]:
         """Of the part of the head that the tokenizer has entries for."""
         head: nn.Linear = self.model.fc
-        if head.out_features <= self.n_vocab:
+        if len(head.weight) <= self.n_vocab:  # out_features may be stale: tying replaces the weight alone
             return head.weight, head.bias
         return head.weight[: self.n_vocab], None if head.bias is None else head.bias[: self.n_vocab]
 

@@ -1,5 +1,6 @@
 """How far a run is: all that resuming needs beside weights and optimizer, since everything else follows from (seed, step)."""
 
+import math
 from dataclasses import asdict, dataclass, field
 
 
@@ -73,7 +74,7 @@ class TrainState:
 
     def record_validation(self, loss: float) -> None:
         self.validation_loss = loss
-        if self.best_loss is None or loss < self.best_loss:
+        if self.best_loss is None or math.isnan(self.best_loss) or loss < self.best_loss:
             self.best_loss, self.best_is_saved = loss, False
 
     def take_best(self) -> bool:

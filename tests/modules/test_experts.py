@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from lmplay.modules import experts
 from lmplay.modules.experts import experts_mlp, sort_by_expert
 
-PATHS = [
-    experts._SegmentedExperts,
-    pytest.param(
-        experts._GroupedExperts,
-        marks=pytest.mark.skipif(experts.grouped_mm is None, reason='this torch has no grouped product'),
-    ),
-]
+no_grouped_product = pytest.mark.skipif(
+    experts.grouped_mm is None, reason='this torch has no grouped product'
+)
+FORMS = ['segments', pytest.param('grouped', marks=no_grouped_product)]
 
 
 def oracle(x_ND, ids_NK, weights_NK, w1, b1, w2, b2, gelu):
@@ -73,46 +70,45 @@ def check(x, ids, weights, parameters, *, gelu='none', atol=1e-5, rtol=1e-5):
         torch.testing.assert_close(got.double(), wanted, atol=atol, rtol=rtol)
 
 
-@pytest.fixture(params=PATHS, ids=['segments', 'grouped'])
-def path(request, monkeypatch):
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
     """Takes one form, whatever the device would choose."""
-    grouped = request.param is experts._GroupedExperts
-    monkeypatch.setattr(experts, 'grouped_serves', lambda *_: grouped)
+    monkeypatch.setattr(experts, 'grouped_serves', lambda *_: request.param == 'grouped')
     return request.param
 
 
 @pytest.mark.parametrize('gelu', ['none', 'tanh'])
 @pytest.mark.parametrize('bias', [True, False])
-def test_matches_the_oracle(path, gelu, bias):
+def test_matches_the_oracle(form, gelu, bias):
     check(*case(bias=bias), gelu=gelu)
 
 
-def test_experts_without_tokens(path):
+def test_experts_without_tokens(form):
     check(*case(E=6, ids=torch.tensor([[3], [3], [1]]), N=3))
     check(*case(E=6, ids=torch.tensor([[5], [0]]), N=2))
 
 
-def test_one_token(path):
+def test_one_token(form):
     check(*case(N=1))
 
 
-def test_every_expert_chosen(path):
+def test_every_expert_chosen(form):
     check(*case(K=4, E=4))
 
 
-def test_one_expert(path):
+def test_one_expert(form):
     check(*case(K=1, E=1))
 
 
-def test_same_expert_twice(path):
+def test_same_expert_twice(form):
     check(*case(N=3, ids=torch.tensor([[1, 1], [0, 2], [2, 2]])))
 
 
-def test_bfloat16(path):
+def test_bfloat16(form):
     check(*case(N=33, dtype=torch.bfloat16), atol=0.15, rtol=0.05)
 
 
-def test_no_tokens(path):
+def test_no_tokens(form):
     x, _, _, parameters = case(N=2)
     y = run(x[:0], torch.zeros(0, 2, dtype=torch.int64), torch.ones(0, 2), parameters)
     assert y.shape == (0, 8)
@@ -133,7 +129,7 @@ def test_any_assignment(data):
     check(*made)
     if experts.grouped_mm is not None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experts, '_SegmentedExperts', experts._GroupedExperts)
+            patch.setattr(experts, 'grouped_serves', lambda *_: True)
             check(*made)
 
 
@@ -151,10 +147,8 @@ def test_sorting_is_stable_and_complete():
     assert d.order_M[d.inverse_M].tolist() == list(range(6))
 
 
-@pytest.mark.parametrize('form', PATHS)
-def test_frozen_experts(form, monkeypatch):
+def test_frozen_experts(form):
     """Inputs and gate weights get the same gradients; experts none; of the size of the assignments only h and y are kept."""
-    monkeypatch.setattr(experts, '_SegmentedExperts', form)
     x, ids, weights, parameters = case(N=64, D=16, F=64, E=8, K=4)
     full = gradients(run(x, ids, weights, parameters), [x, weights])
     frozen = [p.detach() for p in parameters]
@@ -178,7 +172,7 @@ def test_weights_are_not_copied():
     assert {frozen[0].data_ptr(), frozen[2].data_ptr()} <= set(kept)
 
 
-def test_autocast(path):
+def test_autocast(form):
     x, ids, weights, parameters = case(N=20)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         y = run(x, ids, weights, parameters)
@@ -187,7 +181,7 @@ def test_autocast(path):
     assert all(g.dtype == torch.float32 for g in gradients(y, [x, weights, *parameters]))
 
 
-@pytest.mark.skipif(experts.grouped_mm is None, reason='this torch has no grouped product')
+@no_grouped_product
 def test_no_synchronisation_on_the_grouped_path():
     """On the meta device reading a value is an error, so a pass through it reads none."""
     x, ids, weights, parameters = case(dtype=torch.bfloat16)
@@ -199,8 +193,8 @@ def test_no_synchronisation_on_the_grouped_path():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
-def test_compiles_without_a_break(path, dtype):
-    if path is experts._GroupedExperts and dtype != torch.bfloat16:
+def test_compiles_without_a_break(form, dtype):
+    if form == 'grouped' and dtype != torch.bfloat16:
         pytest.skip('torch traces its grouped product in bf16 only')
     x, ids, weights, parameters = case(N=16, dtype=dtype)
     torch.compiler.reset()

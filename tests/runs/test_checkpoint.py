@@ -128,7 +128,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(saved):
     run, model = saved
     code = (
         'import resource, sys, signal, torch; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
-        'from pathlib import Path; from lmplay.train import checkpoint as ck; from lmplay.errors import CheckpointError\n'
+        'from pathlib import Path; from lmplay.runs import checkpoint as ck\n'
+        'from lmplay.errors import CheckpointError\n'
         'run = Path(sys.argv[1]); model, state = ck.load_model(run)\n'
         'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n'
         'try: ck.save_checkpoint(run / "checkpoints/step-2", model, {"optimizer": {}}, state)\n'

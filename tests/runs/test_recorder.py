@@ -35,7 +35,7 @@ def logs(folder):
 
 def record(recorder, first, last):
     for n in range(first, last):
-        recorder.train(point(n, expert_load=torch.tensor([[0.25, 0.75]])))
+        recorder.train(point(n) | {'model/expert_load': torch.tensor([[0.25, 0.75]])})
         if n % 3 == 0:
             recorder.validation(point(n, domains={'code': {'loss': 1.5}}))
             recorder.sample({'prompt': 'one\n"', 'truth': 'zwei ü', 'prediction': '漢'})
@@ -44,14 +44,15 @@ def record(recorder, first, last):
 
 
 def test_busiest_and_dead_experts_follow_from_the_load(tmp_path):
+    load = torch.tensor([[0.25, 0.75, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
     recorder = Recorder(tmp_path)
-    recorder.train(point(5, expert_load=torch.tensor([[0.25, 0.75, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])))
-    recorder.validation(point(5, expert_load=[[1.0, math.nan]]))
-    recorder.train(point(6))
+    recorder.train(point(5) | {'model/expert_load': load})
+    recorder.validation(point(5) | {'model/expert_load': [[1.0, math.nan]]})
+    recorder.train(point(6, expert_load=load))  # measured by no model
     recorder.close()
-    first, second, third = read_metrics(tmp_path)
-    assert first['busiest_share'] == [0.75, 0.25] and first['dead_experts'] == [2, 0]
-    assert 'busiest_share' not in second and 'busiest_share' not in third
+    first, *others = read_metrics(tmp_path)
+    assert first['model/busiest_share'] == [0.75, 0.25] and first['model/dead_experts'] == [2, 0]
+    assert not any('model/busiest_share' in record or 'busiest_share' in record for record in others)
 
 
 def test_what_is_written_is_read_back(tmp_path):

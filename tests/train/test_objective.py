@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,11 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmplay.base.base_model import LMBase, LMOutput
-from lmplay.base.runner_list import find_runner
-from lmplay.data.rows import IGNORE, Batch
+from lmplay.data.rows import IGNORE
+from lmplay.errors import ExperimentError
+from lmplay.modules import matmul
 from lmplay.tokenizers import BytesTokenizer
-from lmplay.train.objective import LinearCrossEntropy, micro_loss, token_losses
-from lmplay.train.trainer import micro_batches
+from lmplay.train.loader import micro_batches
+from lmplay.train.objective import LinearCrossEntropy, Objective
+from tests.helpers import mask_of, ragged, tiny
 
 
 @settings(deadline=None, max_examples=40)
@@ -60,19 +64,11 @@ def test_fused_head_under_autocast_is_near_the_exact_gradient():
         assert F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.999
 
 
-def ragged(seed=0, rows=4, length=24):
-    """A batch as padded data gives it: rows of very unequal length, some of it not scored."""
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([length, 3, 11, 2][:rows])
-    x = torch.randint(0, 256, (rows, length), generator=g)
-    y = torch.randint(0, 256, (rows, length), generator=g)
-    y[torch.arange(length) >= lengths[:, None]] = IGNORE
-    y[0, :5] = IGNORE
-    return Batch(x, y, lengths, int((y != IGNORE).sum()))
+# ---- how a batch is cut
 
 
 class WithAuxiliaryLoss(LMBase):
-    """A plain-logits model with an auxiliary loss that is a mean over real tokens, and no features."""
+    """A forward of its own with an auxiliary loss that is a mean over real tokens, and no features."""
 
     def __init__(self):
         super().__init__('aux', max_len=24)
@@ -86,54 +82,26 @@ class WithAuxiliaryLoss(LMBase):
         return LMOutput(self.out(h), losses={'size': (aux, 0.1)}, metrics={'norm': h.detach().norm()})
 
 
-def gradient(model, batch, rows):
+def gradient(model, batch, sequences):
+    """(loss, gradient) of a batch, so many sequences at a time."""
     model.zero_grad()
-    total = 0.0
-    forward = model.features if hasattr(model, 'features') else model
-    for part in micro_batches(batch, rows):
-        mask = torch.arange(part.x.shape[1]) < part.lengths[:, None]
-        micro = micro_loss(
-            model,
-            forward,
-            part.x,
-            part.y,
-            mask,
-            scored=batch.scored,
-            tokens_share=part.tokens / batch.tokens,
-            chunk=7,
-        )
+    objective, total = Objective(model), 0.0
+    for part in micro_batches(batch, sequences):
+        share = part.tokens / batch.tokens
+        micro = objective(part.x, part.y, mask_of(part), scored=batch.scored, tokens_share=share, chunk=7)
         micro.objective.backward()
         total += micro.loss.item()
     return total, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize(
-    'make',
-    [
-        lambda: (
-            find_runner('gpt2ish')
-            .function(
-                num_blocks=2,
-                embed_dim=32,
-                num_heads=2,
-                max_len=24,
-                tokenizer='bytes',
-                attn_dropout=0.0,
-                ff_dropout=0.0,
-                embed_dropout=0.0,
-            )
-            .build()
-        ),
-        WithAuxiliaryLoss,
-    ],
-)
+@pytest.mark.parametrize('make', [lambda: tiny(num_blocks=2, embed_dim=32), WithAuxiliaryLoss])
 def test_the_mini_batch_size_does_not_change_the_gradient(make):
     torch.manual_seed(0)
     model = make().double()
     batch = ragged()
     loss, whole = gradient(model, batch, 4)
-    for rows in (1, 2, 3):
-        part_loss, parts = gradient(model, batch, rows)
+    for sequences in (1, 2, 3):
+        part_loss, parts = gradient(model, batch, sequences)
         assert part_loss == pytest.approx(loss, rel=1e-12)
         assert (parts - whole).abs().max() < 1e-6 * whole.abs().max()
 
@@ -142,12 +110,12 @@ def test_the_loss_is_cross_entropy_per_scored_token():
     model = WithAuxiliaryLoss().double()
     batch = ragged()
     loss, _ = gradient(model, batch, 2)
-    mask = torch.arange(24) < batch.lengths[:, None]
+    mask = mask_of(batch)
     logits = model(batch.x, mask=mask).logits
     assert loss == pytest.approx(
         F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORE).item(), rel=1e-12
     )
-    losses, right, prediction, _ = token_losses(model, model, batch.x, batch.y, mask, chunk=5)
+    losses, right, prediction, _ = Objective(model).token_losses(batch.x, batch.y, mask, chunk=5)
     assert losses.sum().item() / batch.scored == pytest.approx(loss, rel=1e-12)
     assert (losses[batch.y == IGNORE] == 0).all() and not right[batch.y == IGNORE].any()
     assert torch.equal(prediction, logits.argmax(-1))
@@ -160,3 +128,215 @@ def test_a_batch_with_nothing_to_score_gives_no_gradient_and_no_nan():
     batch.scored = 0
     loss, grad = gradient(model, batch, 2)
     assert loss == 0.0 and torch.isfinite(grad).all()
+
+
+# ---- where head and loss are one
+
+
+class Headed(LMBase):
+    """`features` and a head `fc`; the head is what is varied."""
+
+    def __init__(self, head=None, *, bias=True):
+        super().__init__('headed', max_len=24)
+        self.tokenizer = BytesTokenizer()
+        self.embed = nn.Embedding(257, 8)
+        self.inner = nn.Linear(8, 8)
+        self.fc = head if head is not None else nn.Linear(8, 257, bias=bias)
+
+    def features(self, x):
+        return torch.tanh(self.inner(self.embed(x)))
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Masked(Headed):
+    """Its features say more than a tensor, and ask for the mask."""
+
+    def features(self, x, mask=None):
+        h = super().features(x)
+        size = (h.pow(2).sum(-1) * mask).sum() / mask.sum()
+        return LMOutput(features=h, losses={'size': (size, 0.1)}, metrics={'length': mask.float().sum()})
+
+
+class OwnForward(Headed):
+    def forward(self, x):
+        return 30 * torch.tanh(self.fc(self.features(x)) / 30)
+
+
+class ForwardsToBase(Headed):
+    def forward(self, x):
+        return super().forward(x).flip(-1)
+
+
+def hooked(register):
+    """Makes a model with a hook."""
+
+    def make():
+        model = Headed()
+        register(model)
+        return model
+
+    return make
+
+
+def with_instance_forward(of_model: bool):
+    model = Headed()
+    module = model if of_model else model.fc
+    before = module.forward
+    module.forward = lambda *args, **kwargs: before(*args, **kwargs) * 2
+    return model
+
+
+def twice(module, args, out=None):
+    """A hook that doubles what its module gives, and a pre-hook that doubles what it gets."""
+    return 2 * out if out is not None else (2 * args[0],)
+
+
+def other_ids(module, args):
+    return ((args[0] + 1) % 257,)
+
+
+FUSED = {
+    'a plain linear': Headed,
+    'without a bias': lambda: Headed(bias=False),
+    'padded beyond the vocabulary': lambda: Headed(nn.Linear(8, 264)),
+    'padded, without a bias': lambda: Headed(nn.Linear(8, 264, bias=False)),
+    'features with losses and a mask': Masked,
+    'gpt2ish': tiny,
+}
+NOT_FUSED = {
+    'a subclass of Linear': lambda: Headed(Scaled(8, 257)),
+    'a sequence of modules': lambda: Headed(nn.Sequential(nn.Linear(8, 257), nn.Softplus())),
+    'weight_norm': lambda: Headed(nn.utils.weight_norm(nn.Linear(8, 257))),
+    'weight_norm, parametrized': lambda: Headed(nn.utils.parametrizations.weight_norm(nn.Linear(8, 257))),
+    'spectral_norm, parametrized': lambda: Headed(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 257))),
+    'spectral_norm': lambda: Headed(nn.utils.spectral_norm(nn.Linear(8, 257))),
+    'a hook of the head': hooked(lambda m: m.fc.register_forward_hook(twice)),
+    'a pre-hook of the head': hooked(lambda m: m.fc.register_forward_pre_hook(twice)),
+    'a hook of the model': hooked(lambda m: m.register_forward_hook(twice)),
+    'a pre-hook of the model': hooked(lambda m: m.register_forward_pre_hook(other_ids)),
+    'a forward of the instance': lambda: with_instance_forward(True),
+    'a forward of its head': lambda: with_instance_forward(False),
+    'a forward of its own': OwnForward,
+    'a forward around the base': ForwardsToBase,
+    'no features at all': WithAuxiliaryLoss,
+}
+
+
+def naive(model, batch):
+    """(loss, logits) by the definition: cross-entropy over model(x)."""
+    out = model(batch.x, mask=mask_of(batch)) if 'mask' in model.forward_takes else model(batch.x)
+    output = out if isinstance(out, LMOutput) else LMOutput(logits=out)
+    logits = output.logits.flatten(0, 1)
+    loss = F.cross_entropy(logits, batch.y.flatten(), ignore_index=IGNORE, reduction='sum') / batch.scored
+    return loss + sum(weight * value for value, weight in output.losses.values()), output.logits
+
+
+def cases(made, fused):
+    return [pytest.param(make, fused, id=name) for name, make in made.items()]
+
+
+@pytest.mark.parametrize('make, fused', [*cases(FUSED, True), *cases(NOT_FUSED, False)])
+def test_training_is_cross_entropy_over_the_models_own_logits(make, fused):
+    """Loss and gradients of the objective equal those by the definition, whichever way the objective takes."""
+    torch.manual_seed(0)
+    model = make().double().eval()  # spectral_norm moves on with each forward pass in training
+    batch = ragged()
+    objective = Objective(model)
+    assert objective.fused is fused
+    micro = objective(batch.x, batch.y, mask_of(batch), scored=batch.scored, tokens_share=1.0, chunk=7)
+    micro.objective.backward()
+    ours = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    loss, logits = naive(model, batch)
+    loss.backward()
+    torch.testing.assert_close(micro.objective, loss)
+    assert micro.correct == ((logits.argmax(-1) == batch.y) & (batch.y != IGNORE)).sum()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, atol=1e-10, rtol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize('make, fused', [*cases(FUSED, True), *cases(NOT_FUSED, False)])
+def test_evaluation_is_cross_entropy_over_the_models_own_logits(make, fused):
+    torch.manual_seed(0)
+    model = make().double().eval()
+    batch = ragged()
+    losses, _, prediction, _ = Objective(model).token_losses(batch.x, batch.y, mask_of(batch), chunk=5)
+    with torch.no_grad():
+        _, logits = naive(model, batch)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORE, reduction='none')
+    torch.testing.assert_close(losses.flatten(), expected)
+    assert torch.equal(prediction, logits.argmax(-1))
+
+
+def test_a_head_padded_beyond_the_vocabulary_trains_as_the_cut_one():
+    """The rows that no token has get no gradient, the others that of a head without them."""
+    torch.manual_seed(0)
+    padded, cut = (Headed(nn.Linear(8, size)).double() for size in (300, 257))
+    cut.load_state_dict({k: v[:257] if k.startswith('fc') else v for k, v in padded.state_dict().items()})
+    batch = ragged()
+    losses = [gradient(model, batch, 2)[0] for model in (padded, cut)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    for name, p in cut.named_parameters():
+        theirs = padded.get_parameter(name).grad
+        torch.testing.assert_close(theirs[:257] if name.startswith('fc') else theirs, p.grad)
+    assert not padded.fc.weight.grad[257:].any() and not padded.fc.bias.grad[257:].any()
+
+
+def test_a_head_tied_to_a_larger_embedding_is_cut_too():
+    """Tying replaces a Linear's weight, and leaves its out_features as they were."""
+    model = Headed(nn.Linear(8, 257, bias=False)).double()
+    model.embed = nn.Embedding(264, 8).double()
+    model.fc.weight = model.embed.weight
+    batch = ragged()
+    loss, _ = gradient(model, batch, 2)
+    assert loss == pytest.approx(naive(model, batch)[0].item(), rel=1e-12)
+
+
+def test_faster_products_do_not_keep_head_and_loss_apart(monkeypatch):
+    monkeypatch.setattr(matmul, 'available', lambda: True)
+    model, plain = tiny(), tiny()
+    matmul.speed_up_linears(model)
+    assert 'forward' in vars(model.fc) and Objective(model).fused
+    batch = ragged()
+    assert gradient(model, batch, 2)[0] == pytest.approx(gradient(plain, batch, 2)[0], rel=1e-4)
+
+
+def test_a_copy_of_a_model_is_fused_as_well():
+    assert Objective(copy.deepcopy(Headed())).fused
+
+
+def test_losses_of_a_models_own_forward_are_trained():
+    """Features beside it that report none do not hide them."""
+
+    class Both(Headed):
+        def forward(self, x):
+            logits = self.fc(self.features(x))
+            return LMOutput(logits, losses={'z': (logits.logsumexp(-1).pow(2).mean(), 0.5)})
+
+    model, batch = Both().double(), ragged()
+    micro = Objective(model)(batch.x, batch.y, mask_of(batch), scored=batch.scored, tokens_share=1.0)
+    value, weight = micro.output.losses['z']
+    torch.testing.assert_close(micro.objective, micro.loss + weight * value)
+
+
+@pytest.mark.parametrize(
+    'out, given',
+    [
+        (lambda x: x, r'torch.int64 \(4, 24\)'),
+        (lambda x: torch.zeros(4, 257), r'torch.float32 \(4, 257\)'),
+        (lambda x: LMOutput(), 'NoneType'),
+        (lambda x: (torch.zeros(*x.shape, 257), []), 'tuple'),
+    ],
+)
+def test_a_forward_that_returns_no_logits_is_named(out, given):
+    class Wrong(Headed):
+        def forward(self, x):
+            return out(x)
+
+    batch = ragged()
+    with pytest.raises(ExperimentError, match=rf'forward of Wrong must return logits .* given: {given}'):
+        Objective(Wrong())(batch.x, batch.y, mask_of(batch), scored=1, tokens_share=1.0)

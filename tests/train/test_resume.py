@@ -2,133 +2,45 @@
 that was not."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from lmplay.errors import CheckpointError
+from lmplay.runs.checkpoint import point, save_checkpoint
 from lmplay.runs.recorder import read_metrics
-
-# Times, speeds and sizes of a process are its own; everything else that is recorded must be equal.
-OWN = ('seconds', 'tokens_per_second', 'memory', 'data_wait', 'mfu')
-
-
-def statistics(run_dir):
-    records = [{k: v for k, v in r.items() if k not in OWN} for r in read_metrics(run_dir)]
-    return (
-        [r for r in records if r['kind'] != 'event'],
-        (run_dir / 'train_stats.csv').read_text(),
-        (run_dir / 'samples.jsonl').read_text(),
-    )
-
-
-def assert_equal(a, b):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, (dict, list, tuple)):
-        assert len(a) == len(b)
-        for key in a if isinstance(a, dict) else range(len(a)):
-            assert_equal(a[key], b[key])
-    else:
-        assert a == b
-
-
-def assert_same_run(a, b):
-    ours, theirs = (load_file(d / 'checkpoints/last/model.safetensors') for d in (a, b))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-    moments = [torch.load(d / 'checkpoints/last/optimizer.pt', weights_only=True) for d in (a, b)]
-    assert_equal(*moments)
-    for ours, theirs in zip(statistics(a), statistics(b)):
-        assert ours == theirs
-    progress = [json.loads((d / 'checkpoints/last/state.json').read_text())['progress'] for d in (a, b)]
-    mine, others = ({k: v for k, v in p.items() if not k.endswith('seconds')} for p in progress)
-    assert mine == others
+from lmplay.train.plan import parse_plan
+from lmplay.train.resolve import ResolvedStage, Settings, resolve
+from lmplay.train.resume import SavedRun, changed_settings, find_saved
+from lmplay.train.state import TrainState
+from tests.helpers import assert_equal, assert_same_run, kill_after_records, make_trainer, statistics, tiny
+from tests.helpers import start as start_process
 
 
 def start(plan, run_dir, cache, *flags):
-    arguments = [
-        sys.executable,
-        '-m',
-        'lmplay.train',
-        '--training-plan',
-        str(plan),
-        '--run-dir',
-        str(run_dir),
-        '--device',
-        'cpu',
-        '--quiet',
-        *flags,
-    ]
-    return subprocess.Popen(
-        arguments,
-        env=os.environ | {'LMP_DATASETS': str(cache), 'OMP_NUM_THREADS': '1'},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_after_records(process, run_dir, records):
-    """SIGKILL once the run has written that many lines, wherever it is then."""
-    deadline = time.monotonic() + 100
-    while process.poll() is None and time.monotonic() < deadline:
-        file = run_dir / 'metrics.jsonl'
-        if file.exists() and file.read_bytes().count(b'\n') >= records:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.wait()
+    return start_process('--training-plan', plan, '--run-dir', run_dir, '--quiet', *flags, cache=cache)
 
 
 @pytest.fixture
-def two_stages(tiny_plan):
-    """Two stages of one and a half epochs each, the second on a padded mixture with another rate; dropout on."""
-    return tiny_plan(
-        {
-            'first': {'dataset': 'mine', 'steps': None, 'epochs': 1.5, 'batch_size': 5},
-            'second': {
-                'dataset': None,
-                'mix': {'mine': 3, 'other': 1},
-                'steps': 14,
-                'packing': 'pad',
-                'lr': 0.003,
-                'row_length': 24,
-            },
-        },
-        model={
-            'num_blocks': 1,
-            'embed_dim': 16,
-            'num_heads': 2,
-            'max_len': 32,
-            'tokenizer': 'bytes',
-            'ff_dropout': 0.3,
-        },
-    )
-
-
-def with_other(plan, corpus):
-    content = json.loads(plan.read_text())
+def plan(tiny_plan, corpus):
+    """Two stages, the first of one and a half epochs, the second on a padded mixture with another rate; dropout on."""
+    first = {'steps': None, 'epochs': 1.5, 'batch_size': 5}
+    second = {'dataset': None, 'mix': {'mine': 3, 'other': 1}, 'steps': 14, 'packing': 'pad'}
+    model = dict(num_blocks=1, embed_dim=16, num_heads=2, max_len=32, tokenizer='bytes', ff_dropout=0.3)
+    file = tiny_plan({'first': first, 'second': second | {'lr': 0.003, 'row_length': 24}}, model=model)
+    content = json.loads(file.read_text())
     content['datasets']['other'] = {'loader': 'text', 'path': str(corpus)}
-    content['stages'] = {
-        n: {k: v for k, v in s.items() if v is not None} for n, s in content['stages'].items()
-    }
-    plan.write_text(json.dumps(content))
-    return plan
+    file.write_text(json.dumps(content))
+    return file
 
 
 FLAGS = ('--validation-interval', '60', '--save-interval', '35', '--optimizer')
 
 
 @pytest.mark.parametrize('optimizer, seed', [('adamw', 1), ('muon', 2)])
-def test_killed_twice_is_as_not_killed(two_stages, corpus, cache, tmp_path, optimizer, seed):
-    plan = with_other(two_stages, corpus)
+def test_killed_twice_is_as_not_killed(plan, cache, tmp_path, optimizer, seed):
     whole = start(plan, tmp_path / 'whole', cache, *FLAGS, optimizer)
     assert whole.wait() == 0, whole.stderr.read()
     records = len(read_metrics(tmp_path / 'whole'))
@@ -143,8 +55,7 @@ def test_killed_twice_is_as_not_killed(two_stages, corpus, cache, tmp_path, opti
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_polite_stop_saves_where_it_is_and_resumes(two_stages, corpus, cache, tmp_path, number, code):
-    plan = with_other(two_stages, corpus)
+def test_a_polite_stop_saves_where_it_is_and_resumes(plan, cache, tmp_path, number, code):
     whole = start(plan, tmp_path / 'whole', cache)
     assert whole.wait() == 0
     process = start(plan, tmp_path / 'stopped', cache)
@@ -160,8 +71,7 @@ def test_a_polite_stop_saves_where_it_is_and_resumes(two_stages, corpus, cache, 
     assert_same_run(tmp_path / 'whole', tmp_path / 'stopped')
 
 
-def test_two_processes_cannot_train_in_one_directory(two_stages, corpus, cache, tmp_path):
-    plan = with_other(two_stages, corpus)
+def test_two_processes_cannot_train_in_one_directory(plan, cache, tmp_path):
     first = start(plan, tmp_path / 'run', cache, '--epochs', '200')
     while first.poll() is None and not (tmp_path / 'run/metrics.jsonl').exists():
         time.sleep(0.01)
@@ -171,9 +81,119 @@ def test_two_processes_cannot_train_in_one_directory(two_stages, corpus, cache, 
     first.wait()
 
 
-def test_a_finished_run_given_again_trains_nothing(two_stages, corpus, cache, tmp_path):
-    plan = with_other(two_stages, corpus)
+def test_a_finished_run_given_again_trains_nothing(plan, cache, tmp_path):
     assert start(plan, tmp_path / 'run', cache).wait() == 0
     before = statistics(tmp_path / 'run')
     assert start(plan, tmp_path / 'run', cache).wait() == 0
     assert statistics(tmp_path / 'run') == before
+
+
+# ---- what a run finds in its directory
+
+
+SHAPE = dict(num_blocks=1, embed_dim=16, num_heads=2, max_len=24)
+PLAIN = dict(attn_dropout=0.0, ff_dropout=0.0, embed_dropout=0.0, tokenizer='bytes')  # as helpers.tiny
+
+
+@pytest.fixture
+def saved(tmp_path) -> SavedRun:
+    """A run that stopped in its second stage, as its directory holds it."""
+    model = tiny()
+    trainer = make_trainer(model, tmp_path / 'logs')
+    tokenizer = {'name': 'bytes', 'fingerprint': model.tokenizer.fingerprint}
+    state = {
+        'seed': 3,
+        'stage': 'b',
+        'progress': TrainState(stage=1, step=7).to_dict(),
+        'tokenizer': tokenizer,
+    }
+    state['hyperparameters'] = json.loads(json.dumps(model.hyperparameters))
+    moments = {'optimizer': trainer.optimizer.state_dict(), 'scaler': {}}
+    folder = tmp_path / 'run' / 'checkpoints'
+    save_checkpoint(folder / 'step-00000007', model, moments, state)
+    point(folder / 'last', folder / 'step-00000007')
+    return find_saved(tmp_path / 'run', folder)
+
+
+def second_stage(**model) -> ResolvedStage:
+    stages = {name: {'dataset': 'embedded', 'steps': 9} for name in 'ab'}
+    plan = parse_plan({'stages': stages, 'tokenizer': 'bytes'})
+    return resolve(plan, Settings(exp='gpt2ish', model=SHAPE | PLAIN | model), None)[1]
+
+
+def test_what_was_saved_is_found(saved):
+    assert saved.train_state == TrainState(stage=1, step=7)
+    saved.check(['a', 'b'], seed=3)
+    saved.check(['renamed', 'b', 'more'], seed=3)  # what is behind it, and what is still to come, may change
+    assert_equal(saved.load_model(second_stage(), 'cpu').state_dict(), tiny().state_dict())
+    assert saved.load_optimizer()['scaler'] == {}
+
+
+@pytest.mark.parametrize(
+    'stages, seed, message',
+    [
+        (['a', 'b'], 4, 'was started with seed 3; given: 4. Use another --run-dir'),
+        (['a'], 3, r'is in its stage 2, "b", and this plan\'s stages are a\. .*--reset-history'),
+        (['b', 'a'], 3, 'is in its stage 2, "b", and this plan\'s stages are b, a'),
+    ],
+)
+def test_another_plan_or_seed_is_refused(saved, stages, seed, message):
+    with pytest.raises(CheckpointError, match=message):
+        saved.check(stages, seed=seed)
+
+
+def test_another_architecture_is_refused_even_where_its_weights_would_fit(saved):
+    with pytest.raises(
+        CheckpointError, match='another architecture: num_heads was 2 and is 4. Use another --run-dir'
+    ):
+        saved.load_model(second_stage(num_heads=4), 'cpu')
+    with pytest.raises(CheckpointError, match='another architecture'):
+        saved.load_model(second_stage(embed_dim=32), 'cpu')
+
+
+def test_a_parameter_that_is_new_since_the_run_began_changes_no_architecture(saved):
+    del saved.state['hyperparameters']['gelu']
+    saved.load_model(second_stage(), 'cpu')
+
+
+def test_another_tokenizer_is_refused(saved):
+    saved.state['tokenizer']['fingerprint'] = 'other'
+    with pytest.raises(CheckpointError, match=r'trained with another tokenizer \(bytes\)'):
+        saved.load_model(second_stage(), 'cpu')
+
+
+def test_a_run_without_saved_moments_has_none(saved):
+    (saved.folder / 'optimizer.pt').unlink()
+    assert saved.load_optimizer() is None
+
+
+def test_what_is_in_the_directory_decides_whether_a_run_is_new(saved, tmp_path):
+    folder = saved.run_dir / 'checkpoints'
+    assert find_saved(tmp_path / 'new', tmp_path / 'new' / 'checkpoints') is None
+    last = folder / 'last'
+    last.unlink()
+    assert find_saved(saved.run_dir, folder) is None  # killed in its first save
+    (folder / 'step-00000009').mkdir()
+    with pytest.raises(CheckpointError, match="has no usable checkpoint '.*/last'"):
+        find_saved(saved.run_dir, folder)
+    last.symlink_to('step-00000009')
+    with pytest.raises(CheckpointError, match='ln -sfn'):
+        find_saved(saved.run_dir, folder)
+
+
+def test_settings_that_changed_are_told_of_the_stages_that_are_left(tmp_path):
+    before = [{'name': name, 'lr': 0.1, 'betas': [0.9, 0.95]} for name in 'abc']
+    (tmp_path / 'settings.json').write_text(json.dumps({'stages': before}))
+    now = [stage | {'betas': (0.9, 0.95)} for stage in before]
+    assert changed_settings(tmp_path, now, first=0) == []
+    now[0] = now[0] | {'lr': 9}
+    now[2] = now[2] | {'lr': 0.2}
+    (sentence,) = changed_settings(tmp_path, now, first=1)
+    assert sentence == 'Stage "c" continues with other settings: lr from 0.1 to 0.2.'
+
+
+@pytest.mark.parametrize('content', [None, '{', '[]', '{}'])
+def test_settings_that_can_not_be_read_stop_no_run(tmp_path, content):
+    if content is not None:
+        (tmp_path / 'settings.json').write_text(content)
+    assert changed_settings(tmp_path, [{'name': 'a'}], first=0) == []

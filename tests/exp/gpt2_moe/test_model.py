@@ -296,5 +296,5 @@ def test_a_copied_folder_is_an_experiment(tmp_path):
     copy = runner.build()
     assert copy.hyperparameters['top_k'] == 3 and type(copy) is not UpcycledLM
     assert copy(tokens()).logits.shape == (2, 20, 257)
-    dense = UpcycledLM(**TINY | dict(moe_layers='none'))
+    dense = find_runner('gpt2_dense').function(**TINY | dict(moe_layers='none')).build()
     assert any('relative error' in line for line in copy.import_pretrained(dense))

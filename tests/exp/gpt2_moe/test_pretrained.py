@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lmplay.base.base_model import BasicModelRunner
 from lmplay.base.runner_list import find_runner
 from lmplay.errors import CheckpointError
 from lmplay.exp.gpt2_moe.model import UpcycledLM
@@ -19,7 +20,7 @@ TINY = dict(**SHAPE, moe_layers='last 2', num_experts=4, tokenizer='bytes')
 
 def make(**changed):
     torch.manual_seed(3)
-    return UpcycledLM(**TINY | changed)
+    return BasicModelRunner(UpcycledLM, **TINY | changed).build()
 
 
 @pytest.fixture(scope='module', params=['gpt2', 'gpt_neox'])

@@ -152,10 +152,8 @@ def test_a_trained_mixture_has_no_parity_to_check():
     [('state.json', ''), ('state.json', '{}'), ('model.safetensors', ''), ('model.safetensors', 'x' * 40)],
 )
 def test_damaged_checkpoints_are_one_sentence(tmp_path, capsys, name, content):
-    model = UpcycledLM(
-        num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1', tokenizer='bytes'
-    )
-    parameters = {k: v for k, v in model.hyperparameters.items() if v is not None}
+    parameters = dict(num_blocks=2, embed_dim=32, num_heads=2, max_len=64, moe_layers='last 1')
+    model = UpcycledLM(**parameters, tokenizer='bytes')
     state = {'exp': 'gpt2_moe', 'exp_file': None, 'parameters': parameters, 'tokenizer': {'name': 'bytes'}}
     (tmp_path / 'state.json').write_text(json.dumps(state))
     save_file(

@@ -97,7 +97,7 @@ def test_the_small_plan_on_stories_of_ones_own(exp, stories, tmp_path, capsys):
     )  # the digest
     assert weights['blocks.0.ff.keys.updates'] == 5
     records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-    assert any(0 < r.get('gini_middle', 0) < 1 and len(r['some_entropy']) == 1 for r in records)
+    assert any(0 < r.get('model/gini_middle', 0) < 1 and len(r['model/some_entropy']) == 1 for r in records)
     capsys.readouterr()
     assert (
         main([*options, '--steps', '8', '--expert-seed', '1']) == 2
