@@ -101,7 +101,7 @@ class TokenStore:
         return self._array('splits', np.uint8)
 
     def split(self, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation documents, by the dataset's own split if it has one."""
+        """Indices of training and validation documents, by the dataset's own split where it has one."""
         if (self.splits == SPLITS['validation']).any():
             validation = self.splits == SPLITS['validation']
         else:
