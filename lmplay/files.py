@@ -40,8 +40,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[IO]:
-    """Creates the file and holds an exclusive lock on it. Raises BlockingIOError where another process
-    does."""
+    """Creates the file and locks it exclusively. Raises BlockingIOError where another process holds the lock."""
     with open(file, 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock
