@@ -40,7 +40,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[IO]:
-    """Creates the file and locks it exclusively. Raises BlockingIOError where another process holds the lock."""
+    """Creates the file and locks it exclusively. Raises BlockingIOError where another process has."""
     with open(file, 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock
