@@ -36,7 +36,7 @@ def route(logits_NE: Tensor, *, top_k: int, noise_std: Tensor | None = None) -> 
 
 
 def expert_load(expert_ids_NK: Tensor, num_experts: int, mask_N: Tensor | None = None) -> Tensor:
-    """(E,) float32: each expert's share of the assignments of all tokens, or of those where mask_N is True."""
+    """(E,) float32: each expert's share of the assignments, over the tokens where mask_N (bool) is True."""
     every_E = torch.arange(num_experts, device=expert_ids_NK.device)
     count_NE = (expert_ids_NK[:, :, None] == every_E).sum(1)
     return masked_mean(count_NE.float(), mask_N) / expert_ids_NK.shape[1]
