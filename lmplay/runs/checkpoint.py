@@ -111,7 +111,7 @@ def point(link: Path, folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and linked ones, and what a killed run left unfinished."""
+    """Deletes all but the newest `keep` checkpoints and linked ones, and what killed runs left unfinished."""
     linked = {link.resolve() for link in folder.iterdir() if link.is_symlink()}
     whole = sorted((f for f in folder.glob('step-*') if f.is_dir()), key=lambda f: f.stat().st_mtime_ns)
     for old in whole[:-keep]:
