@@ -122,13 +122,8 @@ def _place(function: Callable, frame: FrameType | None) -> tuple[str, Path, int]
 
 
 def list_experiments() -> list[Entry]:
-    """Every experiment version, sorted by name, then what is broken."""
-    for name, module, file in _shipped():
-        _load(name, module, file)
-    for entry_point in _entry_points():
-        _load_entry_point(entry_point)
-    entries = [*(_entry(r) for r in _registered.values()), *_broken.values()]
-    return sorted(entries, key=lambda e: (e.error is not None, e.name))
+    """Every experiment version of lmplay, of installed packages and of this program, sorted by name; then what is broken."""
+    return [e for e in _entries() if not e.module.endswith('.py')]
 
 
 def find_entry(name: str) -> Entry:
@@ -136,7 +131,7 @@ def find_entry(name: str) -> Entry:
 
     A path alone means the first version in the file. Raises ExperimentError for what is unknown or broken.
     """
-    entries = list_experiments()
+    entries = _entries()
     match = next((e for e in entries if e.name == name), None)
     if match is None and (path := _as_path(name)):
         match = _find_in_file(*path, given=name)
@@ -154,6 +149,16 @@ def find_entry(name: str) -> Entry:
 def find_runner(name: str) -> Registered:
     """The runner of an experiment; `name` as for find_entry. Raises ExperimentError for what is unknown or broken."""
     return _registered[find_entry(name).name]
+
+
+def _entries() -> list[Entry]:
+    """All that is known: what is installed, and files given by their paths in this process."""
+    for name, module, file in _shipped():
+        _load(name, module, file)
+    for entry_point in _entry_points():
+        _load_entry_point(entry_point)
+    entries = [*(_entry(r) for r in _registered.values()), *_broken.values()]
+    return sorted(entries, key=lambda e: (e.error is not None, e.name))
 
 
 def _as_path(name: str) -> tuple[Path, str] | None:
