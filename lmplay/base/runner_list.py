@@ -79,13 +79,13 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
     def register(function: Callable) -> Callable:
         module, file, line = _place(function, inspect.currentframe())
         known = _registered.get(name)
-        same = (
-            known is None or (known.file, known.line) == (file, line) or known.module == module == '__main__'
-        )
-        if known is not None and not same:
-            raise ExperimentError(
-                f"Two experiments are named '{name}': one at {known.where}, one at {file}:{line}. Rename one of them."
-            )
+        if known is not None and (known.file, known.line) != (file, line):
+            again = known.module == module == '__main__' and known.function.__name__ == function.__name__
+            if not again:
+                raise ExperimentError(
+                    f"Two experiments are named '{name}': one at {known.where}, one at {file}:{line}. "
+                    f'Rename one of them.'
+                )
 
         @functools.wraps(function)
         def checked(*args, **kwargs):
