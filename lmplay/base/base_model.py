@@ -178,7 +178,7 @@ class LMBase(nn.Module):
 
 
 class BasicModelRunner:
-    """One version of an experiment: a model class, the defaults that the version overrides, and what is asked for now.
+    """One version of an experiment: a model class, what it overrides of the defaults, and what is asked for.
 
     model_class   a subclass of LMBase
     overrides     this version's model parameters
@@ -188,7 +188,7 @@ class BasicModelRunner:
     given         `overrides` and `parameters` joined, each value typed by the model's declared default
     declared      what the model's __init__ takes, with its defaults
 
-    Raises ExperimentError for a parameter that the model's __init__ does not name, and for a value of another type.
+    Raises ExperimentError for a parameter that the model does not declare, and for a value of another type.
     """
 
     def __init__(

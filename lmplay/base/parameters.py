@@ -62,8 +62,8 @@ def split_items(text: str) -> list[str]:
 def model_parameters(model: Callable, *, until: type) -> dict[str, Any]:
     """Keyword parameters that a model's `__init__` takes, with their defaults (None where there is none).
 
-    Those of its base classes below `until` are included where it passes keywords on. `version` is left out: it names
-    the model.
+    Those of its base classes below `until` are included where it passes keywords on. `version`, which names
+    the model, is left out.
     """
     found: dict[str, Any] = {}
     for cls in inspect.getmro(model) if inspect.isclass(model) else (model,):
@@ -99,7 +99,7 @@ def read_parameters(
 def typed_parameters(given: Mapping[str, Any], declared: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The given parameters, each typed by its declared default; `version`, a string, is always allowed.
 
-    Raises ExperimentError for a parameter that the model does not declare, and for a value that it can't have.
+    Raises ExperimentError for a parameter that the model does not declare, and for a value of another type.
     """
     defaults = {'version': '', **declared}
     for name in given:

@@ -1,7 +1,8 @@
-"""Registry of experiments: `expose_runner` registers, `list_experiments` lists, `find_runner` finds one by its name.
+"""Registry of experiments: `expose_runner` registers, `list_experiments` lists, `find_runner` finds by name.
 
-Experiments are found by importing the `versions` modules of lmplay.exp and of installed packages (entry points of the
-group `lmplay.experiments`), each once per process. One that raises is listed with its error and hides no other.
+Experiments are found by importing the `versions` modules of lmplay.exp and of installed packages (entry
+points of the group `lmplay.experiments`), each once per process. One that raises is listed with its error and
+hides no other.
 """
 
 import contextlib
@@ -70,8 +71,8 @@ _importing = False
 def expose_runner(name: str, *, description: str = '') -> Callable:
     """Registers the decorated function, which returns a `BasicModelRunner`, as experiment version `name`.
 
-    Raises ExperimentError where another function has the name already. Importing a module again, or defining a runner
-    again in a notebook, replaces it.
+    Raises ExperimentError where another function has the name already. Importing a module again, or defining
+    a runner again in a notebook, replaces it.
     """
     if not isinstance(name, str) or not name:
         raise ExperimentError(f'expose_runner needs a name, a non-empty string; given: {name!r}.')
@@ -106,10 +107,7 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
 
 
 def _place(function: Callable, frame: FrameType | None) -> tuple[str, Path, int]:
-    """Module, file and line of a declaration: of the `versions` module that is being imported, else of the function.
-
-    They differ where a helper in another file makes the function.
-    """
+    """Module, file and line of a declaration: in the `versions` module, even if made by a helper elsewhere."""
     code = inspect.unwrap(function).__code__
     module, file, line = function.__module__, code.co_filename, code.co_firstlineno
     if _importing:
@@ -122,7 +120,7 @@ def _place(function: Callable, frame: FrameType | None) -> tuple[str, Path, int]
 
 
 def list_experiments() -> list[Entry]:
-    """Every experiment version of lmplay, of installed packages and of this program, sorted by name; then what is broken."""
+    """All experiment versions of lmplay, installed packages and this program, by name; then broken ones."""
     return [e for e in _entries() if not e.module.endswith('.py')]
 
 
@@ -147,7 +145,7 @@ def find_entry(name: str) -> Entry:
 
 
 def find_runner(name: str) -> Registered:
-    """The runner of an experiment; `name` as for find_entry. Raises ExperimentError for what is unknown or broken."""
+    """The runner of an experiment; names and errors as for find_entry."""
     return _registered[find_entry(name).name]
 
 
@@ -176,7 +174,8 @@ def _as_path(name: str) -> tuple[Path, str] | None:
 def _find_in_file(file: Path, version: str, *, given: str) -> Entry:
     if not file.is_file():
         raise ExperimentError(
-            f"No file '{file}' for --exp: give the name of an experiment, or the path of its folder or versions.py."
+            f"No file '{file}' for --exp: give an experiment's name, or the path of its folder or "
+            f'versions.py.'
         )
     file = file.resolve()
     _load(file.parent.name, str(file), file)
@@ -231,7 +230,10 @@ def _load_entry_point(entry_point: importlib.metadata.EntryPoint) -> None:
 
 
 def _locate(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str, Path]:
-    """(module, attribute or '', file) of an entry point. Imports the packages around the module and raises what they do."""
+    """(module, attribute or '', file) of an entry point.
+
+    Imports the packages around the module. Raises ExperimentError, ModuleNotFoundError, and what they raise.
+    """
     if entry_point.pattern.match(entry_point.value) is None:
         raise ExperimentError(
             f"its entry point must be PACKAGE.versions or PACKAGE.versions:NAME; given: '{entry_point.value}'"
@@ -292,7 +294,10 @@ def _import(module: str, file: Path) -> None:
 
 
 def _attempt(action: Callable[[], Any], folder: Path | None) -> tuple[Any, str | None]:
-    """(result, None) of code of an experiment, or (None, what it raised), SystemExit included; its prints go to stderr."""
+    """(result, None) of an experiment's code, or (None, what it raised), SystemExit included.
+
+    What it prints goes to stderr.
+    """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return action(), None
@@ -303,7 +308,7 @@ def _attempt(action: Callable[[], Any], folder: Path | None) -> tuple[Any, str |
 
 
 def _explain(error: BaseException, folder: Path | None) -> str:
-    """Kind and message of an error, and the last place in `folder` that it passed, in one line without a full stop."""
+    """Kind and message of an error, and its last place in `folder`, in one line without a full stop."""
     message, place = str(error), ''
     if isinstance(error, SyntaxError):
         message, place = error.msg, f'{error.filename}:{error.lineno}'

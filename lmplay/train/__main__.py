@@ -17,11 +17,11 @@ from .plan import SETTABLE, key_kind, load_plan, stage_help, stage_value
 
 EPILOG = """\
 examples:
-  lmp_trainer --exp list                                        what there is to train
-  lmp_trainer --exp gpt2ish --training-plan quickstart          a first real run, under 3 minutes on a laptop
+  lmp_trainer --exp list                                 what can be trained
+  lmp_trainer --exp gpt2ish --training-plan quickstart   a first real run, under 3 minutes on a laptop
   lmp_trainer --exp gpt2ish --device cuda --amp --training-plan wikipedia
-  lmp_trainer --exp gpt2ish --describe --num-blocks 12          parameters, FLOPs, memory; any model parameter is a flag
-A run that was interrupted goes on when the same command is given again."""
+  lmp_trainer --exp gpt2ish --describe --num-blocks 12   parameters, FLOPs, memory; model parameters are flags
+To resume an interrupted run, rerun the same command."""
 
 DEFAULT_EXPERIMENT = 'gpt2ish'  # where neither the command line nor the plan names one
 NOT_IN_A_CONFIG = ('help', 'use_config', 'dump_config', 'set')
@@ -34,114 +34,108 @@ def make_parser() -> CommandParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group('what to do')
-    what.add_argument(
+    _add_actions(parser)
+    _add_model_options(parser)
+    _add_run_options(parser)
+    _add_stage_keys(parser)
+    return parser
+
+
+def _add_actions(parser: CommandParser) -> None:
+    add = parser.add_argument_group('what to do').add_argument
+    add(
         '--exp',
         metavar='NAME',
-        help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)",
+        help='experiment to train: a name, the path of a versions.py or of its folder, or "list" '
+        f"(default: the plan's, else {DEFAULT_EXPERIMENT})",
     )
-    what.add_argument(
+    add(
         '--training-plan',
         metavar='PLAN',
         default='default',
-        help='path of a plan, or the name of a shipped one (default: %(default)s)',
+        help='path of a plan, or name of a shipped one (default: %(default)s)',
     )
-    what.add_argument(
+    add(
         '--dataset',
         metavar='NAME',
-        help='train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file',
+        help='dataset for all stages: one of the plan, a named one, a hub name (owner/name), or a local file',
     )
-    what.add_argument(
-        '--describe',
-        action='store_true',
-        help='tell the architecture, parameters, FLOPs and memory, and exit',
-    )
-    what.add_argument(
+    add('--describe', action='store_true', help='show architecture, parameters, FLOPs and memory, and exit')
+    add(
         '--dry-run',
         action='store_true',
-        help='tell what the plan will do and about how long it takes, and exit',
+        help='show what the plan does and roughly how long it takes, and exit',
     )
-    what.add_argument(
+    add(
         '--save-datasets',
         action='store_true',
-        help='fetch and prepare all that the plan needs, and exit; for machines without a network',
+        help='fetch and prepare everything the plan needs, and exit; for machines without a network',
     )
-    what.add_argument(
-        '--json', action='store_true', help='with --exp list or --describe: output for machines'
-    )
-    model = parser.add_argument_group(
+    add('--json', action='store_true', help='machine-readable output of --exp list and --describe')
+
+
+def _add_model_options(parser: CommandParser) -> None:
+    add = parser.add_argument_group(
         'model', "every parameter of the experiment's model is a flag too: --num-blocks 4 --embed-dim 128 ..."
-    )
-    model.add_argument(
-        '--set',
-        metavar='KEY=VALUE',
-        action='append',
-        default=[],
-        help='set a model parameter; may be repeated',
-    )
-    model.add_argument(
+    ).add_argument
+    add('--set', metavar='KEY=VALUE', action='append', default=[], help='set a model parameter; repeatable')
+    add(
         '--initial-model',
         metavar='PATH',
-        help='weights that a new run begins with: a checkpoint or a run; only read',
+        help='checkpoint or run whose weights a new run starts from; only read',
     )
-    model.add_argument(
+    add(
         '--default-freeze',
         action='store_true',
-        help='freeze all weights but those marked with `freeze = False`',
+        help='freeze all weights except those marked with `freeze = False`',
     )
-    run = parser.add_argument_group('run')
-    run.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, mps (default: the best there is)')
-    run.add_argument(
-        '--amp', action='store_true', help='mixed precision: bf16 where the device has it, else fp16'
-    )
-    run.add_argument(
+
+
+def _add_run_options(parser: CommandParser) -> None:
+    add = parser.add_argument_group('run').add_argument
+    add('--device', default='auto', help='cpu, cuda, cuda:1, mps (default: the best available)')
+    add('--amp', action='store_true', help='mixed precision: bf16 where the device supports it, else fp16')
+    add(
         '--compile-model',
         action=argparse.BooleanOptionalAction,
-        help='torch.compile the model (default: on a GPU, where it pays)',
+        help='torch.compile the model (default: on a GPU, where it pays off)',
     )
-    run.add_argument('--seed', type=int, help="seed of everything (default: the plan's, else 0)")
-    run.add_argument(
+    add('--seed', type=int, help="seed of data order, weights and dropout (default: the plan's, else 0)")
+    add(
         '--run-dir',
         metavar='DIR',
         help='where the run is kept and resumed from (default: runs/EXPERIMENT-PLAN)',
     )
-    run.add_argument(
+    add(
         '--reset-history',
         action='store_true',
-        help='keep the weights of the run that is there, forget its history, begin the plan anew',
+        help='keep the weights of the existing run, forget its history, and start the plan over',
     )
-    run.add_argument('--ignore-optimizer', action='store_true', help="don't load the optimizer's state")
-    run.add_argument(
+    add('--ignore-optimizer', action='store_true', help="do not load the optimizer's state")
+    add(
         '--keep',
         type=int,
         default=2,
-        help='newest checkpoints to keep, beside the best and those at the ends of stages (default: %(default)s)',
+        help='number of newest checkpoints to keep, besides the best and those at the ends of stages '
+        '(default: %(default)s)',
     )
-    run.add_argument(
-        '--report-to',
-        metavar='NAME',
-        action='append',
-        default=[],
-        help='tensorboard or wandb; may be repeated',
+    add('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; repeatable')
+    add(
+        '--check-grads', action='store_true', help='report parameters that are frozen or received no gradient'
     )
-    run.add_argument(
-        '--check-grads', action='store_true', help='tell which parameters are frozen or got no gradient'
-    )
-    run.add_argument('--quiet', action='store_true', help='say nothing but errors')
-    run.add_argument(
-        '--use-config', metavar='FILE', help='take options from a YAML file; flags on the command line win'
-    )
-    run.add_argument(
-        '--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit'
-    )
-    stage = parser.add_argument_group(
-        'training', 'these are keys of plan stages too; here they win over the plan, in all its stages'
+    add('--quiet', action='store_true', help='print nothing but errors')
+    add('--use-config', metavar='FILE', help='read options from a YAML file; flags on the command line win')
+    add('--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit')
+
+
+def _add_stage_keys(parser: CommandParser) -> None:
+    group = parser.add_argument_group(
+        'training', 'keys of plan stages; given here, they hold for all stages and win over the plan'
     )
     for key in SETTABLE:
-        stage.add_argument(
+        group.add_argument(
             _flag(key), help=stage_help(key).replace('%', '%%'), **_FLAG_SETTINGS[key_kind(key)]
         )
-    return parser
 
 
 # How a flag of a stage key is read, by the kind of its values; what they may be, the plan's own checks say.
@@ -189,7 +183,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _model_parameters(
     args: argparse.Namespace, config: dict, rest: list[str], parser: CommandParser
 ) -> dict[str, Any]:
-    """Parameters of the experiment's model: from the config, then --set, then flags that the parser does not know."""
+    """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
     exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).exp
     runner = find_runner(exp or DEFAULT_EXPERIMENT).function()
     model = getattr(runner.model_class, '__name__', '')

@@ -1,13 +1,13 @@
-"""Training plans: JSON to typed stages. Every mistake is named with its place in the file and the nearest valid key.
+"""Training plans: JSON to typed stages. A mistake is named with its place and the nearest valid key.
 
 Three forms load:
     {"STAGE": {"dataset": "wikipedia", "epochs": 1}, ...}
     {"seed": 0, "datasets": {...}, "tokenizer": {...}, "stages": {"STAGE": {...}, ...}}
-    {"datasets": {...}, "steps": [{"step_name": "STAGE", "datasets": ["a", "b"], "epochs": 1.0}, ...]}   (the original
-    lmplay's)
+    {"datasets": {...}, "steps": [{"step_name": "STAGE", "datasets": ["a", "b"], "epochs": 1.0}, ...]}
+The last is the original lmplay's.
 
-`StageKeys` is the only place where a setting of a stage is written: its flag, its help, its checks in plans, configs and
-lmp_compare, and its line in docs/plans.md follow from it.
+A setting of a stage is written once, in `StageKeys`: its flag, its help, its checks in plans, configs and
+lmp_compare, and its line in docs/plans.md follow from there.
 """
 
 import functools
@@ -36,7 +36,7 @@ class StageKeys(BaseModel):
 
     dataset: str | None = Field(
         None,
-        description='what to train on: a dataset defined in the plan, a named one, a hub name (owner/name), or a file',
+        description='dataset: defined in the plan, a named one, a hub name (owner/name), or a file',
     )
     mix: dict[str, float] | None = Field(
         None, description='several datasets and their shares of the sequences, instead of `dataset`'
@@ -49,17 +49,16 @@ class StageKeys(BaseModel):
     )
     packing: Literal['pack', 'pad'] = Field(
         'pack',
-        description='pack: documents joined by the end-of-text token, nothing lost; pad: one document per sequence',
+        description='pack: documents joined by end-of-text tokens, nothing lost; pad: one per sequence',
     )
     long_documents: Literal['split', 'cut'] = Field(
         'split',
-        description='with packing pad: continue a longer document in further sequences at a sentence end, or cut it',
+        description='with packing pad: split a long document at sentence ends into sequences, or cut it',
     )
     include_prompts: bool = Field(True, description='score the prompts of prompt/answer pairs')
     score_padding: bool = Field(
         False,
-        description='with packing pad: predict the padding too, as some published code does; `loss` stays that of real '
-        'tokens, `loss_with_pad` is added',
+        description='with packing pad: predict the padding too, as published code does; adds `loss_with_pad`',
     )
     validation_bytes: int = Field(
         131_072,
@@ -80,18 +79,17 @@ class StageKeys(BaseModel):
     drop_last: bool = Field(False, description='drop an incomplete last batch instead of training on it')
     init_from: str = Field(
         'previous',
-        description='weights to start from: previous (the stage before), scratch, stage:NAME, pretrained:NAME, or a path',
+        description='starting weights: previous (stage), scratch, stage:NAME, pretrained:NAME, or a path',
     )
     exp: str | None = Field(
         None,
-        description='experiment to continue as, through its `import_pretrained`; that of the stage before if not given',
+        description="experiment to continue as, by its `import_pretrained`; the previous stage's by default",
     )
     model: dict[str, Any] = Field({}, description="model parameters of this stage, besides the plan's")
-    batch_size: int = Field(50, gt=0, description='sequences of an optimizer step')
+    batch_size: int = Field(50, gt=0, description='sequences per optimizer step')
     mini_batch_size: Annotated[int, Field(ge=1)] | Literal['auto'] = Field(
         4,
-        description='sequences of a forward and backward pass; auto finds what fits; changes memory and speed, never '
-        'the gradient',
+        description='sequences per forward and backward pass, auto: what fits; the gradient stays the same',
     )
     optimizer: Literal['adamw', 'adam', 'adagrad', 'sgd', 'rmsprop', 'muon'] = Field(
         'adamw', description='optimizer; muon updates hidden matrices by Muon and the rest by AdamW'
@@ -183,8 +181,9 @@ PLAN_KEYS = {  # key -> type and its name
 
 
 def stage_value(key: str, given: Any, label: str) -> Any:
-    """The value of a stage key by itself, from a flag, a config or KEY=VALUE; texts are read: 3e-4, none, 0.9,0.95.
+    """The value of a stage key by itself, from a flag, a config or KEY=VALUE.
 
+    Text is read as a value: 3e-4, none, or 0.9,0.95.
     Raises PlanError, beginning with `label`, for a value that a plan could not have.
     """
     value = given
@@ -206,7 +205,7 @@ def key_kind(key: str) -> str:
 def stage_help(key: str) -> str:
     """What a stage key does, what it may be, and its default, in one line."""
     default = _default(key)
-    notes = [] if key_kind(key) == 'boolean' else [allowed_values(key)]
+    notes = [allowed_values(key)] if allowed_values(key) not in ('a string', 'true or false') else []
     notes += [f'default: {default}'] if default else []
     return f'{_description(key)} ({"; ".join(notes)})'
 
@@ -317,7 +316,7 @@ def write_stage_table(file: Path) -> None:
 class Plan:
     """A plan as it was read: settings of all stages, and each stage's own keys, unresolved.
 
-    `stage(i, defaults, overrides)` resolves one: stage defaults < the version's < the plan's < the command line's.
+    `stage(i, version, overrides)` resolves one: defaults < the version's < the plan's < the command line's.
     """
 
     def __init__(self, raw: dict, *, name: str, where: str):
@@ -333,7 +332,7 @@ class Plan:
         self.stages: dict[str, dict] = raw['stages']
 
     def stage(self, index: int, version: dict | None = None, overrides: dict | None = None) -> Stage:
-        """Stage `index` with everything resolved. A length replaces a length of another kind. Raises PlanError."""
+        """Stage `index` with everything resolved. A length replaces one of another kind. Raises PlanError."""
         name = list(self.stages)[index]
         where = f'{self.where}, stage "{name}"'
         merged: dict[str, Any] = {}
@@ -352,9 +351,9 @@ class Plan:
         return stage
 
     def use_dataset(self, dataset: str) -> None:
-        """Every stage trains on this dataset instead of its own; a stage named after its own is renamed after this one.
+        """Every stage trains on this dataset instead of its own. One that is named after its own is renamed.
 
-        Raises PlanError for a dataset that does not exist.
+        Raises PlanError for an unknown name.
         """
         check_dataset(dataset, self, '--dataset')
         names = self._renamed(_stage_name(dataset))
@@ -412,8 +411,8 @@ def shipped_plans() -> dict[str, Path]:
 def load_plan(given: str) -> Plan:
     """The plan of a path or of a shipped name.
 
-    Raises PlanError for a file that is missing, not JSON, of no known form, or has a key, value or dataset that is not
-    allowed.
+    Raises PlanError for a file that is missing, not JSON, of no known form, or has a key, value or dataset
+    that is not allowed.
     """
     path = Path(given)
     if path.suffix != '.json' and not path.is_file():
@@ -501,13 +500,13 @@ def _check_stage_name(name: str, where: str) -> None:
     too_long = len(name.encode()) > 200
     if not name or name != name.strip() or too_long or any(c in name for c in '/\\\0\n'):
         raise PlanError(
-            f'{where}: a stage name may not be empty, longer than 200 bytes, contain slashes or line breaks, or '
-            f'begin or end with a space; given: {json.dumps(name)}.'
+            f'{where}: a stage name may not be empty, longer than 200 bytes, contain slashes or line breaks, '
+            f'or begin or end with a space; given: {json.dumps(name)}.'
         )
 
 
 def check_dataset(name: str, plan: Plan, where: str) -> None:
-    """Raises PlanError unless the name is one of the plan's or a named dataset, or has the form of a hub name or a path."""
+    """Raises PlanError unless the name is the plan's, a named dataset, or looks like a hub name or a path."""
     if name not in plan.datasets and name not in NAMED and '/' not in name and not Path(name).suffix:
         raise PlanError(
             f'{where}: '

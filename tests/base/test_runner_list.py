@@ -50,7 +50,7 @@ def write_package(folder: Path, name: str, entry_points: str) -> None:
 
 
 def listed(folder: Path, *more: str, python: str = '') -> dict[str, dict]:
-    """The list of a process that finds packages in `folder`, by name; `more`: looked up by find_entry first."""
+    """The list, by name, of a process that finds packages in `folder`; `more` is looked up before."""
     code = (
         'import json, sys\n'
         'from lmplay.base.runner_list import find_entry, find_runner, list_experiments\n'
@@ -260,7 +260,8 @@ def test_registering_the_same_module_again_registers_nothing_twice():
 
 def test_a_runner_defined_again_in_a_notebook_replaces_the_first(tmp_path):
     python = (
-        'cell = "from lmplay.base.runner_list import expose_runner\\n@expose_runner(\'cell\')\\ndef runner(**k): ..."\n'
+        'from lmplay.base.runner_list import expose_runner\n'
+        'cell = "@expose_runner(\'cell\')\\ndef runner(**k): ..."\n'
         'exec(compile(cell, "/tmp/cell_1.py", "exec"))\n'
         'exec(compile("\\n" + cell, "/tmp/cell_2.py", "exec"))\n'
     )

@@ -101,7 +101,7 @@ def test_precedence_defaults_version_plan_command_line():
         ({'s': {'dataset': 'embedded', 'seconds': 1e308}}, 'seconds must be .*at most 1e.09; given: 1e.308'),
         (
             {'s': ONE | {'optimizer': 'adamww'}},
-            'optimizer must be adamw, adam, adagrad, sgd, rmsprop or muon; given: "adamww". Did you mean \'adamw\'',
+            'optimizer must be adamw, adam, .*rmsprop or muon; given: "adamww". Did you mean \'adamw\'',
         ),
         ({'s': {'dataset': 'embeded', 'epochs': 1}}, "Unknown dataset 'embeded'.*Did you mean 'embedded'"),
         ({'s': ONE | {'init_from': 'stage:x'}}, "Unknown earlier stage 'x'"),
