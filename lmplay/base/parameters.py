@@ -86,13 +86,14 @@ def read_parameters(
 ) -> dict[str, Any]:
     """Typed parameters from the command line's names and texts; see `typed_parameters`.
 
-    Where the default is a string, text that is no list or mapping is taken to the letter: 123 is a name.
+    Where the default is a string, text that YAML reads as a number, a boolean or null is taken literally: 123 is a
+    name.
     """
     given = {}
     for name, text in items:
         value = read_value(text)
-        literal = isinstance(declared.get(name, ''), str) and not isinstance(value, (list, dict))
-        given[name] = text if literal else value
+        is_name = isinstance(declared.get(name, ''), str) and not isinstance(value, (str, list, dict))
+        given[name] = text if is_name else value
     return typed_parameters(given, declared, model)
 
 

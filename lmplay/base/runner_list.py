@@ -107,7 +107,7 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
 
 
 def _place(function: Callable, frame: FrameType | None) -> tuple[str, Path, int]:
-    """Module, file and line of a declaration: in the `versions` module, even if made by a helper elsewhere."""
+    """Module, file and line of a declaration: in `versions`, even where a helper elsewhere makes the function."""
     code = inspect.unwrap(function).__code__
     module, file, line = function.__module__, code.co_filename, code.co_firstlineno
     if _importing:

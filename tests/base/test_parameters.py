@@ -1,5 +1,7 @@
 """Model parameters are typed by their declared defaults, wherever they come from."""
 
+import json
+
 import pytest
 
 from lmplay.base.base_model import BasicModelRunner, LMBase
@@ -65,6 +67,7 @@ def test_declared_parameters_include_those_of_the_base_classes_but_no_version():
         ('tokenizer', '123', '123'),
         ('tokenizer', '1e3', '1e3'),
         ('tokenizer', '', ''),
+        ('tokenizer', '"123"', '123'),
         ('d_ffn', '12', 12),
         ('d_ffn', '1e-5', 1e-5),
         ('d_ffn', 'null', None),
@@ -122,6 +125,25 @@ def test_other_text_is_refused_in_one_sentence(name, text, message):
     with pytest.raises(ExperimentError) as error:
         read_parameters([(name, text)], DECLARED, 'Model')
     assert message in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('use_mix', False),
+        ('num_experts', 4),
+        ('norm_eps', 1e-7),
+        ('moe_layers', 'none'),
+        ('moe_layers', [2, 3]),
+        ('tokenizer', '123'),
+        ('d_ffn', None),
+        ('d_ffn', 'wide'),
+        ('betas', (0.8, 0.9)),
+        ('schedule', {'kind': 'cosine'}),
+    ],
+)
+def test_a_value_as_json_reads_as_itself(name, value):
+    assert read_parameters([(name, json.dumps(value))], DECLARED, 'Model') == {name: value}
 
 
 def test_a_string_takes_no_number_of_a_plan():
