@@ -13,7 +13,7 @@ from ..base.parameters import read_parameters, read_yaml, typed_parameters
 from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
 from ..cli import CommandParser, run_command
 from ..errors import UserError, unknown
-from .plan import SETTABLE, key_kind, load_plan, stage_help, stage_value
+from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
 EPILOG = """\
 examples:
@@ -23,7 +23,6 @@ examples:
   lmp_trainer --exp gpt2ish --describe --num-blocks 12   parameters, FLOPs, memory; model parameters are flags
 To resume an interrupted run, rerun the same command."""
 
-DEFAULT_EXPERIMENT = 'gpt2ish'  # where neither the command line nor the plan names one
 NOT_IN_A_CONFIG = ('help', 'use_config', 'dump_config', 'set')
 
 
@@ -303,55 +302,35 @@ def dump_config(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = load_plan(args.training_plan)
-    if args.dataset:
-        plan.use_dataset(args.dataset)
-    overrides = args.stage
-    exp = args.exp or plan.exp or DEFAULT_EXPERIMENT
-    entry = find_entry(exp)  # an unknown name is reported before anything else
-    for i in range(len(plan.stages)):
-        plan.stage(i, None, overrides)  # and a bad value too
+    plan = load_plan(args.training_plan)  # mistakes in a plan or a name are reported before torch is imported
+    find_entry(args.exp or plan.exp or DEFAULT_EXPERIMENT)
 
-    if args.seed is not None and not 0 <= args.seed < 2**32:
-        raise UserError(f'--seed must be at least 0 and below 2^32; given: {args.seed}.')
-    if args.keep < 1:
-        raise UserError(f'--keep takes a whole number, at least 1; given: {args.keep}.')
-
+    from .api import RUN_OPTIONS, make_session
     from .console import ConsoleReporter
     from .describe import describe_stage, dry_run
-    from .resolve import Settings
-    from .session import Session
     from .stage_data import save_datasets
 
-    settings = Settings(
-        exp=exp,
-        device=args.device,
-        amp=args.amp,
-        compile_model=args.compile_model,
-        seed=args.seed,
-        run_dir=args.run_dir or str(Path('runs') / f'{entry.name}-{plan.name}'),
-        report_to=args.report_to,
-        reset_history=args.reset_history,
-        initial_model=args.initial_model,
-        ignore_optimizer=args.ignore_optimizer,
-        default_freeze=args.default_freeze,
-        check_grads=args.check_grads,
-        keep=args.keep,
-        overrides=overrides,
+    session = make_session(
+        args.exp,
+        plan,
+        dataset=args.dataset,
+        run_dir=args.run_dir,
+        console=ConsoleReporter(quiet=args.quiet),
+        run={name: getattr(args, name) for name in RUN_OPTIONS},
+        stage=args.stage,
         model=args.model,
     )
     if args.describe:
         # a plan's tokenizer may have to be trained; only a plan that was asked for does that
-        describe_stage(plan, settings, with_tokenizer=args.training_plan != 'default', as_json=args.json)
-        return 0
-    session = Session(plan, settings, console=ConsoleReporter(quiet=args.quiet))
-    if args.dry_run:
+        asked = args.training_plan != 'default'
+        describe_stage(session.plan, session.settings, with_tokenizer=asked, as_json=args.json)
+    elif args.dry_run:
         dry_run(session)
-        return 0
-    if args.save_datasets:
+    elif args.save_datasets:
         save_datasets(session.resolve(), seed=session.seed, tell=session.console.line)
-        return 0
-    return session.train()
+    else:
+        return session.train()
+    return 0
 
 
 def _main(argv: list[str] | None) -> int:

@@ -25,6 +25,7 @@ from ..data.sources import NAMED, check_spec
 from ..errors import PlanError, nearest, unknown
 
 MOST_SECONDS = 1e9  # 31 years
+DEFAULT_EXPERIMENT = 'gpt2ish'  # where neither the command line nor the plan names one
 LENGTHS = ('epochs', 'tokens', 'steps', 'seconds')  # how long a stage trains: one of these
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
