@@ -275,11 +275,11 @@ def test_a_solution_ends_in_its_answer(sample):
 
 
 def test_variety(sample):
-    """Measured: 0.999 distinct, 0.83 without their digits, 0.55 questions, 33 bytes compressed."""
+    """Measured: 0.999 distinct, 0.85 without digits, 0.59 of the questions, 33 bytes compressed."""
     texts = [f'{problem}\n{solution}\n\n' for problem, solution in sample]
     assert len(set(texts)) / len(texts) > 0.99
-    assert len({NUMBER.sub('#', text) for text in texts}) / len(texts) > 0.75
-    assert len({NUMBER.sub('#', problem) for problem, _ in sample}) / len(texts) > 0.45
+    assert len({NUMBER.sub('#', text) for text in texts}) / len(texts) > 0.8
+    assert len({NUMBER.sub('#', problem) for problem, _ in sample}) / len(texts) > 0.5
     assert len(lzma.compress(''.join(texts).encode())) / len(texts) > 30
     assert len(templates()) >= 60
 
