@@ -112,6 +112,13 @@ class TwoFaced(Mean):
         return self.embed(x)
 
 
+class Capped(TwoFaced):
+    """Its `forward` is nearly that of its `features`."""
+
+    def forward(self, x):
+        return 30 * torch.tanh(self.fc(self.features(x)) / 30)
+
+
 class Futile(LMBase):
     """Nothing to train."""
 
@@ -216,6 +223,11 @@ def shouting(*args, **kwargs):
 @expose_runner('two_faced')
 def two_faced(*args, **kwargs):
     return BasicModelRunner(TwoFaced, *args, **kwargs)
+
+
+@expose_runner('capped')
+def capped(*args, **kwargs):
+    return BasicModelRunner(Capped, *args, **kwargs)
 
 
 @expose_runner('futile')

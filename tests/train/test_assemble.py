@@ -12,7 +12,8 @@ from tests.helpers import EXPERIMENTS, events, losses, progress, summary
 @pytest.mark.parametrize(
     'exp, message',
     [
-        ('two_faced', r'TwoFaced.forward(x) and TwoFaced.fc(TwoFaced.features(x)) are not the same'),
+        ('two_faced', 'TwoFaced.forward(x) and TwoFaced.fc(TwoFaced.features(x)) are not the same'),
+        ('capped', 'Capped.forward(x) and Capped.fc(Capped.features(x)) are not the same'),
         ('futile', 'Futile has no parameters: there is nothing to train'),
     ],
 )

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from lmplay.data.rows import PackedRows, PaddedRows
+from lmplay.errors import DataError
+from lmplay.tokenizers import BytesTokenizer
+from lmplay.train.plan import parse_plan
+from lmplay.train.resolve import Settings, resolve
+from lmplay.train.stage_data import open_data, open_tokenizer, save_datasets
+from tests.helpers import EXPERIMENTS
+
+BYTES = BytesTokenizer()
+
+
+def plan_of(corpus, *, tokenizer=None, fraction=0.1, **keys):
+    stage = {'dataset': 'mine', 'steps': 2, 'row_length': 32, 'validation_bytes': 600} | keys
+    raw = {'datasets': {'mine': {'loader': 'json', 'path': str(corpus), 'domain_column': 'kind'}}}
+    raw |= {'validation_fraction': fraction, 'stages': {'s': stage}}
+    return parse_plan(raw | ({'tokenizer': tokenizer} if tokenizer else {}))
+
+
+def data_of(plan):
+    (stage,) = resolve(plan, Settings(exp=f'{EXPERIMENTS}:mean'), None)
+    return open_data(stage, BYTES, seed=0)
+
+
+def test_packed_or_padded_as_the_stage_says(corpus):
+    packed, padded = (data_of(plan_of(corpus, packing=packing)) for packing in ('pack', 'pad'))
+    for data, kind in ((packed, PackedRows), (padded, PaddedRows)):
+        assert {type(rows) for rows in data.mixture.sources} == {kind}
+        assert {type(rows) for rows, *_ in data.held_out.rows} == {kind}
+        assert data.padding_scored is None
+    scored = data_of(plan_of(corpus, packing='pad', score_padding=True))
+    assert scored.padding_scored == BYTES.pad_token
+
+
+def test_no_document_is_trained_on_and_held_out(corpus):
+    data = data_of(plan_of(corpus, packing='pad'))
+    (rows,) = data.mixture.sources
+    trained = set(rows.store.hashes[rows.table[:, 0]].tolist())
+    held_out = {d['hash'] for d in data.held_out.documents}
+    assert trained and held_out and not trained & held_out
+    assert {d['domain'] for d in data.held_out.documents} == {'a', 'b'}
+
+
+def test_nothing_held_out_is_refused(corpus):
+    with pytest.raises(DataError, match="'mine' has no held-out documents: validation_fraction is 0 "):
+        data_of(plan_of(corpus, fraction=0))
+
+
+def test_identical_documents_can_not_be_split(tmp_path):
+    file = tmp_path / 'same.jsonl'
+    file.write_text('\n'.join(json.dumps({'text': 'x', 'kind': 'a'}) for _ in range(40)))
+    with pytest.raises(
+        DataError, match='has no training sequences left: .* because all documents are identical'
+    ):
+        data_of(plan_of(file))
+
+
+def test_the_plans_tokenizer(corpus):
+    assert open_tokenizer(plan_of(corpus)) is None
+    assert open_tokenizer(plan_of(corpus, tokenizer='bytes')).name == 'bytes'
+    assert open_tokenizer(plan_of(corpus, tokenizer={'type': 'gpt2'})).n_vocab == 50257
+    trained = open_tokenizer(plan_of(corpus, tokenizer={'type': 'bpe', 'vocab_size': 300}))
+    assert trained.n_vocab == 300 and trained.decode(trained.encode('Zoë saw 12 nuts.')) == 'Zoë saw 12 nuts.'
+
+
+def test_saving_datasets_tells_what_is_ready(corpus, cache):
+    told = []
+    stages = resolve(plan_of(corpus), Settings(exp=f'{EXPERIMENTS}:mean'), None)
+    save_datasets(stages, seed=0, tell=told.append)
+    assert any('sequences of 32 tokens are ready' in line for line in told)
+    assert f"Tokens are in '{cache}" in told[-1]
