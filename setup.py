@@ -26,6 +26,7 @@ setup(
     packages=find_packages(include=['lmplay', 'lmplay.*']) + ['lmplay.plans'],
     package_dir={'lmplay.plans': 'plans'},
     package_data={
+        'lmplay.data.embedded': ['problems.txt'],
         'lmplay.tokenizers': ['gpt2.tiktoken', 'LICENSE-gpt2'],
         'lmplay.plans': ['*.json'],
         'lmplay': ['**/*.md', '**/*.html', '**/*.j2'],

@@ -1,4 +1,4 @@
-"""What all commands of lmplay have in common: how options are read, and how a command ends."""
+"""What all commands have in common: how options are read, and how a command ends."""
 
 import argparse
 import errno
@@ -10,7 +10,7 @@ from .errors import UserError, nearest
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that tells every mistake as a UserError in one sentence, and never guesses an abbreviated flag."""
+    """A parser that raises a mistake as a UserError of one sentence and never guesses abbreviated flags."""
 
     def __init__(self, prog: str, **settings):
         super().__init__(prog, allow_abbrev=False, **settings)
@@ -31,16 +31,16 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 'stopped.') -> int:
-    """The exit code of a command: its own (None is 0), 2 after a mistake, 130 after Ctrl-C, 141 where nobody reads on."""
+    """The command's exit code (None is 0); 2 after a mistake, 130 after Ctrl-C, 141 after a closed pipe."""
     try:
         return command() or 0
     except UserError as error:
         print(f'{prog}: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f'\n{prog}: {stopped}', file=sys.stderr)  # not on the line that it interrupts
+        print(f'\n{prog}: {stopped}', file=sys.stderr)  # not on the line that Ctrl-C interrupts
         return 130
-    except BrokenPipeError:  # the reader has had enough, as `head` does
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:

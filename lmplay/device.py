@@ -1,4 +1,4 @@
-"""The device a run trains on: its precision, what it can do per second, how much memory is in use."""
+"""The device a run trains on: its precision, speed and memory."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ import torch
 
 from .errors import UserError, unknown
 
-# Dense bf16 / fp16 matrix throughput by datasheet, FLOP/s, for model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
+# Dense bf16 or fp16 FLOP/s by datasheet, for model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
 PEAK_FLOPS = {
     'H200': 989e12,
     'H100 PCIe': 756e12,
@@ -34,36 +34,44 @@ PEAK_FLOPS = {
 
 
 def find_device(name: str) -> torch.device:
-    """The torch device of `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError where this machine has none."""
+    """The device `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError where this machine lacks it."""
     if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    kind = name.split(':')[0]
-    if kind not in ('cpu', 'cuda', 'mps'):
+        name = _best_device()
+    if name.split(':')[0] not in ('cpu', 'cuda', 'mps'):
         raise UserError(unknown('device', name, ['auto', 'cpu', 'cuda', 'mps']))
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"Unknown device '{name}': {error}.") from None
-    if kind == 'cuda' and not torch.cuda.is_available():
-        raise UserError(
-            f"Device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. Use --device cpu."
-        )
-    if kind == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"Device '{name}' was asked for, but there are only {torch.cuda.device_count()} GPUs."
-        )
-    if kind == 'mps' and not torch.backends.mps.is_available():
-        raise UserError("Device 'mps' was asked for, but this torch sees no Apple GPU. Use --device cpu.")
+    if reason := _missing(device):
+        raise UserError(f"Device '{name}' is not available: {reason}. Use --device cpu.")
     return device
 
 
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
+
+def _missing(device: torch.device) -> str:
+    """Why this machine can't provide the device, '' where it can."""
+    if device.type == 'mps' and not torch.backends.mps.is_available():
+        return 'this torch sees no Apple GPU'
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        return f'this torch ({torch.__version__}) sees no CUDA GPU'
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        return f'the number of GPUs is {torch.cuda.device_count()}'
+    return ''
+
+
 def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
-    """The autocast type of --amp: bf16 where the device has it, else fp16; None without --amp."""
+    """The autocast dtype of --amp: bf16 where the device has it, else fp16; None without --amp."""
     if not amp:
         return None
     if device.type == 'cuda':
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # a CPU that has neither computes bf16 in fp32, which is slow but right
+    else:  # a CPU with neither computes bf16 in fp32, slowly but correctly
         has_bf16 = (
             device.type != 'cpu'
             or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -73,20 +81,20 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):
-    """Mixed precision in that type, or nothing."""
+    """Mixed precision in that dtype, or a context that does nothing."""
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What a run computes on. dtype: of mixed precision, None without."""
+    """What a run computes on; dtype is that of mixed precision, None without."""
 
     device: torch.device
     dtype: torch.dtype | None = None
 
     @classmethod
     def of(cls, device: str, *, amp: bool) -> 'Compute':
-        """Of the options --device and --amp. Raises UserError where this machine has no such device."""
+        """From the options --device and --amp. Raises UserError where this machine lacks the device."""
         found = find_device(device)
         return cls(found, amp_dtype(found, amp))
 
@@ -107,7 +115,7 @@ class Compute:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
-    """Peak FLOP/s of the device where it is known and trains in mixed precision."""
+    """Peak FLOP/s of the device in mixed precision, None where it is unknown or trains in fp32."""
     if device.type != 'cuda' or dtype is None:
         return None
     name = torch.cuda.get_device_name(device)
@@ -115,7 +123,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
-    """FLOP/s of a 1024-cubed matrix product on this machine, the best of five."""
+    """FLOP/s of a 1024 x 1024 x 1024 matrix product on this machine, the best of six."""
     a = torch.randn(1024, 1024, device=device, dtype=dtype or torch.float32)
     best = float('inf')
     for _ in range(6):
@@ -126,21 +134,21 @@ def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
 
 
 def expected_seconds(device: torch.device, training_flops: float) -> float:
-    """About how long a GPU takes for that many FLOPs."""
+    """Roughly how long a GPU takes for that many FLOPs."""
     return training_flops / (0.3 * (peak_flops(device, torch.bfloat16) or 1e14))
 
 
 def compiling_pays(device: torch.device, seconds: float) -> bool:
-    """Whether torch.compile earns its start-up in a stage of about that length: on a GPU from five minutes on.
+    """Whether torch.compile repays its start-up in a stage of that length: on a GPU, from five minutes on.
 
-    On CPUs it does not: measured, a compiled step is no faster than the eager one here, whose head and products have been
-    taken care of (docs/performance.md).
+    On CPUs it does not: a compiled step measures no faster than the eager one, whose head and matrix products
+    are already fast (docs/performance.md).
     """
     return device.type == 'cuda' and seconds > 300
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Peak bytes: of the GPU's allocator, or resident ones of this process."""
+    """Peak bytes: of the GPU's allocator, or of this process's resident memory."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -148,11 +156,12 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from handing big blocks back to the system after every step, only to fault them in again in the next.
+    """Keeps glibc from returning large blocks to the system after every step, only to fault them in again.
 
-    On CPUs this makes eager steps 2 to 4 times faster, at the price of a higher resident size. Linux with glibc only.
+    On CPUs this makes eager steps 2 to 4 times faster, at the cost of a larger resident size. Linux with
+    glibc only.
     """
     if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for a single block
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim

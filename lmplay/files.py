@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,13 +18,29 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """As `write_text`, of JSON; what JSON does not know is written as its string."""
+    """As `write_text`, of JSON; a value that JSON lacks is written as its string."""
     write_text(file, json.dumps(content, indent=1, default=str))
 
 
 @contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, unless another process was first."""
+    temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
+    temporary.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def locked(file: Path) -> Iterator[IO]:
-    """Holds an exclusive lock on the file, which is created. Raises BlockingIOError where another process holds it."""
+    """Creates the file and locks it exclusively. Raises BlockingIOError where another process has."""
     with open(file, 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExperimentError, unknown
+from ..errors import ExperimentError
 from ..tokenizers import Tokenizer, as_tokenizer, provide_gpt2
+from .parameters import model_parameters, typed_parameters
 
 provide_gpt2()  # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
 
@@ -226,58 +227,18 @@ class LMBase(nn.Module):
         return 3 * self.flops_per_token(length)
 
 
-def model_parameters(model: Callable) -> dict[str, Any]:
-    """Keyword parameters that a model's __init__ takes, with their defaults, its base classes' included where it passes
-    keywords on. `version` is not one: it names the model."""
-    found: dict[str, Any] = {}
-    for cls in inspect.getmro(model) if inspect.isclass(model) else (model,):
-        if cls is LMBase:
-            break
-        init = vars(cls).get('__init__') if inspect.isclass(cls) else cls
-        if init is None:
-            continue
-        parameters = inspect.signature(init).parameters.values()
-        for p in parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in ('self', 'version'):
-                found.setdefault(p.name, None if p.default is p.empty else p.default)
-        if not any(p.kind is p.VAR_KEYWORD and p.name != 'ignore' for p in parameters):
-            break
-    return found
-
-
-def _check(key: str, value: Any, default: Any) -> None:
-    """Refuses values that can be no model's; what a model's own parameters may be, it says itself."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        isinstance(default, (int, float))
-        and not isinstance(default, bool)
-        and value is not None
-        and not number
-    ):
-        raise ExperimentError(f'The model parameter {key} must be a number; given: {value!r}.')
-    if (
-        key in ('max_len', 'num_blocks', 'num_heads', 'embed_dim')
-        and number
-        and (not isinstance(value, int) or value < 1)
-    ):
-        raise ExperimentError(
-            f'The model parameter {key} must be a whole number of at least 1; given: {value}.'
-        )
-    if key.endswith('dropout') and isinstance(value, (int, float)) and not 0 <= value < 1:
-        raise ExperimentError(f'The model parameter {key} must be at least 0 and below 1; given: {value}.')
-    if key == 'version' and not isinstance(value, str):
-        raise ExperimentError(f'The model parameter version must be a string; given: {value!r}.')
-
-
 class BasicModelRunner:
-    """One version of an experiment: a model class, what this version overrides of its defaults, and what is asked for now.
+    """One version of an experiment: a model class, what it overrides of the defaults, and what is asked for.
 
     model_class   a subclass of LMBase
     overrides     this version's model parameters
     training      this version's defaults for a plan's stage keys (lr, on_collapse, ...)
     parameters    model parameters from the plan and the command line; they win over `overrides`
 
-    Raises ExperimentError for a parameter that the model's __init__ does not name, and for a value that can't be one.
+    given         `overrides` and `parameters` joined, each value typed by the model's declared default
+    declared      what the model's __init__ takes, with its defaults
+
+    Raises ExperimentError for a parameter that the model does not declare, and for a value of another type.
     """
 
     def __init__(
@@ -290,17 +251,10 @@ class BasicModelRunner:
     ):
         self.model_class = model_class
         self.training = dict(training or {})
-        self.declared = model_parameters(model_class)
-        given = dict(overrides or {}) | parameters
-        for key in given:
-            if key not in self.declared and key != 'version':
-                raise ExperimentError(
-                    unknown('model parameter', key, self.declared, getattr(model_class, '__name__', ''))
-                )
-        for key, value in given.items():
-            _check(key, value, self.declared.get(key))
-        self.given = given
-        self.parameters = self.declared | {k: v for k, v in given.items() if k != 'version'}
+        self.declared = model_parameters(model_class, until=LMBase)
+        name = getattr(model_class, '__name__', '')
+        self.given = typed_parameters({**(overrides or {}), **parameters}, self.declared, name)
+        self.parameters = self.declared | {k: v for k, v in self.given.items() if k != 'version'}
 
     def build(self, device: str | torch.device = 'cpu') -> LMBase:
         """The model with fresh weights, its hyperparameters recorded. Raises ExperimentError where it breaks the contract."""

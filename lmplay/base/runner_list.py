@@ -1,30 +1,37 @@
-"""Registry of experiments: `expose_runner` registers, `list_experiments` lists, `find_runner` loads one by its name.
+"""Registry of experiments: `expose_runner` registers, `list_experiments` lists, `find_runner` finds by name.
 
-Listing must be quick and must survive a broken experiment, so it READS the `versions` modules (lmplay/base/reading.py)
-and imports none of them; only what can't be read that way (names made by a program) is imported. `find_runner` imports the
-one module that declares the name.
+Experiments are found by importing the `versions` modules of lmplay.exp and of installed packages (entry
+points of the group `lmplay.experiments`), each once per process. One that raises is listed with its error and
+hides no other.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
+import operator
+import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from ..errors import ExperimentError, unknown
-from . import reading
+from ..errors import ExperimentError, UserError, unknown
 
 ENTRY_POINT_GROUP = 'lmplay.experiments'
+USER_PACKAGE = 'lmplay_user_'  # the folder of a file given by its path is imported as a package of this name
+NO_RUNNER = "exposes no runner: decorate a function with @expose_runner('NAME')"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the list: an experiment version, or a module that is broken (`error` is then set)."""
+    """A row of the list: an experiment version, or something that is broken (`error` is then set)."""
 
     name: str
     description: str
@@ -41,112 +48,236 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registered:
-    """A runner function with what `expose_runner` was told of it."""
+    """A runner function with its name, its description, and the place of its declaration."""
 
     name: str
     description: str
     function: Callable
-    where: str
+    module: str  # dotted name, or path of a file
+    file: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        return f'{self.file}:{self.line}'
 
 
 _registered: dict[str, Registered] = {}
+_imported: set[Path] = set()  # versions files, broken ones included
+_broken: dict[str, Entry] = {}  # by file or entry point
+_importing = False
 
 
 def expose_runner(name: str, *, description: str = '') -> Callable:
-    """Registers the decorated function as experiment version `name`.
+    """Registers the decorated function, which returns a `BasicModelRunner`, as experiment version `name`.
 
-    The function returns a `BasicModelRunner`. Raises ExperimentError where another function has the name already;
-    importing the same module twice registers nothing twice.
+    Raises ExperimentError where another function has the name already. Importing a module again, or defining
+    a runner again in a notebook, replaces it.
     """
     if not isinstance(name, str) or not name:
         raise ExperimentError(f'expose_runner needs a name, a non-empty string; given: {name!r}.')
 
     def register(function: Callable) -> Callable:
-        code = inspect.unwrap(function).__code__
-        where = f'{code.co_filename}:{code.co_firstlineno}'
+        module, file, line = _place(function, inspect.currentframe())
         known = _registered.get(name)
-        if known is not None and known.where != where:
-            raise ExperimentError(_clash(name, known.where, where))
+        if known is not None and (known.file, known.line) != (file, line):
+            again = known.module == module == '__main__' and known.function.__name__ == function.__name__
+            if not again:
+                raise ExperimentError(
+                    f"Two experiments are named '{name}': one at {known.where}, one at {file}:{line}. "
+                    f'Rename one of them.'
+                )
 
         @functools.wraps(function)
         def checked(*args, **kwargs):
+            from .base_model import BasicModelRunner  # imports torch
+
             runner = function(*args, **kwargs)
-            if not hasattr(runner, 'build'):
+            if not isinstance(runner, BasicModelRunner):
                 raise ExperimentError(
-                    f"The runner of experiment '{name}' ({where}) must return a BasicModelRunner; given: {type(runner).__name__}."
+                    f"The runner of experiment '{name}' ({file}:{line}) must return a BasicModelRunner; "
+                    f'given: {type(runner).__name__}.'
                 )
             return runner
 
-        _registered[name] = Registered(name, description, checked, where)
+        _registered[name] = Registered(name, description, checked, module, file, line)
         return function
 
     return register
 
 
-def _clash(name: str, first: str, second: str) -> str:
-    return f"Two experiments are named '{name}': one at {first}, one at {second}. Rename one of them."
+def _place(function: Callable, frame: FrameType | None) -> tuple[str, Path, int]:
+    """Module, file and line of a declaration: in `versions`, even where a helper elsewhere makes the function."""
+    code = inspect.unwrap(function).__code__
+    module, file, line = function.__module__, code.co_filename, code.co_firstlineno
+    if _importing:
+        while frame is not None and frame.f_code.co_name != '<module>':
+            frame = frame.f_back
+        if frame is not None and frame.f_code.co_filename != file:
+            module, file, line = frame.f_globals['__name__'], frame.f_code.co_filename, frame.f_lineno
+    path = Path(file).resolve()
+    return str(path) if module.startswith(USER_PACKAGE) else module, path, line
 
 
-def _version_files() -> list[tuple[str, Path]]:
-    """(module name, file) of each `versions` module: those of lmplay.exp, then those of installed packages."""
-    root = Path(__file__).resolve().parent.parent / 'exp'
-    found = []
-    for file in sorted(root.rglob('versions.py')):
-        module = '.'.join(('lmplay', 'exp', *file.relative_to(root).with_suffix('').parts))
-        found.append((module, file))
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        file = reading.module_file(entry_point.value)
-        found.append((entry_point.value, file if file else Path(entry_point.value)))
-    return found
+def list_experiments() -> list[Entry]:
+    """All experiment versions of lmplay, installed packages and this program, by name; then broken ones."""
+    return [e for e in _entries() if not e.module.endswith('.py')]
 
 
-def list_experiments(extra: str | Path | None = None) -> list[Entry]:
-    """Every experiment version, sorted by name, broken modules last. `extra`: the path of one more versions.py."""
-    entries = []
-    for module, file in [*_version_files(), *([(str(extra), Path(extra))] if extra else [])]:
-        entries.extend(_read(module, file))
-    seen: dict[str, Entry] = {}
-    for i, entry in enumerate(entries):
-        first = seen.setdefault(entry.name, entry)
-        if entry.error is None and first is not entry and first.where != entry.where:
-            entries[i] = Entry(
-                entry.name,
-                entry.description,
-                entry.module,
-                entry.file,
-                entry.line,
-                error=_clash(entry.name, first.where, entry.where),
-            )
+def find_entry(name: str) -> Entry:
+    """The entry of an experiment: its name, the path of its versions.py or of the folder, or PATH:NAME.
+
+    A path alone means the first version in the file. Raises ExperimentError for what is unknown or broken.
+    """
+    entries = _entries()
+    match = next((e for e in entries if e.name == name), None)
+    if match is None and (path := _as_path(name)):
+        match = _find_in_file(*path, given=name)
+    if match is None:  # a broken file hides names; its folder usually bears one of them
+        match = next((e for e in entries if e.error and Path(e.file).parent.name == name), None)
+    if match is None:
+        broken = ', '.join(e.name for e in entries if e.error)
+        hint = f' Broken: {broken} (lmp_trainer --exp list says why).' if broken else ''
+        raise ExperimentError(unknown('experiment', name, (e.name for e in entries if not e.error)) + hint)
+    if match.error:
+        raise ExperimentError(f"Experiment '{match.name}' is broken: {match.error}.")
+    return match
+
+
+def find_runner(name: str) -> Registered:
+    """The runner of an experiment; names and errors as for find_entry."""
+    return _registered[find_entry(name).name]
+
+
+def _entries() -> list[Entry]:
+    """All that is known: what is installed, and files given by their paths in this process."""
+    for name, module, file in _shipped():
+        _load(name, module, file)
+    for entry_point in _entry_points():
+        _load_entry_point(entry_point)
+    entries = [*(_entry(r) for r in _registered.values()), *_broken.values()]
     return sorted(entries, key=lambda e: (e.error is not None, e.name))
 
 
-def _read(module: str, file: Path) -> list[Entry]:
-    broken_name = (
-        Path(module).parent.name
-        if module.endswith('.py')
-        else module.removesuffix('.versions').split('.')[-1]
-    )
-    try:
-        declared = reading.read_versions(file)
-    except (OSError, SyntaxError, ImportError, ValueError) as error:
-        return [Entry(broken_name, '', module, str(file), error=f'{type(error).__name__}: {error}')]
-    if declared is not None:
-        return [Entry(d.name, d.description, module, str(file), d.line, d.parameters) for d in declared]
-    before = set(_registered)  # names that only running the module tells
-    try:
-        _import(module, file)
-    except Exception as error:  # noqa: BLE001  an experiment's import may raise anything; it becomes its row
-        return [Entry(broken_name, '', module, str(file), error=f'{type(error).__name__}: {error}')]
-    mine = [r for r in _registered.values() if r.name not in before or r.where.startswith(f'{file}:')]
-    return [Entry(r.name, r.description, module, str(file), int(r.where.rsplit(':', 1)[1])) for r in mine]
+def _as_path(name: str) -> tuple[Path, str] | None:
+    """(versions file, version or '') where the name is a path."""
+    spellings = ((name, ''), name.rpartition(':')[::2])
+    for path, version in spellings:
+        if path.endswith('.py'):
+            return Path(path), version
+    for path, version in spellings:
+        if path and (Path(path) / 'versions.py').is_file():
+            return Path(path) / 'versions.py', version
+    return (Path(name) / 'versions.py', '') if os.sep in name else None
 
 
-def _import(module: str, file: Path):
-    if not module.endswith('.py'):
-        return importlib.import_module(module)
+def _find_in_file(file: Path, version: str, *, given: str) -> Entry:
+    if not file.is_file():
+        raise ExperimentError(
+            f"No file '{file}' for --exp: give an experiment's name, or the path of its folder or "
+            f'versions.py.'
+        )
+    file = file.resolve()
+    _load(file.parent.name, str(file), file)
+    if str(file) in _broken:
+        return _broken[str(file)]
+    own = {r.name: r for r in _registered_in(file)}
+    if version and version not in own:
+        raise ExperimentError(unknown('experiment', version, own, given))
+    return _entry(own[version] if version else next(iter(own.values())))
+
+
+def _registered_in(file: Path) -> list[Registered]:
+    return [r for r in _registered.values() if r.file == file]
+
+
+@functools.cache
+def _entry(registered: Registered) -> Entry:
+    """The row of a registered runner, which is called for its parameters."""
+    r = registered
+    parameters, error = _attempt(lambda: r.function().parameters, r.file.parent)
+    return Entry(r.name, r.description, r.module, str(r.file), r.line, parameters or {}, error)
+
+
+def _shipped() -> Iterator[tuple[str, str, Path]]:
+    """(name, module, file) of the experiments in lmplay.exp; looked up each time, as lmp_new adds some."""
+    root = Path(__file__).resolve().parent.parent / 'exp'
+    for file in sorted(root.rglob('versions.py')):
+        parts = file.relative_to(root).with_suffix('').parts
+        if not any(part.startswith('.') for part in parts):
+            yield file.parent.name, '.'.join(('lmplay', 'exp', *parts)), file.resolve()
+
+
+@functools.cache
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+
+
+@functools.cache  # once per process
+def _load_entry_point(entry_point: importlib.metadata.EntryPoint) -> None:
+    """Imports the module of PACKAGE.versions or PACKAGE.versions:NAME, where NAME must then exist."""
+    found, error = _attempt(lambda: _locate(entry_point), None)
+    if found is not None:
+        module, attribute, file = found
+        _load(entry_point.name, module, file)
+        if attribute and module in sys.modules:
+            try:
+                operator.attrgetter(attribute)(sys.modules[module])
+            except AttributeError:
+                error = f"its entry point is '{entry_point.value}', and {module} has no '{attribute}'"
+    if error is not None:
+        _broken[entry_point.value] = Entry(entry_point.name, '', entry_point.value, '', error=error)
+
+
+def _locate(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str, Path]:
+    """(module, attribute or '', file) of an entry point.
+
+    Imports the packages around the module. Raises ExperimentError, ModuleNotFoundError, and what they raise.
+    """
+    if entry_point.pattern.match(entry_point.value) is None:
+        raise ExperimentError(
+            f"its entry point must be PACKAGE.versions or PACKAGE.versions:NAME; given: '{entry_point.value}'"
+        )
+    module, attribute = entry_point.module, entry_point.attr
+    spec = importlib.util.find_spec(module)
+    if attribute and spec is not None and spec.submodule_search_locations is not None:
+        inner = importlib.util.find_spec(f'{module}.{attribute}')
+        if inner is not None:  # the attribute of the package is a module
+            module, attribute, spec = inner.name, '', inner
+    if spec is None or not spec.origin:
+        raise ModuleNotFoundError(f"No module named '{module}'")
+    return module, attribute, Path(spec.origin).resolve()
+
+
+def _load(name: str, module: str, file: Path) -> None:
+    """Imports a versions file unless that was done; what goes wrong becomes a broken entry called `name`."""
+    global _importing
+    if file in _imported or _registered_in(file):
+        return
+    _imported.add(file)
+    before, _importing = _importing, True
+    try:
+        _, error = _attempt(lambda: _import(module, file), file.parent)
+    except KeyboardInterrupt:
+        _imported.discard(file)
+        raise
+    finally:
+        _importing = before
+    if error is None and not _registered_in(file):
+        error = NO_RUNNER
+    if error is not None:
+        for registered in _registered_in(file):
+            del _registered[registered.name]
+        _broken[str(file)] = Entry(name, '', module, str(file), error=error)
+
+
+def _import(module: str, file: Path) -> None:
+    if module != str(file):
+        importlib.import_module(module)
+        return
     # A file of the user's: its folder becomes a package, so that relative imports between siblings work.
-    folder = Path(file).resolve().parent
-    package = f'lmplay_user_{folder.name}_{abs(hash(str(folder))) % 10**8}'
+    folder = file.parent
+    package = f'{USER_PACKAGE}{folder.name}_{abs(hash(str(folder))) % 10**8}'
     if package not in sys.modules:
         init = folder / '__init__.py'
         spec = importlib.util.spec_from_file_location(
@@ -159,61 +290,33 @@ def _import(module: str, file: Path):
         sys.modules[package] = parent
         if spec.loader and init.exists():
             spec.loader.exec_module(parent)
-    return importlib.import_module(f'{package}.{Path(file).stem}')
+    importlib.import_module(f'{package}.{file.stem}')
 
 
-def find_entry(name: str) -> Entry:
-    """The entry of experiment `name`; of a versions.py given by its path, the first version or the one in PATH:VERSION."""
-    path, _, version = name.partition('.py:')
-    if version or name.endswith('.py'):
-        name = f'{path}.py' if version else name
-        file = Path(name)
-        if not file.is_file():
-            raise ExperimentError(
-                f"No such file for --exp: '{name}'. Give an experiment's name or the path of its versions.py."
-            )
-        own = [e for e in list_experiments(file) if e.module == name]
-        broken = next((e for e in own if e.error), None)
-        if broken:
-            raise ExperimentError(f"Experiment file '{name}' is broken: {broken.error}")
-        if not own:
-            try:
-                _import(name, file)
-            except Exception as error:
-                raise ExperimentError(
-                    f"Experiment file '{name}' fails to import: {type(error).__name__}: {error}"
-                ) from error
-            raise ExperimentError(
-                f"'{name}' exposes no runner: decorate a function with @expose_runner('name')."
-            )
-        if version:
-            if version not in (e.name for e in own):
-                raise ExperimentError(unknown('experiment', version, (e.name for e in own), name))
-            return next(e for e in own if e.name == version)
-        return min(own, key=lambda e: e.line)
-    entries = list_experiments()
-    match = [e for e in entries if e.name == name]
-    if not match:
-        raise ExperimentError(unknown('experiment', name, (e.name for e in entries if not e.error)))
-    broken = next((e for e in match if e.error), None)
-    if broken:
-        raise ExperimentError(f"Experiment '{name}' is broken ({broken.where}): {broken.error}")
-    return match[0]
+def _attempt(action: Callable[[], Any], folder: Path | None) -> tuple[Any, str | None]:
+    """(result, None) of an experiment's code, or (None, what it raised), SystemExit included.
 
-
-def find_runner(name: str) -> Registered:
-    """Imports the module that declares experiment `name` (or the versions.py at that path) and returns its runner.
-
-    Raises ExperimentError for a name that is unknown, taken twice, or whose module fails to import.
+    What it prints goes to stderr.
     """
-    entry = find_entry(name)
-    if entry.name not in _registered:
-        try:
-            _import(entry.module, Path(entry.file))
-        except ExperimentError:
-            raise
-        except Exception as error:
-            raise ExperimentError(
-                f"Experiment '{entry.name}' ({entry.where}) fails to import: {type(error).__name__}: {error}"
-            ) from error
-    return _registered[entry.name]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return action(), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  an experiment may raise anything; it becomes its row
+        return None, _explain(error, folder)
+
+
+def _explain(error: BaseException, folder: Path | None) -> str:
+    """Kind and message of an error, and its last place in `folder`, in one line without a full stop."""
+    message, place = str(error), ''
+    if isinstance(error, SyntaxError):
+        message, place = error.msg, f'{error.filename}:{error.lineno}'
+    elif folder is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        files = [f for f in frames if not f.filename.startswith('<')]
+        own = [f for f in files if Path(f.filename).resolve().is_relative_to(folder)]
+        place = f'{own[-1].filename}:{own[-1].lineno}' if own else ''
+    message = ''.join(c for c in ' '.join(message.split()) if c.isprintable()).rstrip('.')
+    kind = '' if isinstance(error, UserError) else type(error).__name__
+    return ': '.join(filter(None, [kind, message])) + (f' ({place})' if place else '')

@@ -187,6 +187,8 @@ def _gradients(probe: Probe) -> None:
     """Every trainable parameter gets a gradient within a few steps on random text."""
     model = probe.model.train()
     without = set(probe.trainable())
+    if not without:
+        return  # all of it is declared frozen, which the optimizer will say
     optimizer = torch.optim.AdamW([p for g in model.param_groups(0.0) for p in g['params']], lr=1e-3)
     for step in range(STEPS):
         x = probe.text(2, min(GRADIENT_POSITIONS, model.max_len), seed=step)

@@ -61,7 +61,9 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
     found = find_runs([Path(p) for p in places])
     for run in found:
         if run.broken_contract:
-            print(f"Left out: the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})")
+            print(
+                f"Left out: the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})"
+            )
     tables = rank([run for run in found if not run.broken_contract], metric)
     _show(tables, metric)
     if out is not None:

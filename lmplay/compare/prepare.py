@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
 from ..checks import require_contract
 from ..device import find_device
 from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
-from ..train.__main__ import STAGE_OPTIONS, read_value
 from ..train.length import SampleLength, stage_length
-from ..train.plan import LENGTHS, MOST_SECONDS, Plan, parse_plan
+from ..train.plan import LENGTHS, MOST_SECONDS, SETTABLE, Plan, parse_plan, stage_value
 from ..train.resolve import ResolvedStage, Settings, check_stages, resolve
 from ..train.stage_data import open_data, open_tokenizer
 
@@ -37,11 +37,14 @@ class Spec:
 
 
 def parse_spec(text: str, common: list[str]) -> Spec:
-    """Raises UserError for an unknown experiment or key. common: KEY=VALUE for every experiment (--set)."""
-    exp, *own = text.split(',')
-    model, stage = {}, {}
+    """The experiment of EXP,KEY=VALUE,...; common: KEY=VALUE for every experiment (--set).
+
+    Raises UserError for an unknown experiment or key, and for a value that is not allowed.
+    """
+    exp, *own = split_items(text)
     entry = find_entry(exp)
-    declared = find_runner(exp).function().declared
+    runner = find_runner(exp).function()
+    texts, stage = {}, {}
     for item in [*common, *own]:
         key, equals, value = item.partition('=')
         key = key.strip().replace('-', '_')
@@ -55,21 +58,15 @@ def parse_spec(text: str, common: list[str]) -> Spec:
             raise UserError(
                 f"'{item}': how long all train is for --budget or the plan to say, so that it is the same for all."
             )
-        if key in declared:
-            model[key] = read_value(value)
-        elif key in STAGE_OPTIONS:
-            stage[key] = read_value(value)
+        if key in runner.declared:
+            texts[key] = value
+        elif key in SETTABLE:
+            stage[key] = stage_value(key, value, f"'{item}': {key}")
         else:
-            raise UserError(
-                unknown(
-                    'model parameter or training option',
-                    key,
-                    [*declared, *(STAGE_OPTIONS.keys() - set(LENGTHS))],
-                    entry.name,
-                )
-            )
-    label = ','.join([exp if not exp.endswith('.py') else entry.name, *own])
-    return Spec(label, exp, model, stage)
+            allowed = [*runner.declared, *(key for key in SETTABLE if key not in LENGTHS)]
+            raise UserError(unknown('model parameter or training option', key, allowed, entry.name))
+    model = read_parameters(texts.items(), runner.declared, entry.name)
+    return Spec(','.join([entry.name, *own]), exp, model, stage)
 
 
 def safe(label: str) -> str:

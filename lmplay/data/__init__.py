@@ -1,1 +1,1 @@
-"""Text to batches of tokens: tokenizers, sources, corpus, store, mixture, batches."""
+"""From text to batches of tokens: sources, token store, sequences, mixture, held-out documents."""

@@ -1,76 +1,101 @@
-"""The fixed held-out rows that a stage is evaluated on."""
+"""The fixed held-out documents that a stage is evaluated on.
 
-from typing import Any
+B sequences, T positions.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from .rows import make_batch
+from .rows import Batch, Rows, make_batch
 from .store import TokenStore
 
 
-class HeldOut:
-    """The fixed held-out rows of one or several stores: whole documents, each domain its equal share of `max_bytes`.
+class Part(NamedTuple):
+    """Held-out documents of one domain.
 
-    Documents are taken in the order of their hashes, which no tokenizer, seed or row length changes. One longer than its
-    domain's whole share is cut. `table` has an entry per document: domain name, tokens scored, bytes, hash.
+    rows    the sequences they stand in
+    domain  its name
+    index   (documents of the store,) int64: the entry in `HeldOut.documents` of each that is held out
+    count   how many of the sequences are evaluated, from the first
+    """
+
+    rows: Rows
+    domain: str
+    index: np.ndarray
+    count: int
+
+
+class HeldOut:
+    """Held-out documents of one or several stores; every domain has an equal share of `max_bytes`.
+
+    Documents are whole, and taken in the order of their hashes, which depends on no tokenizer, seed or length
+    of sequences. Where the first alone exceeds its domain's share, only its head is taken. `documents` has an
+    entry per document: domain, hash, bytes scored, tokens.
     """
 
     def __init__(
         self,
         stores: list[tuple[TokenStore, np.ndarray]],
         *,
-        make_rows,
+        make_rows: Callable[[TokenStore, np.ndarray], Rows],
         length: int,
         max_bytes: int,
         include_prompts: bool = True,
     ):
-        self.length = length
-        self.rows: list[tuple[Any, str, np.ndarray, int]] = []
+        self.length, self.include_prompts = length, include_prompts
+        self.rows: list[Part] = []
         self.documents: list[dict] = []
-        groups = [
-            (store, documents[store.domains[documents] == d], name)
+        domains = [
+            (store, members, name)
             for store, documents in stores
             for d, name in enumerate(store.meta['domains'])
+            if len(members := documents[store.domains[documents] == d])
         ]
-        groups = [g for g in groups if len(g[1])]
-        for store, documents, domain in groups:
+        for store, documents, domain in domains:
+            share = max(1, max_bytes // len(domains))
             documents = documents[np.lexsort((documents, store.hashes[documents]))]
-            size = store.text_bytes[documents].sum(axis=1)
-            share = max(1, max_bytes // len(groups))
-            documents = documents[: max(1, int(np.searchsorted(np.cumsum(size), share, side='right')))]
-            rows = make_rows(store, documents)
-            base = len(self.documents)
-            for d in documents:
-                scored_bytes = int(store.text_bytes[d, 0 if include_prompts else 1 :].sum())
-                covered = rows.covered(int(d)) / int(store.lengths[d])  # below 1 where long documents are cut
-                self.documents.append(
-                    {
-                        'domain': domain,
-                        'hash': int(store.hashes[d]),
-                        'bytes': round(scored_bytes * covered),
-                        'tokens': int(store.lengths[d]),
-                    }
+            sizes = store.text_bytes[documents].sum(axis=1)
+            documents = documents[: max(1, int(np.searchsorted(np.cumsum(sizes), share, side='right')))]
+            part = self._part(store, documents, domain, make_rows(store, documents))
+            if len(documents) == 1 and sizes[0] > share:
+                part = self._head(
+                    part, tokens=int(store.lengths[documents[0]]), share=share, size=int(sizes[0])
                 )
-            limit = None
-            if len(documents) == 1 and int(size[0]) > share:  # one huge document: its head only
-                limit = max(1, int(store.lengths[documents[0]] * share / int(size[0])) // length)
-                covered = min(1.0, limit * length / int(store.lengths[documents[0]]))
-                self.documents[base]['bytes'] = int(self.documents[base]['bytes'] * covered)
-            index = np.zeros(int(documents.max()) + 1, np.int64)
-            index[documents] = np.arange(base, base + len(documents))
-            self.rows.append((rows, domain, index, min(rows.count, limit) if limit else rows.count))
-        self.count = sum(r[3] for r in self.rows)
+            self.rows.append(part)
 
-    def batches(self, rows_per_batch: int):
-        """Yields every held-out row once, as Batches of at most that many rows with `documents` set."""
+    def _part(self, store: TokenStore, documents: np.ndarray, domain: str, rows: Rows) -> Part:
+        """All of these documents, entered into `documents`."""
+        index = np.zeros(int(documents.max()) + 1, np.int64)
+        index[documents] = np.arange(len(documents)) + len(self.documents)
+        for d in documents:
+            scored = int(store.text_bytes[d, 0 if self.include_prompts else 1 :].sum())
+            covered = rows.covered(int(d)) / int(store.lengths[d])  # below 1 where long documents are cut
+            self.documents.append(
+                {
+                    'domain': domain,
+                    'hash': int(store.hashes[d]),
+                    'bytes': round(scored * covered),
+                    'tokens': int(store.lengths[d]),
+                }
+            )
+        return Part(rows, domain, index, rows.count)
+
+    def _head(self, part: Part, *, tokens: int, share: int, size: int) -> Part:
+        """The head, `share` bytes, of a part whose only document has that many tokens and bytes."""
+        count = max(1, int(tokens * share / size) // self.length)
+        document = self.documents[-1]
+        document['bytes'] = int(document['bytes'] * min(1.0, count * self.length / tokens))
+        return part._replace(count=min(part.count, count))
+
+    def batches(self, rows_per_batch: int) -> Iterator[Batch]:
+        """Every held-out sequence once, as Batches of at most that many with `documents` set."""
         for rows, _, index, count in self.rows:
             order = rows.order()
             for start in range(0, count, rows_per_batch):
                 n = min(rows_per_batch, count - start)
                 x, y, which = (np.zeros((n, self.length), np.int64) for _ in range(3))
-                lengths = np.array(
-                    [rows.fill(order, start + i, x[i], y[i], which[i]) for i in range(n)], np.int64
-                )
-                yield make_batch(
-                    x, y, lengths, np.where(which < len(index), index[np.minimum(which, len(index) - 1)], 0)
-                )
+                lengths = [rows.fill(order, start + i, x[i], y[i], which[i]) for i in range(n)]
+                documents = np.where(which < len(index), index[np.minimum(which, len(index) - 1)], 0)
+                yield make_batch(x, y, np.array(lengths, np.int64), documents)

@@ -1,6 +1,6 @@
 """Reads local files record by record: JSON, CSV, Parquet and text, plain or gzipped (.gz).
 
-A reader yields (place, record): where the record stands, for errors, and a dict of its columns.
+A reader yields (place, record): where the record stands, for error messages, and a dict of its columns.
 """
 
 import csv
@@ -29,14 +29,14 @@ BOM = b'\xef\xbb\xbf'
 
 
 def loader_of(path: str) -> str | None:
-    """The loader that the end of a file name or pattern tells, or None."""
+    """The loader for the suffix of a file name or pattern, or None."""
     return SUFFIXES.get(Path(path.removesuffix('.gz')).suffix.lower())
 
 
 def find_files(paths: str | list[str], *, where: str) -> list[Path]:
-    """The files of one or several paths or patterns, each file once, patterns in sorted order.
+    """The files of one or several paths or patterns, each once, the matches of a pattern sorted.
 
-    Raises DataError for a path that is no file and a pattern that matches none.
+    Raises DataError for a path without a file and for a pattern without a match.
     """
     found: dict[Path, None] = {}
     for given in [paths] if isinstance(paths, str) else paths:
@@ -45,7 +45,8 @@ def find_files(paths: str | list[str], *, where: str) -> list[Path]:
             matches = [path]
         elif path.is_dir():
             raise DataError(
-                f"{where}: '{given}' is a folder; give a file, or a pattern such as '{given.rstrip('/')}/*.jsonl'."
+                f"{where}: '{given}' is a folder; give a file, or a pattern such as "
+                f"'{given.rstrip('/')}/*.jsonl'."
             )
         elif glob.has_magic(given):
             matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
@@ -82,7 +83,7 @@ def _open(file: Path):
 
 
 def _decode(data: bytes, file: Path, *, offset: int, line: int | None = None) -> str:
-    """`data` as UTF-8, where offset is its place in the file in bytes; without a byte-order mark at the file's start."""
+    """`data`, which stands at byte `offset` of the file, as UTF-8 text; a byte-order mark is dropped."""
     try:
         return (data.removeprefix(BOM) if offset == 0 else data).decode('utf-8')
     except UnicodeDecodeError as error:
@@ -95,7 +96,7 @@ def _decode(data: bytes, file: Path, *, offset: int, line: int | None = None) ->
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """Lines with their ends."""
+    """Lines, line ends included."""
     with _errors(file), _open(file) as stream:
         offset = 0
         for number, line in enumerate(stream, 1):
@@ -104,7 +105,7 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def read_json(file: Path) -> Iterator[tuple[str, dict]]:
-    """One object per line, or one array of objects (read whole); NUL and other control characters in strings are let through."""
+    """One object per line, or one array of objects (read whole); strings may hold control characters."""
     with _errors(file), _open(file) as stream:
         start = stream.read(4096).removeprefix(BOM).lstrip()
         stream.seek(0)
@@ -136,13 +137,12 @@ def _json_lines(file: Path) -> Iterator[tuple[str, object]]:
 
 
 def _not_json(file: Path, line: int, error: Exception) -> DataError:
-    what = (
-        f'{error.msg}, column {error.colno}'
-        if isinstance(error, json.JSONDecodeError)
-        else 'nested too deeply'
-        if isinstance(error, RecursionError)
-        else str(error).split(';')[0]
-    )
+    if isinstance(error, json.JSONDecodeError):
+        what = f'{error.msg}, column {error.colno}'
+    elif isinstance(error, RecursionError):
+        what = 'nested too deeply'
+    else:
+        what = str(error).split(';')[0]
     return DataError(
         f"'{file}', line {line}: not valid JSON ({what}); "
         f'a file holds one object per line, or one array of objects.'
@@ -151,7 +151,7 @@ def _not_json(file: Path, line: int, error: Exception) -> DataError:
 
 def read_csv(file: Path) -> Iterator[tuple[str, dict]]:
     """Rows of a comma-separated file whose first line names the columns."""
-    csv.field_size_limit(2**31 - 1)  # the module's own limit is 128 KiB a field
+    csv.field_size_limit(2**31 - 1)  # the module's default is 128 KiB
     rows = csv.DictReader(_lines(file), strict=True)
     try:
         for record in rows:
@@ -180,7 +180,7 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
                     yield f"'{file}', row {number}", record
     except pyarrow.ArrowInvalid as error:
         raise DataError(
-            f"'{file}' is not a Parquet file that can be read ({str(error).splitlines()[0]})."
+            f"'{file}' is not a Parquet file or is damaged ({str(error).splitlines()[0]})."
         ) from error
 
 
@@ -199,7 +199,7 @@ def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, d
 
 
 def check_columns(wanted: list[str], present: Iterable[str], *, place: str) -> None:
-    """Raises DataError that names the first wanted column that isn't there, those that are, and the nearest."""
+    """Raises DataError for the first wanted column that is missing, with those that are there."""
     present = [str(p) for p in present]
     for column in wanted:
         if column not in present:

@@ -1,4 +1,4 @@
-"""A stage's endless sequence of training samples, drawn from one or several sources of rows."""
+"""A stage's endless stream of training samples, drawn from one or several sources of sequences."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from .rows import Batch, make_batch, permutation
 
 
 class Mixture:
-    """An endless sequence of samples from one or several sources of rows.
+    """An endless stream of samples, each a sequence of T tokens, from one or several sources.
 
-    Weights are shares of samples. Within each block of BLOCK samples every source has exactly its share, in an order that
-    depends on (seed, stage, block), so that sample i is found in constant time. A source that runs out begins its next epoch.
+    Weights are shares of samples. Within each block of BLOCK samples every source has exactly its share, in
+    an order that depends on (seed, stage, block) alone, so sample i is found in constant time. A source that
+    runs out starts its next epoch. Raises DataError for a weight too small to get one sample per block.
     """
 
     BLOCK = 1000
@@ -32,7 +33,7 @@ class Mixture:
         for i in np.argsort(-(shares * self.BLOCK - quota), kind='stable')[: self.BLOCK - quota.sum()]:
             quota[i] += 1
         if (quota == 0).any():
-            raise DataError(f'A weight of a mixture is below 1 in {self.BLOCK}; weights: {list(weights)}.')
+            raise DataError(f'A weight of a data mixture is below 1 in {self.BLOCK}; given: {list(weights)}.')
         self.quota = quota
         lengths = [rows.count / share for rows, share in zip(sources, quota / self.BLOCK)]
         whole = min(lengths) if exhaust == 'first_exhausted' else max(lengths)
@@ -43,7 +44,7 @@ class Mixture:
         self._block: tuple | None = None
 
     def locate(self, sample: int) -> tuple[int, int, int]:
-        """(source, epoch, row in that epoch's order) of a sample."""
+        """(source, epoch, place in that epoch's order) of a sample."""
         if len(self.sources) == 1:
             epoch, row = divmod(sample, self.sources[0].count)
             return 0, epoch, row
@@ -63,7 +64,7 @@ class Mixture:
         return source, epoch, row
 
     def batch(self, start: int, count: int) -> Batch:
-        """Samples start to start + count. Padded columns that no row needs are left out."""
+        """The samples from `start` on; padded columns that none of them needs are left out."""
         x, y = np.empty((count, self.length), np.int64), np.empty((count, self.length), np.int64)
         lengths = np.empty(count, np.int64)
         for i in range(count):

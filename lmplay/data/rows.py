@@ -1,11 +1,15 @@
-"""Rows of tokens: how a store's documents become rows of T inputs with T targets.
+"""Rows: how a store's documents become sequences of T inputs with T targets.
 
-A row's `y[t]` is the token that follows `x[t]`; IGNORE where nothing is to be predicted. Which row is which is a pure function
-of (seed, stage, epoch), so that any position can be sought at once and a resumed run sees what it would have seen.
+A sequence's `y[t]` is the token that follows `x[t]`, or IGNORE where nothing is scored. The order of the
+sequences is a pure function of (seed, stage, epoch): any position can be reached at once, and a resumed run
+sees what it would have seen.
+
+B sequences, T positions, V vocabulary.
 """
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +23,19 @@ IGNORE = -100
 
 @dataclass
 class Batch:
-    """x, y (B, T) int64; lengths (B,) int64: real tokens of each row, the rest is padding. scored: targets that count."""
+    """Sequences of equal width.
+
+    x, y       (B, T) int64: inputs and targets
+    lengths    (B,) int64: real tokens of each sequence; the rest is padding
+    scored     number of targets that are not IGNORE
+    documents  (B, T) int64: the held-out document of each target; in evaluation only
+    """
 
     x: Tensor
     y: Tensor
     lengths: Tensor
     scored: int
-    documents: Tensor | None = (
-        None  # (B, T) int64: the held-out document each target belongs to; evaluation only
-    )
+    documents: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -37,24 +45,24 @@ class Batch:
         return int(self.lengths.sum())
 
     def pin(self) -> 'Batch':
-        """The same in page-locked memory, from which a copy to a GPU needs no waiting."""
+        """The same in page-locked memory, which a GPU copies from asynchronously."""
         return Batch(
             self.x.pin_memory(), self.y.pin_memory(), self.lengths.pin_memory(), self.scored, self.documents
         )
 
 
 def permutation(n: int, *key: int | str) -> np.ndarray:
-    """A permutation of range(n) that depends on the key alone."""
+    """A permutation of range(n) that follows from the key alone, (n,) int64."""
     entropy = [zlib.crc32(k.encode()) if isinstance(k, str) else k for k in key]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy))).permutation(n)
 
 
 class PackedRows:
-    """Documents one behind the other, end-of-text between them, cut into rows of `length`; nothing is lost.
+    """Documents concatenated, end-of-text between them, and cut into sequences of `length`; nothing is lost.
 
-    The stream of an epoch begins with an end-of-text token as input, so that every token of every document is a target once.
-    Only the stream's last row may be shorter; it is padded. Documents are shuffled before they are joined and rows after they
-    are cut, or the rows of a long document would fill whole batches.
+    An epoch's stream begins with an end-of-text token as input, so every token of every document is a target
+    once. Only its last sequence may be shorter; it is padded. Documents are shuffled before they are joined,
+    and sequences after they are cut: those of a long document would fill whole batches.
     """
 
     def __init__(
@@ -74,19 +82,22 @@ class PackedRows:
         self.tokens_per_row = self.total / max(1, self.count)
 
     def covered(self, document: int) -> int:
-        """Tokens of a document that stand in rows."""
+        """Tokens of a document that are part of a sequence."""
         return int(self.store.lengths[document])
 
     def order(self, *key: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(documents in order, where each ends in the stream, order of the rows); without a key as they stand."""
+        """(documents, their ends in the stream, sequences), each in order; without a key, unshuffled."""
         documents = self.documents[permutation(len(self.documents), *key)] if key else self.documents
         rows = permutation(self.count, *key, 'rows') if key else np.arange(self.count)
         return documents, np.cumsum(self.store.lengths[documents]), rows
 
     def fill(
-        self, order: tuple, row: int, x: np.ndarray, y: np.ndarray, which: np.ndarray | None = None
+        self, order: Any, row: int, x: np.ndarray, y: np.ndarray, which: np.ndarray | None = None
     ) -> int:
-        """Writes row `row` of the order into x and y (T,), which document each target is of into `which`; its real length."""
+        """Writes sequence `row` of `order` into x and y (T,), each target's document into `which` (T,).
+
+        Returns the number of its real tokens.
+        """
         documents, ends, rows = order
         position = int(rows[row]) * self.length
         stop = min(position + self.length, self.total)
@@ -111,10 +122,10 @@ class PackedRows:
 
 
 class PaddedRows:
-    """One document a row, padded; a longer one continues in further rows ('split', at a sentence end) or is cut ('cut').
+    """One document per sequence, padded; a longer one is split at sentence ends ('split') or cut off ('cut').
 
-    A continued row begins with the token that the row before predicted last, so nothing is lost and nothing scored twice. With
-    `score_padding` the padding is predicted too, as some published code does.
+    A continuation begins with the token that the sequence before it predicts last, so nothing is lost or
+    scored twice. With `score_padding` the padding is scored too, as some published code does.
     """
 
     def __init__(
@@ -134,47 +145,35 @@ class PaddedRows:
         lengths = store.lengths[documents]
         usable = lengths >= 2  # a single token leaves nothing to predict
         documents, lengths = documents[usable], lengths[usable]
-        firsts, starts, ends = (
-            [documents],
-            [np.zeros(len(documents), np.int64)],
-            [np.minimum(lengths, length)],
-        )
+        heads = np.stack([documents, np.zeros_like(lengths), np.minimum(lengths, length)], axis=1)
+        parts = [heads]  # (parts, 3) each: document, first token, end
         long = np.flatnonzero(lengths > length)
         if long_documents == 'split' and len(long):
             sentence_end = _sentence_ends(tokenizer)
             for i in long:
-                cuts = _cuts(
-                    store.tokens[store.starts[documents[i]] : store.starts[documents[i] + 1]],
-                    length,
-                    sentence_end,
-                )
-                ends[0][i] = cuts[0]
-                firsts.append(np.full(len(cuts) - 1, documents[i]))
-                starts.append(np.asarray(cuts[:-1], np.int64))
-                ends.append(np.asarray(cuts[1:], np.int64))
-        table = np.stack([np.concatenate(firsts), np.concatenate(starts), np.concatenate(ends)], axis=1)
-        self.table = table[np.lexsort((table[:, 1], table[:, 0]))]  # (rows, 3): document, first token, end
+                first, end = store.starts[documents[i]], store.starts[documents[i] + 1]
+                cuts = np.asarray(_cuts(store.tokens[first:end], length, sentence_end))
+                heads[i, 2] = cuts[0]
+                parts.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
+        table = np.concatenate(parts)
+        self.table = table[np.lexsort((table[:, 1], table[:, 0]))]
         self.continues = long_documents == 'split'
         self.count = len(self.table)
         self.total = int((self.table[:, 2] - self.table[:, 1]).sum())
         self.tokens_per_row = self.total / max(1, self.count)
 
     def covered(self, document: int) -> int:
-        """Tokens of a document that stand in rows."""
-        rows = self.table[
-            np.searchsorted(self.table[:, 0], document) : np.searchsorted(
-                self.table[:, 0], document, side='right'
-            )
-        ]
-        return int((rows[:, 2] - rows[:, 1]).sum())
+        """Tokens of a document that are part of a sequence."""
+        start, end = (np.searchsorted(self.table[:, 0], document, side=side) for side in ('left', 'right'))
+        return int((self.table[start:end, 2] - self.table[start:end, 1]).sum())
 
     def order(self, *key: int | str) -> np.ndarray:
         return permutation(self.count, *key) if key else np.arange(self.count)
 
     def fill(
-        self, order: np.ndarray, row: int, x: np.ndarray, y: np.ndarray, which: np.ndarray | None = None
+        self, order: Any, row: int, x: np.ndarray, y: np.ndarray, which: np.ndarray | None = None
     ) -> int:
-        """As PackedRows.fill."""
+        """See PackedRows.fill."""
         document, start, end = (int(v) for v in self.table[order[row]])
         n, first = end - start, int(self.store.starts[document])
         follows = self.continues and end < self.store.lengths[document]
@@ -202,7 +201,7 @@ def _sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _cuts(tokens: np.ndarray, length: int, sentence_end: np.ndarray) -> list[int]:
-    """Ends of the pieces of a document longer than a row: the last sentence end in a row's second half, else its end."""
+    """Where to cut a long document: after the last sentence that ends in the second half of each piece."""
     cuts, start = [], 0
     while len(tokens) - start > length:
         ends = np.flatnonzero(sentence_end[tokens[start + length // 2 : start + length]])
@@ -217,7 +216,7 @@ Rows = PackedRows | PaddedRows
 def make_batch(
     x: np.ndarray, y: np.ndarray, lengths: np.ndarray, documents: np.ndarray | None = None
 ) -> Batch:
-    """A Batch of these rows without the columns in which nothing stands and nothing is scored (in steps of 64)."""
+    """A Batch without the columns, in steps of 64, in which there is no token and nothing is scored."""
     used = np.flatnonzero((y != IGNORE).any(axis=0))
     width = max(int(lengths.max()), int(used[-1]) + 1 if len(used) else 0)
     width = min(x.shape[1], -(-width // 64) * 64)

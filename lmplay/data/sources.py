@@ -1,11 +1,12 @@
-"""Where text comes from: named datasets, any dataset of the Hugging Face hub, local files, and the embedded corpus."""
+"""Where text comes from: named datasets, the Hugging Face hub, local files, the embedded corpus."""
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    text: str  # what is learned (the answer, in a prompt/answer row)
-    prompt: str = (
-        ''  # what stands before it, to its last character; scored only where the stage says include_prompts
-    )
-    domain: str = ''  # label kept to evaluation; '' means: the dataset's name
-    group: str = ''  # rows of one group fall on the same side of the train/validation split; '' means: by the row's content
-    split: str = ''  # 'train' or 'validation' where the dataset has its own split, else ''
+    """A document.
+
+    text    what is learned; in a pair of prompt and answer, the answer
+    prompt  what precedes it, to the last character; scored only where the stage sets include_prompts
+    domain  what evaluation reports it under; '' for the dataset's name
+    group   documents of one group fall on the same side of the train/validation split; '' to split by content
+    split   'train' or 'validation' where the dataset has a split of its own, else ''
+    """
+
+    text: str
+    prompt: str = ''
+    domain: str = ''
+    group: str = ''
+    split: str = ''
 
 
 NAMED: dict[str, dict] = {
     'embedded': {
         'loader': 'embedded',
-        'description': "this Python's own library as code and prose, generated math problems; needs no network; 16 MB",
+        'description': "Python's own library as code and prose, generated math problems; no network; 16 MB",
     },
     'wikipedia': {
         'loader': 'hub',
@@ -43,7 +51,7 @@ NAMED: dict[str, dict] = {
         'hub': 'Salesforce/wikitext',
         'config': 'wikitext-103-raw-v1',
         'validation': 'validation',
-        'document_start': r'^ = [^=].*[^=] = \n?$',  # the hub has one line a row; a title begins an article
+        'document_start': r'^ = [^=].*[^=] = \n?$',  # the hub has a line per row; a title begins an article
         'description': 'WikiText-103, good and featured articles of Wikipedia, own validation split; 540 MB',
     },
     'tinystories': {
@@ -64,7 +72,7 @@ NAMED: dict[str, dict] = {
         'hub': 'microsoft/orca-math-word-problems-200k',
         'prompt': 'question',
         'text': 'answer',
-        'description': 'worded math problems with worked answers; 200 K rows, 220 MB',
+        'description': 'math word problems with worked solutions; 200 K rows, 220 MB',
     },
     'smoltalk': {
         'loader': 'hub',
@@ -79,7 +87,7 @@ NAMED: dict[str, dict] = {
         'config': 'cosmopedia-v2',
         'description': 'synthetic textbooks and stories; 39 M documents, 220 GB: set a limit or max_bytes',
     },
-    # the three domains of the GPT-2 mixture-of-experts study, 10 MB each
+    # the three domains of the moe-emergence study, 10 MB each
     'code': {
         'loader': 'hub',
         'hub': 'codeparrot/codeparrot-clean',
@@ -87,14 +95,14 @@ NAMED: dict[str, dict] = {
         'max_bytes': 10_000_000,
         'description': 'Python files from GitHub (CodeParrot-clean), the first 10 MB',
     },
-    # the parquet copy of allenai/math_qa, which is a loading script that `datasets` runs no more
+    # a Parquet copy of allenai/math_qa, whose loading script `datasets` no longer runs
     'math': {
         'loader': 'hub',
         'hub': 'regisss/math_qa',
         'prompt': 'Problem',
         'text': 'Rationale',
         'max_bytes': 10_000_000,
-        'description': 'worded math problems with their rationale (MathQA), the first 10 MB',
+        'description': 'math word problems with their rationale (MathQA), the first 10 MB',
     },
     'prose': {
         'loader': 'hub',
@@ -105,7 +113,6 @@ NAMED: dict[str, dict] = {
     },
 }
 
-FILE_LOADERS = ('json', 'csv', 'parquet', 'text')
 COLUMN_KEYS = {
     'text': str,
     'prompt': (str, list),
@@ -113,11 +120,12 @@ COLUMN_KEYS = {
     'domain_column': str,
     'document_start': str,
 }
-KEYS = {  # loader -> what a spec may hold besides COMMON_KEYS, and its type
-    'json': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
-    'csv': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
-    'parquet': {'path': (str, list), 'validation': (str, list), **COLUMN_KEYS},
-    'text': {'path': (str, list), 'validation': (str, list), 'delimiter': str},
+PATH_KEYS = {'path': (str, list), 'validation': (str, list)}
+KEYS: dict[str, dict[str, Any]] = {  # loader -> what its spec may hold besides COMMON_KEYS, and its type
+    'json': PATH_KEYS | COLUMN_KEYS,
+    'csv': PATH_KEYS | COLUMN_KEYS,
+    'parquet': PATH_KEYS | COLUMN_KEYS,
+    'text': PATH_KEYS | {'delimiter': str},
     'hub': {
         'hub': str,
         'config': str,
@@ -130,7 +138,8 @@ KEYS = {  # loader -> what a spec may hold besides COMMON_KEYS, and its type
     },
     'embedded': {'domains': list, 'problems': int, 'seed': int},
 }
-COMMON_KEYS = {
+FILE_LOADERS = tuple(loader for loader, keys in KEYS.items() if 'path' in keys)
+COMMON_KEYS: dict[str, Any] = {
     'loader': str,
     'description': str,
     'domain': str,
@@ -144,6 +153,8 @@ TYPE_NAMES = {
     list: 'a list of strings',
     (str, list): 'a string or a list of strings',
 }
+ORIGINAL_KEYS = ('ds_loader', 'args', 'kwargs')
+ORIGINAL_COLUMNS = ('truth_column', 'prompt_column', 'text_column')
 
 
 def describe_named() -> list[tuple[str, str]]:
@@ -152,7 +163,7 @@ def describe_named() -> list[tuple[str, str]]:
 
 
 def check_spec(name: str, spec: dict | None) -> None:
-    """Checks the keys and values of a dataset's spec without reading anything; raises DataError that names the key."""
+    """Checks a dataset's spec without reading any data. Raises DataError that names the key at fault."""
     _resolve(name, spec)
 
 
@@ -164,44 +175,21 @@ def open_source(name: str, spec: dict | None = None) -> 'Source':
     return Source(name, _resolve(name, spec))
 
 
-def _resolve(name: str, spec: dict | None) -> dict:
-    """The spec with its loader, and all that it takes from a named dataset, filled in and checked."""
+def _resolve(name: str, spec: dict | None) -> dict[str, Any]:
+    """The spec with its loader and whatever it takes from a named dataset filled in, checked."""
     where = f"dataset '{name}'"
     if spec is None:
         spec = _spec_of_name(name)
     if not isinstance(spec, dict):
         raise DataError(f'{where}: expected an object with keys such as "loader" and "path", found {spec!r}.')
     if 'ds_loader' in spec:
-        spec = _translate(where, spec)
-    loader = spec.get('loader') or _guess_loader(spec) or name
-    if not isinstance(loader, str):
-        raise DataError(f'{where}: "loader" must be a string, not {json.dumps(loader)}.')
-    if loader not in KEYS and loader in NAMED:
-        base = NAMED[loader]
-        if 'messages' in spec:
-            base = {k: v for k, v in base.items() if k not in ('text', 'prompt')}
-        elif 'text' in spec or 'prompt' in spec:
-            base = {k: v for k, v in base.items() if k != 'messages'}
-        spec = {**base, **spec, 'loader': base['loader']}
-    elif loader in KEYS:
-        spec = {**spec, 'loader': loader}
-    else:
-        raise DataError(
-            unknown('loader', loader, [*KEYS, *NAMED], where)
-            if 'loader' in spec
-            else f'{where}: needs a "loader" (one of {", ".join(KEYS)}, or a named dataset), a "path" or a "hub" id.'
-        )
+        spec = _from_original(where, spec)
+    spec = _with_loader(where, name, spec)
     _check(where, spec)
     return spec
 
 
-def _guess_loader(spec: dict) -> str | None:
-    path = spec.get('path')
-    first = path[0] if isinstance(path, list) and path else path
-    return 'hub' if 'hub' in spec else local.loader_of(first) if isinstance(first, str) else None
-
-
-def _spec_of_name(name: str) -> dict:
+def _spec_of_name(name: str) -> dict[str, Any]:
     if name in NAMED:
         return {'loader': name}
     loader = local.loader_of(name)
@@ -212,208 +200,270 @@ def _spec_of_name(name: str) -> dict:
     raise DataError(unknown('dataset', name, [*NAMED, 'hub-user/hub-name', 'path/to/files*.jsonl']))
 
 
+def _with_loader(where: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with a loader of KEYS, over the named dataset where it names one."""
+    loader = spec.get('loader') or _loader_of_data(spec) or name
+    if not isinstance(loader, str):
+        raise DataError(f'{where}: "loader" must be a string, not {json.dumps(loader)}.')
+    if loader in KEYS:
+        return {**spec, 'loader': loader}
+    if loader in NAMED:
+        return _over_named(NAMED[loader], spec)
+    if 'loader' in spec:
+        raise DataError(unknown('loader', loader, [*KEYS, *NAMED], where))
+    raise DataError(
+        f'{where}: needs a "loader" (one of {", ".join(KEYS)}, or a named dataset), a "path" or a "hub" id.'
+    )
+
+
+def _loader_of_data(spec: dict[str, Any]) -> str | None:
+    """The loader that a spec's hub id or first path implies."""
+    if 'hub' in spec:
+        return 'hub'
+    path = spec.get('path')
+    first = path[0] if isinstance(path, list) and path else path
+    return local.loader_of(first) if isinstance(first, str) else None
+
+
+def _over_named(named: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """A named dataset with what `spec` sets; columns of text and prompt replace messages, and the reverse."""
+    replaced = ()
+    if 'messages' in spec:
+        replaced = ('text', 'prompt')
+    elif 'text' in spec or 'prompt' in spec:
+        replaced = ('messages',)
+    kept = {key: value for key, value in named.items() if key not in replaced}
+    return {**kept, **spec, 'loader': named['loader']}
+
+
 def _check(where: str, spec: dict[str, Any]) -> None:
     loader = spec['loader']
     allowed = COMMON_KEYS | KEYS[loader]
+    _check_keys(spec, allowed, f'{where} (loader {loader})')
     for key, value in spec.items():
-        if key not in allowed:
-            raise DataError(unknown('key', key, allowed, f'{where} (loader {loader})'))
-        kind = allowed[key]
-        if (
-            not isinstance(value, kind)
-            or isinstance(value, bool)
-            or isinstance(value, list)
-            and not (value and all(isinstance(v, str) for v in value))
-        ):
-            raise DataError(
-                f'{where}: "{key}" must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}.'
-            )
-        least = 0 if key == 'seed' else 1
-        if isinstance(value, int) and value < least:
-            raise DataError(f'{where}: "{key}" must be at least {least}, not {value}.')
-        if value == '':
-            raise DataError(f'{where}: "{key}" is empty.')
-    needed = {'hub': 'hub', 'embedded': 'loader'}.get(loader, 'path')
-    if needed not in spec:
-        raise DataError(f'{where}: loader {loader} needs "{needed}".')
-    if 'messages' in spec and ('text' in spec or 'prompt' in spec):
-        raise DataError(
-            f'{where}: "messages" holds prompt and text; it can\'t stand beside "text" or "prompt".'
-        )
-    if 'document_start' in spec:
-        if 'prompt' in spec or 'messages' in spec:
-            raise DataError(
-                f'{where}: "document_start" joins rows of text; it can\'t stand beside "prompt" or "messages".'
-            )
-        try:
-            re.compile(spec['document_start'])
-        except re.error as error:
-            raise DataError(f'{where}: "document_start" is not a regular expression ({error}).') from error
-    if ('language' in spec) != ('snapshot' in spec):
-        raise DataError(
-            f'{where}: "language" and "snapshot" go together, as in wikipedia\'s config 20231101.en.'
-        )
-    if 'validation_limit' in spec and 'validation' not in spec:
-        raise DataError(f'{where}: "validation_limit" needs "validation", the rows that it limits.')
+        if problem := _problem(key, value, allowed[key]):
+            raise DataError(f'{where}: "{key}" {problem}.')
+    for broken, rule in _rules(spec):
+        if broken:
+            raise DataError(f'{where}: {rule}.')
     for domain in spec.get('domains', ()):
         if domain not in embedded.DOMAINS:
             raise DataError(unknown('domain', domain, embedded.DOMAINS, where))
 
 
-def _translate(where: str, spec: dict) -> dict:
-    """A dataset in the form of the original lmplay: {"ds_loader": ..., "args": [...], "kwargs": {...}}."""
+def _check_keys(keys: Iterable[str], allowed: Iterable[str], where: str) -> None:
+    for key in keys:
+        if key not in allowed:
+            raise DataError(unknown('key', key, allowed, where))
+
+
+def _problem(key: str, value: object, kind: Any) -> str:
+    """What is wrong with the value of a key, '' where nothing is."""
+    if not _is_a(kind, value):
+        return f'must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}'
+    least = 0 if key == 'seed' else 1
+    if isinstance(value, int) and value < least:
+        return f'must be at least {least}, not {value}'
+    if value == '':
+        return 'is empty'
+    if key == 'document_start':
+        try:
+            re.compile(str(value))
+        except re.error as error:
+            return f'is not a regular expression ({error})'
+    return ''
+
+
+def _is_a(kind: Any, value: object) -> bool:
+    if isinstance(value, list):
+        return isinstance(value, kind) and bool(value) and all(isinstance(v, str) for v in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _rules(spec: dict[str, Any]) -> Iterable[tuple[bool, str]]:
+    """(whether the spec breaks it, rule) of each rule on which keys go together."""
+    keys, loader = spec.keys(), spec['loader']
+    needed = {'hub': 'hub', 'embedded': 'loader'}.get(loader, 'path')
+    return (
+        (needed not in keys, f'loader {loader} needs "{needed}"'),
+        (
+            'messages' in keys and not keys.isdisjoint({'text', 'prompt'}),
+            '"messages" holds prompt and text; it can\'t be combined with "text" or "prompt"',
+        ),
+        (
+            'document_start' in keys and not keys.isdisjoint({'prompt', 'messages'}),
+            '"document_start" joins rows of text; it can\'t be combined with "prompt" or "messages"',
+        ),
+        (
+            ('language' in keys) != ('snapshot' in keys),
+            '"language" and "snapshot" go together, as in Wikipedia\'s config 20231101.en',
+        ),
+        (
+            'validation_limit' in keys and 'validation' not in keys,
+            '"validation_limit" needs "validation", the rows that it limits',
+        ),
+    )
+
+
+def _from_original(where: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a dataset in the original lmplay's form: {"ds_loader": ..., "args": [...], "kwargs":
+    {...}}."""
+    _check_keys(spec, ORIGINAL_KEYS, where)
     loader, args, kwargs = spec['ds_loader'], spec.get('args', []), spec.get('kwargs', {})
-    for key in spec:
-        if key not in ('ds_loader', 'args', 'kwargs'):
-            raise DataError(unknown('key', key, ['ds_loader', 'args', 'kwargs'], where))
-    if (
-        not isinstance(args, list)
-        or not isinstance(kwargs, dict)
-        or not all(isinstance(a, str) for a in args)
-    ):
+    strings = isinstance(args, list) and all(isinstance(a, str) for a in args)
+    if not strings or not isinstance(kwargs, dict):
         raise DataError(f'{where}: "args" must be a list of strings and "kwargs" an object.')
     if loader == 'openorca':
         return {'loader': 'openorca'}
     if loader == 'wiki':
         return {'loader': 'wikipedia', 'language': args[0] if args else 'en'}
-    if loader != 'hf':
-        raise DataError(unknown('ds_loader', loader, ['hf', 'wiki', 'openorca'], where))
+    if loader == 'hf':
+        return _from_original_hub(where, args, kwargs)
+    raise DataError(unknown('ds_loader', loader, ['hf', 'wiki', 'openorca'], where))
+
+
+def _from_original_hub(where: str, args: list[str], kwargs: dict[str, Any]) -> dict[str, Any]:
     if not 2 <= len(args) <= 3:
         raise DataError(
-            f'{where}: "args" of ds_loader hf are a name, a hub id and, where there is one, a config; found {args}.'
+            f'{where}: "args" of ds_loader hf must be a name, a hub id and optionally a config; found {args}.'
         )
-    for key in kwargs:
-        if key not in ('truth_column', 'prompt_column', 'text_column'):
-            raise DataError(
-                unknown('key', key, ['truth_column', 'prompt_column', 'text_column'], f'{where}, kwargs')
-            )
+    _check_keys(kwargs, ORIGINAL_COLUMNS, f'{where}, kwargs')
     text = kwargs.get('truth_column') or kwargs.get('text_column') or 'text'
-    columns = {'messages': text} if text == 'messages' else {'text': text}
+    spec = {'loader': 'hub', 'hub': args[1], 'messages' if text == 'messages' else 'text': text}
+    if len(args) == 3:
+        spec['config'] = args[2]
     if kwargs.get('prompt_column'):
-        columns['prompt'] = kwargs['prompt_column']
-    return {'loader': 'hub', 'hub': args[1], **({'config': args[2]} if len(args) == 3 else {}), **columns}
+        spec['prompt'] = kwargs['prompt_column']
+    return spec
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that is known but not read yet."""
+    """A dataset that is resolved but not yet read."""
 
     name: str
-    spec: dict
+    spec: dict[str, Any]
 
     def fingerprint(self) -> str:
-        """Changes whenever `rows` would give other rows.
+        """Changes whenever `rows` would yield other documents.
 
-        Local files and the embedded corpus count by their content; a hub dataset by its id, config, revision, columns and
-        limits, so that no network is asked: what a dataset's owner changes without a new revision is not seen.
+        Local files and the embedded corpus count by content, a hub dataset by id, config, revision, columns
+        and limits: that needs no network, so what its owner changes without a new revision goes unnoticed.
         """
-        parts: list = [{k: v for k, v in sorted(self.spec.items()) if k not in ('path', 'description')}]
+        counted = {k: v for k, v in sorted(self.spec.items()) if k not in ('path', 'description')}
+        contents = []
         if self.spec['loader'] == 'embedded':
-            parts.append(embedded.content())
+            contents = [embedded.content()]
         elif self.spec['loader'] == 'hub':
-            if Path(self.spec['hub']).is_dir():
-                parts.append(
-                    local.digest(sorted(p for p in Path(self.spec['hub']).rglob('*') if p.is_file()))
-                )
+            folder = Path(self.spec['hub'])
+            if folder.is_dir():
+                contents = [local.digest(sorted(p for p in folder.rglob('*') if p.is_file()))]
         else:
-            parts[0].pop('validation', None)
-            parts += [local.digest(self._files(key)) for key in ('path', 'validation') if key in self.spec]
-        return hashlib.sha256(json.dumps(['rows-1', *parts]).encode()).hexdigest()[:24]
+            counted.pop('validation', None)
+            contents = [local.digest(self._files(key)) for key in PATH_KEYS if key in self.spec]
+        return hashlib.sha256(json.dumps(['rows-1', counted, *contents]).encode()).hexdigest()[:24]
 
     def rows(self) -> Iterator[Row]:
-        """Rows in an order that never changes: of training, then of validation where the dataset has its own.
+        """Documents in a fixed order: training, then validation where the dataset has its own.
 
-        Empty documents are left out and counted. Raises DataError for what can't be read, and where there is no row at all.
+        Empty ones are left out and counted. Raises DataError for what can't be read and for a split without
+        text.
         """
         for split in ('train', 'validation') if 'validation' in self.spec else ('',):
-            limit = self.spec.get('validation_limit' if split == 'validation' else 'limit')
-            max_bytes = None if split == 'validation' else self.spec.get('max_bytes')
-            taken = size = skipped = 0
-            for row in self._split(split):
-                if not row.text or row.text.isspace():
-                    skipped += 1
-                    continue
-                yield row
-                taken += 1
-                if max_bytes:
-                    size += len(row.text.encode()) + len(row.prompt.encode())
-                if taken == limit or max_bytes and size >= max_bytes:
-                    break
-            if not taken:
-                kind = 'validation ' if split == 'validation' else ''
-                raise DataError(
-                    f"Dataset '{self.name}' has no {kind}text"
-                    + (f': all of its {skipped} documents are empty.' if skipped else ': there are no rows.')
-                )
-            if skipped:
-                log.warning("Dataset '%s': %d empty documents were left out.", self.name, skipped)
+            yield from self._limited(split)
+
+    def _limited(self, split: str) -> Iterator[Row]:
+        """The documents of a split that have text, up to its limits."""
+        limit, max_bytes = self._limits(split)
+        taken = size = empty = 0
+        for row in self._split(split):
+            if not row.text or row.text.isspace():
+                empty += 1
+                continue
+            yield row
+            taken += 1
+            if max_bytes:
+                size += len(row.text.encode()) + len(row.prompt.encode())
+            if taken == limit or max_bytes and size >= max_bytes:
+                break
+        if not taken:
+            raise self._no_text(split, empty)
+        if empty:
+            log.warning("Dataset '%s': %d empty documents were left out.", self.name, empty)
+
+    def _no_text(self, split: str, empty: int) -> DataError:
+        kind = 'validation text' if split == 'validation' else 'text'
+        reason = f'all of its {empty} documents are empty' if empty else 'there are no rows'
+        return DataError(f"Dataset '{self.name}' has no {kind}: {reason}.")
+
+    def _limits(self, split: str) -> tuple[int | None, int | None]:
+        """(documents, bytes of text) at which a split ends."""
+        if split == 'validation':
+            return self.spec.get('validation_limit'), None
+        return self.spec.get('limit'), self.spec.get('max_bytes')
+
+    def _split(self, split: str) -> Iterator[Row]:
+        spec, named = self.spec, self.spec.get('domain', '')
+        if spec['loader'] == 'embedded':
+            options = {k: spec[k] for k in ('domains', 'problems', 'seed') if k in spec}
+            for domain, text, prompt, group in embedded.documents(**options):
+                yield Row(text, prompt, named or domain, group)
+            return
+        records = self._records(split)
+        if 'document_start' in spec:
+            records = self._joined(records)
+        for place, record in records:
+            text, prompt = self._text(record, place)
+            domain = record[spec['domain_column']] if 'domain_column' in spec else None
+            yield Row(text, prompt, named if domain is None else str(domain), split=split)
+
+    def _records(self, split: str) -> Iterator[tuple[str, dict]]:
+        """(place, record) of each record of a split, every column that is read present in it."""
+        columns = self._columns()
+        read = self._hub_records if self.spec['loader'] == 'hub' else self._file_records
+        for place, record in read(split, columns):
+            place = f"Dataset '{self.name}': {place}"
+            if not all(c in record for c in columns):
+                local.check_columns(columns, record, place=place)
+            yield place, record
+
+    def _columns(self) -> list[str]:
+        """The columns that are read, that of the text or messages first."""
+        spec = self.spec
+        domain = [spec['domain_column']] if 'domain_column' in spec else []
+        return [spec.get('messages') or spec.get('text', 'text'), *_listed(spec.get('prompt', [])), *domain]
+
+    def _hub_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
+        from . import hub
+
+        validation = split == 'validation'
+        return hub.read(
+            self.name,
+            self.spec,
+            split=self.spec['validation'] if validation else self.spec.get('split', 'train'),
+            columns=columns,
+            stream=not validation and ('limit' in self.spec or 'max_bytes' in self.spec),
+        )
+
+    def _file_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
+        read: Callable[[Path], Iterator[tuple[str, dict]]] = {
+            'json': local.read_json,
+            'csv': local.read_csv,
+            'parquet': partial(local.read_parquet, columns=columns),
+            'text': partial(local.read_text, delimiter=self.spec.get('delimiter')),
+        }[self.spec['loader']]
+        for file in self._files('validation' if split == 'validation' else 'path'):
+            yield from read(file)
 
     def _files(self, key: str) -> list[Path]:
         return local.find_files(self.spec[key], where=f"dataset '{self.name}', {key}")
 
-    def _split(self, split: str) -> Iterator[Row]:
-        spec = self.spec
-        domain = spec.get('domain', '')
-        if spec['loader'] == 'embedded':
-            options = {k: spec[k] for k in ('domains', 'problems', 'seed') if k in spec}
-            for domain_, text, prompt, group in embedded.documents(**options):
-                yield Row(text, prompt, domain or domain_, group)
-            return
-        columns = self._columns()
-        if spec['loader'] == 'hub':
-            from . import hub
-
-            part = split != 'validation' and ('limit' in spec or 'max_bytes' in spec)
-            records = hub.read(
-                self.name,
-                spec,
-                split=spec['validation'] if split == 'validation' else spec.get('split', 'train'),
-                columns=columns,
-                stream=part,
-            )
-        else:
-            records = self._records('validation' if split == 'validation' else 'path', columns)
-        if 'document_start' in spec:
-            records = self._joined(records, columns)
-        for place, record in records:
-            if not all(c in record for c in columns):
-                local.check_columns(columns, record, place=self._place(place))
-            text, prompt = self._text(record, place)
-            label = record[spec['domain_column']] if 'domain_column' in spec else None
-            yield Row(text, prompt, domain if label is None else str(label), split=split)
-
-    def _columns(self) -> list[str]:
-        """The columns that are read."""
-        spec = self.spec
-        prompt = spec.get('prompt', [])
-        domain = [spec['domain_column']] if 'domain_column' in spec else []
-        return [
-            spec.get('messages') or spec.get('text', 'text'),
-            *([prompt] if isinstance(prompt, str) else prompt),
-            *domain,
-        ]
-
-    def _records(self, key: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
-        """(place, record) of every local file."""
-        loader = self.spec['loader']
-        for file in self._files(key):
-            if loader == 'json':
-                yield from local.read_json(file)
-            elif loader == 'csv':
-                yield from local.read_csv(file)
-            elif loader == 'parquet':
-                yield from local.read_parquet(file, columns)
-            else:
-                yield from local.read_text(file, self.spec.get('delimiter'))
-
-    def _joined(self, records: Iterator[tuple[str, dict]], columns: list[str]) -> Iterator[tuple[str, dict]]:
-        """One record for all rows from one whose text matches `document_start` up to the next."""
-        start, column = re.compile(self.spec['document_start']), columns[0]
+    def _joined(self, records: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+        """One record for all from one whose text matches `document_start` up to the next."""
+        start, column = re.compile(self.spec['document_start']), self._columns()[0]
         first, parts = None, []
         for place, record in records:
-            if not all(c in record for c in columns):
-                local.check_columns(columns, record, place=self._place(place))
-            text = self._string(record[column], column, place)
+            text = _string(record[column], column, place)
             if first is None or start.search(text):
                 if first is not None:
                     yield first[0], first[1] | {column: ''.join(parts)}
@@ -422,52 +472,48 @@ class Source:
         if first is not None:
             yield first[0], first[1] | {column: ''.join(parts)}
 
-    def _place(self, place: str) -> str:
-        return f"Dataset '{self.name}': {place}"
-
-    def _string(self, value: object, column: str, place: str) -> str:
-        if value is None:
-            return ''
-        if not isinstance(value, str):
-            raise DataError(
-                f"{self._place(place)}: column '{column}' holds {json.dumps(value, default=repr)[:40]}, "
-                f'which is not text.'
-            )
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(
-                    f"{self._place(place)}: column '{column}' holds half of a surrogate pair "
-                    f'(\\u{ord(value[error.start]):04x}), which is no character.'
-                ) from error
-        return value
-
     def _text(self, record: dict, place: str) -> tuple[str, str]:
         """(text, prompt) of a record; a prompt ends with a newline."""
         spec = self.spec
         if 'messages' in spec:
-            return self._conversation(record[spec['messages']], place)
+            return _conversation(record[spec['messages']], spec['messages'], place)
         column = spec.get('text', 'text')
-        text = self._string(record[column], column, place)
-        if 'prompt' not in spec:
-            return text, ''
-        columns = [spec['prompt']] if isinstance(spec['prompt'], str) else spec['prompt']
-        prompt = '\n\n'.join(p for c in columns if (p := self._string(record[c], c, place)))
-        return text, prompt and prompt.removesuffix('\n') + '\n'
+        prompts = (_string(record[c], c, place) for c in _listed(spec.get('prompt', [])))
+        prompt = '\n\n'.join(filter(None, prompts))
+        return _string(record[column], column, place), prompt and prompt.removesuffix('\n') + '\n'
 
-    def _conversation(self, messages: object, place: str) -> tuple[str, str]:
-        """The last turn of the assistant, and before it all turns under their roles."""
-        column = self.spec['messages']
-        if not isinstance(messages, list) or not all(
-            isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages
-        ):
+
+def _listed(columns: str | list[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else columns
+
+
+def _string(value: object, column: str, place: str) -> str:
+    """A column's value as text, '' for null. Raises DataError for what is not text."""
+    if value is None:
+        return ''
+    if not isinstance(value, str):
+        shown = json.dumps(value, default=repr)[:40]
+        raise DataError(f"{place}: column '{column}' holds {shown}, which is not text.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
             raise DataError(
-                f'{self._place(place)}: column \'{column}\' is not a list of {{"role", "content"}} objects.'
-            )
-        last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=None)
-        if last is None:
-            return '', ''
-        contents = [self._string(m['content'], f'{column}.content', place) for m in messages[: last + 1]]
-        before = ''.join(f'{str(m["role"]).capitalize()}:\n{c}\n\n' for m, c in zip(messages, contents[:-1]))
-        return contents[-1], f'{before}Assistant:\n'
+                f"{place}: column '{column}' holds half of a surrogate pair "
+                f'(\\u{ord(value[error.start]):04x}), which is not a character.'
+            ) from error
+    return value
+
+
+def _conversation(messages: object, column: str, place: str) -> tuple[str, str]:
+    """(text, prompt): the assistant's last turn, and all turns before it under their roles."""
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages
+    ):
+        raise DataError(f'{place}: column \'{column}\' is not a list of {{"role", "content"}} objects.')
+    last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=None)
+    if last is None:
+        return '', ''
+    contents = [_string(m['content'], f'{column}.content', place) for m in messages[: last + 1]]
+    before = ''.join(f'{str(m["role"]).capitalize()}:\n{c}\n\n' for m, c in zip(messages, contents[:-1]))
+    return contents[-1], f'{before}Assistant:\n'

@@ -1,29 +1,32 @@
 """Token store: a dataset tokenized once, as memory-mapped arrays on disk.
 
-A store is a folder `<cache>/stores/<key>`; the key is a digest of the data's and the tokenizer's fingerprints. Documents lie
-one behind the other, each ending in the end-of-text token. It is written under another name and renamed when whole.
+A store is a folder `<cache>/stores/<key>`, whose key is a digest of the fingerprints of data and tokenizer.
+Documents are concatenated, each ending in the end-of-text token. A store appears whole or not at all.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from ..files import new_folder, write_json
 from ..tokenizers import BPETokenizer, Tokenizer, in_lists
+from .sources import Row, Source
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raise when the format changes: old stores are then made anew
-CHUNK = 4 << 20  # characters handed to the tokenizer at a time; its threads share them
+VERSION = 1  # of the format: raised when it changes, so that stores are made again
+CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
+REPORT_SECONDS = 2
 SPLITS = {'': 0, 'train': 1, 'validation': 2}
 
 
@@ -34,8 +37,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lmplay'
 
 
-def group_hash(row) -> int:
-    """64 bits that decide a row's side of the split: of its group where it names one, else of its content."""
+def group_hash(row: Row) -> int:
+    """64 bits that decide a document's side of the split: from its group, else from its content."""
     key = row.group or f'{row.prompt}\0{row.text}'
     return int.from_bytes(
         hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little'
@@ -43,7 +46,7 @@ def group_hash(row) -> int:
 
 
 def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents the hash puts into validation, as a boolean array. One group at least where there are two."""
+    """(documents,) bool: which their hashes put into validation; of two or more groups, at least one."""
     chosen = hashes < np.uint64(min(fraction, 1.0) * (2**64 - 1))
     if fraction > 0 and len(hashes) and not chosen.any():
         chosen = hashes == hashes.min()
@@ -98,7 +101,7 @@ class TokenStore:
         return self._array('splits', np.uint8)
 
     def split(self, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation documents: the dataset's own split where it has one."""
+        """Indices of training and validation documents, by the dataset's own split where it has one."""
         if (self.splits == SPLITS['validation']).any():
             validation = self.splits == SPLITS['validation']
         else:
@@ -106,169 +109,175 @@ class TokenStore:
         return np.flatnonzero(~validation), np.flatnonzero(validation)
 
 
-def _with_own_split(rows: Iterator) -> Iterator:
-    """Passes rows on; a dataset of a single document is cut in two, for a document can't be on both sides."""
+def store_key(source: Source, tokenizer: Tokenizer) -> str:
+    return _key(VERSION, source.fingerprint(), tokenizer.fingerprint)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def open_store(
+    source: Source, tokenizer: Tokenizer, *, progress: Callable[[str], None] = log.info
+) -> TokenStore:
+    """The token store of a source, made first where there is none; `progress` gets lines about that.
+
+    Raises DataError where the text can't be read, the cache can't be written, or there is no text.
+    """
+    folder = cache_dir() / 'stores' / store_key(source, tokenizer)
+    if not (folder / 'meta.json').is_file():
+        with _writing(), new_folder(folder) as temporary:
+            _tokenize(source, tokenizer, temporary, progress)
+    return TokenStore(folder, json.loads((folder / 'meta.json').read_text()))
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Turns the system's errors into one that names the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"Can't write the token cache '{cache_dir()}': {error.strerror or error}. "
+            f'Set LMP_DATASETS to another folder.'
+        ) from error
+
+
+def _with_own_split(rows: Iterator[Row]) -> Iterator[Row]:
+    """Passes documents on; a lone one is cut in two, because a document can't be on both sides of the
+    split."""
     head = list(itertools.islice(rows, 2))
     if len(head) == 1 and not head[0].split and len(head[0].text) > 200:
         row = head[0]
-        cut = row.text.rfind('\n', 0, int(len(row.text) * 0.95)) + 1 or int(len(row.text) * 0.95)
+        end = int(len(row.text) * 0.95)
+        cut = row.text.rfind('\n', 0, end) + 1 or end
         log.info('The dataset is one document: its last 5 %% is held out for validation.')
-        from dataclasses import replace
-
-        return iter(
-            (
-                replace(row, text=row.text[:cut], split='train'),
-                replace(row, text=row.text[cut:], prompt='', split='validation'),
-            )
-        )
+        head = [
+            replace(row, text=row.text[:cut], split='train'),
+            replace(row, text=row.text[cut:], prompt='', split='validation'),
+        ]
     return itertools.chain(head, rows)
 
 
-def store_key(source, tokenizer: Tokenizer) -> str:
-    text = json.dumps([VERSION, source.fingerprint(), tokenizer.fingerprint])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+@dataclass
+class _Documents:
+    """What a store holds about its documents besides their tokens, one entry for each."""
+
+    dataset: str
+    bytes: int = 0
+    tokens: int = 0
+    lengths: list[int] = field(default_factory=list)
+    prompt_lengths: list[int] = field(default_factory=list)
+    text_bytes: list[list[int]] = field(default_factory=list)
+    domains: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+    domain_names: dict[str, int] = field(default_factory=dict)
+
+    def add(self, row: Row, length: int, prompt_length: int) -> None:
+        sizes = [len(text.encode('utf-8', 'replace')) for text in (row.prompt, row.text)]
+        self.bytes += sum(sizes)
+        self.tokens += length
+        self.lengths.append(length)
+        self.prompt_lengths.append(prompt_length)
+        self.text_bytes.append(sizes)
+        self.domains.append(self.domain_names.setdefault(row.domain or self.dataset, len(self.domain_names)))
+        self.hashes.append(group_hash(row))
+        self.splits.append(SPLITS[row.split])
+
+    def save(self, folder: Path) -> None:
+        """Writes the arrays that TokenStore maps."""
+        arrays = {
+            'starts': np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64),
+            'prompt_lengths': np.asarray(self.prompt_lengths, np.int32),
+            'text_bytes': np.asarray(self.text_bytes, np.int64),
+            'domains': np.asarray(self.domains, np.uint16),
+            'hashes': np.asarray(self.hashes, np.uint64),
+            'splits': np.asarray(self.splits, np.uint8),
+        }
+        for name, array in arrays.items():
+            array.tofile(folder / f'{name}.bin')
 
 
-def open_store(source, tokenizer: Tokenizer, *, progress: Callable[[str], None] = log.info) -> TokenStore:
-    """The token store of a source, made first where there is none. `progress` is told how far it is.
-
-    Raises DataError where the text can't be read, the folder can't be written, or nothing is left to train on.
-    """
-    key = store_key(source, tokenizer)
-    folder = cache_dir() / 'stores' / key
-    if not (folder / 'meta.json').is_file():
-        _write(source, tokenizer, folder, progress)
-    meta = json.loads((folder / 'meta.json').read_text())
-    return TokenStore(folder, meta)
-
-
-def _write(source, tokenizer: Tokenizer, folder: Path, progress: Callable[[str], None]) -> None:
-    temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"Can't write the token cache '{folder.parent}': {error.strerror}. Set LMP_DATASETS to a folder that "
-            f'can be written.'
-        ) from error
-    try:
-        _tokenize(source, tokenizer, temporary, progress)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not (folder / 'meta.json').is_file():  # else another process was first
-                raise
-    except OSError as error:
-        raise DataError(
-            f"Can't write the token cache '{folder.parent}': {error.strerror or error}."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _tokenize(source, tokenizer: Tokenizer, folder: Path, progress: Callable[[str], None]) -> None:
-    dtype = np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32
-    lengths, prompt_lengths, text_bytes, domains, hashes, splits = [], [], [], [], [], []
-    names: dict[str, int] = {}
-    began = told = time.monotonic()
-    size = total = 0
+def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Callable[[str], None]) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
+    documents = _Documents(source.name)
+    began = reported = time.monotonic()
     with open(folder / 'tokens.bin', 'wb') as out:
-        for chunk in in_lists(
-            _with_own_split(iter(source.rows())), lambda row: len(row.prompt) + len(row.text), CHUNK
-        ):
-            texts = tokenizer.encode_batch([row.text for row in chunk])
-            with_prompt = [i for i, row in enumerate(chunk) if row.prompt]
-            prompts = dict(zip(with_prompt, tokenizer.encode_batch([chunk[i].prompt for i in with_prompt])))
-            for i, row in enumerate(chunk):
-                prompt = prompts.get(i, [])
-                ids = np.concatenate(
-                    [
-                        np.asarray(prompt, dtype),
-                        np.asarray(texts[i], dtype),
-                        np.asarray([tokenizer.eot_token], dtype),
-                    ]
-                )
-                out.write(ids.tobytes())
-                sizes = [len(s.encode('utf-8', 'replace')) for s in (row.prompt, row.text)]
-                size += sum(sizes)
-                total += len(ids)
-                lengths.append(len(ids))
-                prompt_lengths.append(len(prompt))
-                text_bytes.append(sizes)
-                domains.append(names.setdefault(row.domain or source.name, len(names)))
-                hashes.append(group_hash(row))
-                splits.append(SPLITS[row.split])
-            if time.monotonic() - told > 2:
-                told = time.monotonic()
+        for row, ids, prompt_length in _encoded(_with_own_split(iter(source.rows())), tokenizer, dtype):
+            out.write(ids.tobytes())
+            documents.add(row, len(ids), prompt_length)
+            if (now := time.monotonic()) - reported > REPORT_SECONDS:
+                reported = now
                 progress(
-                    f'{source.name}: tokenized {size / 1e6:.0f} MB, {total / 1e6:.1f} M tokens, '
-                    f'{size / 1e6 / (told - began):.1f} MB/s'
+                    f'{source.name}: tokenized {documents.bytes / 1e6:.0f} MB, '
+                    f'{documents.tokens / 1e6:.1f} M tokens, {documents.bytes / 1e6 / (now - began):.1f} MB/s'
                 )
-    if not lengths:
+    if not documents.lengths:
         raise DataError(f"Dataset '{source.name}' is empty: no document with text in it.")
-    arrays = {
-        'starts': np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        'prompt_lengths': np.asarray(prompt_lengths, np.int32),
-        'text_bytes': np.asarray(text_bytes, np.int64),
-        'domains': np.asarray(domains, np.uint16),
-        'hashes': np.asarray(hashes, np.uint64),
-        'splits': np.asarray(splits, np.uint8),
-    }
-    for name, array in arrays.items():
-        array.tofile(folder / f'{name}.bin')
+    documents.save(folder)
     meta = {
         'version': VERSION,
         'dataset': source.name,
         'source': source.fingerprint(),
         'tokenizer': tokenizer.fingerprint,
-        'dtype': np.dtype(dtype).name,
-        'documents': len(lengths),
-        'tokens': total,
-        'bytes': size,
-        'domains': list(names),
+        'dtype': dtype.name,
+        'documents': len(documents.lengths),
+        'tokens': documents.tokens,
+        'bytes': documents.bytes,
+        'domains': list(documents.domain_names),
     }
-    (folder / 'meta.json').write_text(json.dumps(meta, indent=1))
+    write_json(folder / 'meta.json', meta)
     progress(
-        f'{source.name}: {len(lengths):,} documents, {size / 1e6:.1f} MB, {total / 1e6:.2f} M tokens '
-        f'in {time.monotonic() - began:.1f} s'
+        f'{source.name}: {meta["documents"]:,} documents, {documents.bytes / 1e6:.1f} MB, '
+        f'{documents.tokens / 1e6:.2f} M tokens in {time.monotonic() - began:.1f} s'
     )
 
 
+def _encoded(
+    rows: Iterable[Row], tokenizer: Tokenizer, dtype: np.dtype
+) -> Iterator[tuple[Row, np.ndarray, int]]:
+    """(document, its tokens with the end of text, number of tokens of its prompt) of each document."""
+    for chunk in in_lists(rows, lambda row: len(row.prompt) + len(row.text), CHUNK):
+        texts = tokenizer.encode_batch([row.text for row in chunk])
+        prompts = iter(tokenizer.encode_batch([row.prompt for row in chunk if row.prompt]))
+        for row, text in zip(chunk, texts):
+            prompt = next(prompts) if row.prompt else []
+            parts = [np.asarray(ids, dtype) for ids in (prompt, text, [tokenizer.eot_token])]
+            yield row, np.concatenate(parts), len(prompt)
+
+
 def train_bpe(
-    sources: list, options: dict, *, validation_fraction: float, progress: Callable[[str], None] = log.info
+    sources: list[Source],
+    options: dict,
+    *,
+    validation_fraction: float,
+    progress: Callable[[str], None] = log.info,
 ) -> BPETokenizer:
-    """A byte-pair encoding trained on the first `documents` training rows of the sources, an equal share of each; cached."""
+    """A BPE trained on the first `documents` training documents, an equal share from each source; cached."""
     options = {k: v for k, v in options.items() if k != 'type'}
     documents = options.get('documents', 20_000)
     if not isinstance(documents, int) or documents < 1:
         raise DataError(f"A tokenizer's 'documents' must be a positive whole number; given: {documents!r}.")
-    key = hashlib.sha256(
-        json.dumps(
-            [VERSION, [s.fingerprint() for s in sources], options, validation_fraction], sort_keys=True
-        ).encode()
-    ).hexdigest()[:24]
-    file = cache_dir() / 'tokenizers' / key / BPETokenizer.FILE
+    key = _key(VERSION, [s.fingerprint() for s in sources], options, validation_fraction)
+    folder = cache_dir() / 'tokenizers' / key
+    file = folder / BPETokenizer.FILE
     if file.is_file():
         return BPETokenizer.load(file)
-    threshold = int(validation_fraction * (2**64 - 1))
-
-    def texts():
-        for source in sources:
-            training = (
-                r for r in source.rows() if r.split == 'train' or not r.split and group_hash(r) >= threshold
-            )
-            for row in itertools.islice(training, -(-documents // len(sources))):
-                yield row.prompt + row.text
-
     began = time.monotonic()
-    tokenizer = BPETokenizer.train(texts(), **options)
+    share = -(-documents // len(sources))
+    rows = itertools.chain.from_iterable(
+        itertools.islice(_training_rows(source, validation_fraction), share) for source in sources
+    )
+    tokenizer = BPETokenizer.train((row.prompt + row.text for row in rows), **options)
     progress(f'trained a BPE of {tokenizer.n_vocab:,} entries in {time.monotonic() - began:.1f} s')
-    try:
-        temporary = file.parent.with_name(f'.{key}.{os.getpid()}')
-        temporary.mkdir(parents=True, exist_ok=True)
+    with _writing(), new_folder(folder) as temporary:
         tokenizer.save(temporary)
-        if not file.parent.exists():
-            os.rename(temporary, file.parent)
-    except OSError as error:
-        raise DataError(f"Can't write the token cache '{cache_dir()}': {error.strerror or error}.") from error
     return tokenizer
+
+
+def _training_rows(source: Source, validation_fraction: float) -> Iterator[Row]:
+    threshold = int(validation_fraction * (2**64 - 1))
+    for row in source.rows():
+        if row.split == 'train' or not row.split and group_hash(row) >= threshold:
+            yield row

@@ -1,4 +1,4 @@
-"""Parts to build models from."""
+"""Building blocks of models."""
 
 from .attention import CausalSelfAttention
 from .block import Block, FeedForward

@@ -1,6 +1,6 @@
 """Causal self-attention.
 
-B batch, T positions, D width of the model, H heads, K = D / H.
+B sequences, T positions, D width of the model, H heads, K = D / H width of a head.
 """
 
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .kv_cache import KVCache
 
-PLAIN = (
-    1024  # positions up to which attention in bf16 on a CPU is faster written out (1.5 to 3 times) than fused
-)
+# Up to that many positions, attention in bf16 on a CPU is 1.5 to 3 times faster written out than fused.
+PLAIN = 1024
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(K)) v over the positions that each sees: itself and those before; all (B, H, T, K)."""
+    """softmax(q k' / sqrt(K)) v, each position seeing itself and those before it; all (B, H, T, K)."""
     T, K = q.shape[-2:]
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
@@ -26,9 +25,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what lies before it (Vaswani et al. 2017, section 3.2).
+    """Multi-head attention of each position to itself and those before it (Vaswani et al. 2017, section 3.2).
 
-    One product makes queries, keys and values. Raises UserError where num_heads does not divide embed_dim.
+    One matrix product gives queries, keys and values. Raises UserError where num_heads does not divide
+    embed_dim.
     """
 
     def __init__(
@@ -37,7 +37,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise UserError(
-                f'embed_dim must be a multiple of num_heads; given: embed_dim {embed_dim}, num_heads {num_heads}.'
+                f'embed_dim must be a multiple of num_heads; '
+                f'given: embed_dim {embed_dim}, num_heads {num_heads}.'
             )
         self.num_heads = num_heads
         self.attn_dropout = attn_dropout
@@ -48,17 +49,15 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) to (B, T, D). With a cache, x holds the positions that follow the cached ones."""
         B, T, D = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        )  # each (B, H, T, K)
+        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         dropout = self.attn_dropout if self.training else 0.0
         past = cache.length if cache is not None else 0
         if cache is not None:
             k, v = cache.append(k, v)
         if past:
-            mask = (
-                x.new_ones(T, past + T, dtype=bool).tril(past) if T > 1 else None
-            )  # new position i sees the past and new ones up to i
+            # new position i sees the past and the new ones up to i
+            mask = x.new_ones(T, past + T, dtype=torch.bool).tril(past) if T > 1 else None
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         else:
             y = attend(q, k, v, dropout=dropout)

@@ -1,4 +1,7 @@
-"""The pre-norm transformer block. B batch, T positions, D width of the model."""
+"""The pre-norm transformer block.
+
+B sequences, T positions, D width of the model.
+"""
 
 from torch import Tensor, nn
 
@@ -7,7 +10,7 @@ from .kv_cache import KVCache
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU, Linear, dropout: (B, T, D) to (B, T, D) through `ff_dim` (default 4 D)."""
+    """Linear, GELU, linear, dropout: (B, T, D) to (B, T, D), `ff_dim` wide in between (default 4 D)."""
 
     def __init__(
         self, embed_dim: int, *, ff_dim: int | None = None, ff_dropout: float = 0.0, gelu: str = 'none'
@@ -24,8 +27,8 @@ class FeedForward(nn.Sequential):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)) (Radford et al. 2019, section 2.3).
 
-    `norm_eps` and `gelu` ('none' for the exact form, 'tanh' for GPT-2's approximation) are torch's defaults, not GPT-2's.
-    max_len is the longest sequence the block is meant for; nothing in it depends on that.
+    gelu is 'none' (exact) or 'tanh' (GPT-2's approximation); norm_eps and gelu default to torch's values, not
+    GPT-2's. max_len is the longest sequence the block is meant for; nothing in it depends on that.
     """
 
     def __init__(

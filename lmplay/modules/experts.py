@@ -1,9 +1,10 @@
-"""Dispatch of tokens to experts: tokens sorted by expert, then a product per projection over stacked expert weights.
+"""Dispatch of tokens to experts: tokens are sorted by expert, then multiplied by the stacked expert weights.
 
-N tokens (B * T), K choices per token, M = N * K assignments, E experts, D width of the model, F inner width of an expert.
+N tokens (B * T), K choices per token, M = N * K assignments, E experts, D width of the model, F inner width
+of an expert; m assignments of one expert.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from . import matmul as mm
 
-grouped_mm = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)  # public since torch 2.10
+# public since torch 2.10; None where this torch has neither
+grouped_mm: Any = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)
 
 
 class Dispatch(NamedTuple):
@@ -20,7 +22,7 @@ class Dispatch(NamedTuple):
     order_M    int64: the assignment (token * K + choice) at each sorted row
     inverse_M  int64: the sorted row of each assignment
     experts_M  int64: the expert of each sorted row
-    offsets_E  int32: where each expert's rows end; those of an expert without tokens end where they begin
+    offsets_E  int32: where each expert's rows end, which is where they begin if it has none
     """
 
     order_M: Tensor
@@ -30,7 +32,7 @@ class Dispatch(NamedTuple):
 
 
 def sort_by_expert(expert_ids_NK: Tensor, num_experts: int) -> Dispatch:
-    """Sorts the assignments `expert_ids_NK` (int64) by expert, stably, without a synchronisation with the host."""
+    """Sorts the assignments `expert_ids_NK` (int64) by expert, stably and without waiting for the device."""
     experts_M, order_M = expert_ids_NK.flatten().sort(stable=True)
     inverse_M = torch.empty_like(order_M).scatter_(
         0, order_M, torch.arange(len(order_M), device=order_M.device)
@@ -41,10 +43,11 @@ def sort_by_expert(expert_ids_NK: Tensor, num_experts: int) -> Dispatch:
 
 
 def grouped_serves(x: Tensor, *widths: int) -> bool:
-    """Whether torch's grouped product is there for x's device and dtype, with rows of `widths` elements, and is the faster way.
+    """Whether torch's grouped product serves x's device and dtype with rows of `widths` elements, and pays.
 
-    On a CPU it is itself a loop over the experts; taking them one after another is never slower there, and up to twice as
-    fast where memory comes fresh from the system: what lies between the products of one expert stays in the cache.
+    On a CPU it loops over the experts itself. Running them one by one is never slower there, and up to twice
+    as fast where memory is fresh from the system, since what lies between the products of one expert stays in
+    the cache.
     """
     return (
         grouped_mm is not None
@@ -71,9 +74,9 @@ def experts_mlp(
     weights_NK     gate weights, float
     gelu           'none' for the exact GELU, 'tanh' for GPT-2's approximation
 
-    No token is dropped. Frozen experts (parameters that require no gradient) cost none in the backward pass. Under
-    autocast the products run in its dtype. Where `grouped_serves`, one grouped product per projection serves all experts,
-    and nothing synchronises with the host.
+    No token is dropped. Frozen experts (parameters that require no gradient) cost no weight gradients. Under
+    autocast the products run in its dtype. Where `grouped_serves`, one grouped product per projection serves
+    all experts, and nothing synchronises with the host.
     """
     device, dtype = x_ND.device.type, x_ND.dtype
     if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
@@ -88,8 +91,9 @@ def experts_mlp(
     return _SegmentedExperts.apply(x_ND, weights_NK, *parameters, *dispatch, gelu)
 
 
-# Both forms keep for the backward pass the hidden values before the activation, (M, F), and what the experts gave, (M, D), for the
-# gradient of the gate weights, <dy, expert(x)>; x only where an expert trains. GELU(h) is made again where w2 trains.
+# For the backward pass both forms keep the pre-activations h (M, F); the outputs of the experts (M, D), for
+# the gradient of the gate weights, <dy, expert(x)>; and x where an expert trains. GELU(h) is computed again
+# where w2 trains.
 
 
 class _GroupedExperts(torch.autograd.Function):
@@ -149,23 +153,25 @@ class _GroupedExperts(torch.autograd.Function):
 
 
 def _combine(y_MD: Tensor, inverse_M: Tensor, weights_NK: Tensor) -> Tensor:
-    """(N, D): what each token's experts gave, weighted and summed."""
+    """(N, D): the weighted sum of the outputs of each token's experts."""
     y_NKD = y_MD.index_select(0, inverse_M).view(*weights_NK.shape, y_MD.shape[1])
     return (y_NKD * weights_NK.to(y_NKD.dtype)[:, :, None]).sum(1)
 
 
 def _sum_by_expert(grad_MO: Tensor, offsets_E: Tensor) -> Tensor:
-    """Sum of each expert's rows, (E, O), as a product with ones: deterministic, where a scatter into few rows is not."""
-    ones_MI = grad_MO.new_ones(
-        len(grad_MO), 16 // grad_MO.element_size()
-    )  # the narrowest rows a grouped product takes
+    """(E, O): sums of each expert's rows, by a product with ones: unlike a scatter, it is deterministic."""
+    # the narrowest rows that a grouped product takes are 16 bytes wide
+    ones_MI = grad_MO.new_ones(len(grad_MO), 16 // grad_MO.element_size())
     return grouped_mm(ones_MI.t(), grad_MO, offs=offsets_E)[:, 0]
 
 
 class _SegmentedExperts(torch.autograd.Function):
-    """Expert after expert over its rows. Reads the offsets on the host, so its loops are operators of their own, which
-    compilation takes as they are. Weights of another dtype are cast expert by expert, while they are in the cache, and the casts
-    kept for the backward pass, as autocast does."""
+    """One expert after another over its rows.
+
+    Its loops read the offsets on the host, so they are operators of their own, opaque to compilation. Weights
+    of another dtype are cast expert by expert, while they are in the cache, and the casts are kept for the
+    backward pass, as autocast does.
+    """
 
     @staticmethod
     def forward(
@@ -177,68 +183,37 @@ class _SegmentedExperts(torch.autograd.Function):
         )
         ctx.gelu = gelu
         ctx.save_for_backward(
-            x_ND if needs[2] else None,
             weights_NK,
+            order_M,
+            inverse_M,
+            # the rest as `_segments_backward` takes it
+            x_ND if needs[2] else None,
+            y_MD if needs[1] else None,
             w1_EDF,
             b1_EF,
             w2_EFD,
             b2_ED,
-            order_M,
-            inverse_M,
-            offsets_E,
-            h_MF,
-            y_MD if needs[1] else None,
             cast1_EDF if len(cast1_EDF) else w1_EDF,
             cast2_EFD if len(cast2_EFD) else w2_EFD,
+            offsets_E,
+            h_MF,
         )
         return _combine(y_MD, inverse_M, weights_NK)
 
     @staticmethod
     def backward(ctx, dy_ND):
-        (
-            x_ND,
-            weights_NK,
-            w1_EDF,
-            b1_EF,
-            w2_EFD,
-            b2_ED,
-            order_M,
-            inverse_M,
-            offsets_E,
-            h_MF,
-            y_MD,
-            cast1_EDF,
-            cast2_EFD,
-        ) = ctx.saved_tensors
+        weights_NK, order_M, inverse_M, *rest = ctx.saved_tensors
         needs = ctx.needs_input_grad
         gate_M = weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)
-        dx_MD, dgate_M, *gradients = _segments_backward(
-            dy_ND,
-            x_ND,
-            y_MD,
-            gate_M,
-            w1_EDF,
-            b1_EF,
-            w2_EFD,
-            b2_ED,
-            cast1_EDF,
-            cast2_EFD,
-            order_M // weights_NK.shape[1],
-            offsets_E,
-            h_MF,
-            ctx.gelu,
-            needs[:6],
-        )
-        dx = (
-            dx_MD.index_select(0, inverse_M).view(*weights_NK.shape, dy_ND.shape[1]).sum(1)
-            if needs[0]
-            else None
-        )
-        dweights = (
-            dgate_M.index_select(0, inverse_M).view_as(weights_NK).to(weights_NK.dtype) if needs[1] else None
-        )
-        gradients = [gradient if need else None for gradient, need in zip(gradients, needs[2:])]
-        return dx, dweights, *gradients, None, None, None, None, None
+        token_M = order_M // weights_NK.shape[1]
+        dx_MD, dgate_M, *dparameters = _segments_backward(dy_ND, gate_M, token_M, *rest, ctx.gelu, needs[:6])
+        dx_ND = dweights_NK = None
+        if needs[0]:
+            dx_ND = dx_MD.index_select(0, inverse_M).view(*weights_NK.shape, dy_ND.shape[1]).sum(1)
+        if needs[1]:
+            dweights_NK = dgate_M.index_select(0, inverse_M).view_as(weights_NK).to(weights_NK.dtype)
+        dparameters = [gradient if need else None for gradient, need in zip(dparameters, needs[2:])]
+        return dx_ND, dweights_NK, *dparameters, None, None, None, None, None
 
 
 @torch.library.custom_op('lmplay::experts_forward', mutates_args=())
@@ -253,8 +228,10 @@ def _segments_forward(
     gelu: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(outputs (M, D) in the order of experts, hidden values (M, F), w1 and w2 in x's dtype); of the last three, those that are
-    not kept, or were of that dtype already, are empty."""
+    """Outputs (M, D) in the order of experts; pre-activations (M, F), w1 and w2 in x's dtype.
+
+    Of the last three, those that are not kept, or had that dtype already, are empty.
+    """
     outputs = _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu, keep)
     y_MD, h_MF, *casts = outputs
     for e, rows in _segments(offsets_E):
@@ -282,40 +259,27 @@ def _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu,
 @torch.library.custom_op('lmplay::experts_backward', mutates_args=())
 def _segments_backward(
     dy_ND: Tensor,
+    gate_M: Tensor,
+    token_M: Tensor,
     x_ND: Tensor | None,
     y_MD: Tensor | None,
-    gate_M: Tensor,
     w1_EDF: Tensor,
     b1_EF: Tensor | None,
     w2_EFD: Tensor,
     b2_ED: Tensor | None,
     cast1_EDF: Tensor,
     cast2_EFD: Tensor,
-    token_M: Tensor,
     offsets_E: Tensor,
     h_MF: Tensor,
     gelu: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (M, D) and gate weights (M,), both in the order of experts, and of w1, b1, w2, b2; empty where not
-    among `needs`. cast1, cast2: w1 and w2 in the dtype of the products."""
-    gradients = _empty_gradients(
-        dy_ND,
-        x_ND,
-        y_MD,
-        gate_M,
-        w1_EDF,
-        b1_EF,
-        w2_EFD,
-        b2_ED,
-        cast1_EDF,
-        cast2_EFD,
-        token_M,
-        offsets_E,
-        h_MF,
-        gelu,
-        needs,
-    )
+    """Gradients of x (M, D) and gate weights (M,), in the order of experts, and of w1, b1, w2, b2.
+
+    Those not needed are empty. cast1 and cast2 are w1 and w2 in the dtype of the products; x and y are given
+    where w1 and the gate weights need one.
+    """
+    gradients = _empty_gradients(dy_ND, token_M, (w1_EDF, b1_EF, w2_EFD, b2_ED), needs)
     dx_MD, dgate_M, dw1_EDF, db1_EF, dw2_EFD, db2_ED = gradients
     for e, rows in _segments(offsets_E):
         if rows.start == rows.stop:
@@ -324,16 +288,16 @@ def _segments_backward(
                     gradient[e].zero_()
             continue
         h_mF, dy_mD = h_MF[rows], dy_ND.index_select(0, token_M[rows])
-        if needs[1]:
+        if y_MD is not None:
             torch.sum(dy_mD * y_MD[rows], 1, out=dgate_M[rows])
         gated_mD = dy_mD.mul_(gate_M[rows, None])
         if needs[4]:
             _matmul(F.gelu(h_mF, approximate=gelu).t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
-            db2_ED[e] = gated_mD.sum(0)  # to a wider dtype it would copy all of it first
+            db2_ED[e] = gated_mD.sum(0)  # with out= of a wider dtype it would copy its whole input first
         da_mF = _matmul(gated_mD, cast2_EFD[e].t())
         dh_mF = torch.ops.aten.gelu_backward(da_mF, h_mF, approximate=gelu)
-        if needs[2]:
+        if x_ND is not None:
             _matmul(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
         if needs[3]:
             db1_EF[e] = dh_mF.sum(0)
@@ -343,33 +307,24 @@ def _segments_backward(
 
 
 @_segments_backward.register_fake
+def _(dy_ND, gate_M, token_M, x_ND, y_MD, w1_EDF, b1_EF, w2_EFD, b2_ED, *rest):
+    return _empty_gradients(dy_ND, token_M, (w1_EDF, b1_EF, w2_EFD, b2_ED), needs=rest[-1])
+
+
 def _empty_gradients(
-    dy_ND,
-    x_ND,
-    y_MD,
-    gate_M,
-    w1_EDF,
-    b1_EF,
-    w2_EFD,
-    b2_ED,
-    cast1_EDF,
-    cast2_EFD,
-    token_M,
-    offsets_E,
-    h_MF,
-    gelu,
-    needs,
-):
+    dy_ND: Tensor, token_M: Tensor, parameters: tuple[Tensor | None, ...], needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     M, D = token_M.shape[0], dy_ND.shape[1]
-    parameters = (
-        torch.empty_like(p) if need else dy_ND.new_empty(0)
-        for p, need in zip((w1_EDF, b1_EF, w2_EFD, b2_ED), needs[2:])
+    dw1, db1, dw2, db2 = (
+        torch.empty_like(p) if need and p is not None else dy_ND.new_empty(0)
+        for p, need in zip(parameters, needs[2:])
     )
-    return (dy_ND.new_empty(M if needs[0] else 0, D), dy_ND.new_empty(M if needs[1] else 0), *parameters)
+    dx_MD, dgate_M = dy_ND.new_empty(M if needs[0] else 0, D), dy_ND.new_empty(M if needs[1] else 0)
+    return dx_MD, dgate_M, dw1, db1, dw2, db2
 
 
 def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
-    """(expert, its rows) of every expert."""
+    """(expert, its rows) of each expert."""
     ends = offsets_E.tolist()
     return [(e, slice(start, end)) for e, (start, end) in enumerate(zip([0, *ends], ends))]
 
@@ -377,7 +332,7 @@ def _segments(offsets_E: Tensor) -> list[tuple[int, slice]]:
 def _matmul(
     x: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor:
-    """x @ weight + bias by the library that is faster here, into `out` (of any dtype) where given."""
+    """x @ weight + bias by the faster library, into `out`, of any dtype, where given."""
     through_onednn = x.dtype == torch.float32 and x.device.type == 'cpu' and mm.available()
     if through_onednn or out is not None and out.dtype != x.dtype:
         y = mm.matmul(x, weight_IO.t(), bias_O) if through_onednn else _matmul(x, weight_IO, bias_O)

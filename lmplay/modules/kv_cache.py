@@ -1,6 +1,6 @@
 """Keys and values of the positions already seen, so that generation computes each position once.
 
-B batch, H heads, T positions, K width of a head.
+B sequences, H heads, T positions, t new positions, K width of a head.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class KVCache:
-    """One layer's keys and values, (B, H, T, K). Room doubles when it runs out, so appending is O(1) on average."""
+    """One layer's keys and values, (B, H, T, K). Room doubles when used up: appending is amortised O(1)."""
 
     def __init__(self):
         self.length = 0
@@ -16,27 +16,26 @@ class KVCache:
         self._values: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (B, H, t, K) of t new positions and returns those of all positions so far."""
+        """Appends keys and values (B, H, t, K) of new positions; returns those of all positions so far."""
         start, self.length = self.length, self.length + key.shape[2]
-        if self._keys is None or self.length > self._keys.shape[2]:
-            room = max(64, 2 * self.length)
-            self._keys, self._values = (
-                self._grow(old, new, start, room) for old, new in ((self._keys, key), (self._values, value))
-            )
-        self._keys[:, :, start : self.length] = key
-        self._values[:, :, start : self.length] = value
+        self._keys = self._extended(self._keys, key, start)
+        self._values = self._extended(self._values, value, start)
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
-    @staticmethod
-    def _grow(old: Tensor | None, new: Tensor, used: int, room: int) -> Tensor:
-        grown = torch.empty(*new.shape[:2], room, new.shape[3], dtype=new.dtype, device=new.device)
-        if old is not None:
-            grown[:, :, :used] = old[:, :, :used]
-        return grown
+    def _extended(self, old: Tensor | None, new: Tensor, start: int) -> Tensor:
+        """`old`, in a larger tensor if it has no room left, with `new` from position `start` on."""
+        if old is None or self.length > old.shape[2]:
+            room = max(64, 2 * self.length)
+            grown = torch.empty(*new.shape[:2], room, new.shape[3], dtype=new.dtype, device=new.device)
+            if old is not None:
+                grown[:, :, :start] = old[:, :, :start]
+            old = grown
+        old[:, :, start : self.length] = new
+        return old
 
 
 def layer_cache(cache: list | None, layer: int) -> KVCache | None:
-    """The cache of block `layer` within a model's cache list, made where it is not there yet. None stays None."""
+    """The cache of block `layer` in a model's list of them, made where it is missing; None stays None."""
     if cache is None:
         return None
     while len(cache) <= layer:
@@ -45,5 +44,5 @@ def layer_cache(cache: list | None, layer: int) -> KVCache | None:
 
 
 def cached_length(cache: list | None) -> int:
-    """Number of positions that the cache of a model holds."""
+    """Number of positions that a model's cache holds."""
     return cache[0].length if cache else 0

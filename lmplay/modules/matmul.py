@@ -1,8 +1,8 @@
-"""fp32 products on AMD CPUs through oneDNN instead of MKL.
+"""fp32 matrix products on AMD CPUs, through oneDNN instead of MKL.
 
-MKL takes its slow path on processors that are not Intel's: about half of what oneDNN reaches on the same product, and for a single
-row, as in generation, one thread where oneDNN takes all. Whether the detour is taken depends on the processor and the shape alone,
-never on a measurement, so that a resumed run computes as before.
+MKL takes a slow path on processors that are not Intel's: about half of oneDNN's speed on the same product,
+and one thread for a single row, as in generation, where oneDNN uses all. Which library computes a product
+depends on processor and shape alone, never on a measurement, so that a resumed run computes the same numbers.
 
 N rows, I inputs, O outputs.
 """
@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_WEIGHT, MIN_ROWS, MIN_FLOPS = 1 << 18, 16, 1 << 22  # below, the detour's own cost shows
+# Below these sizes the overhead of calling oneDNN shows.
+MIN_WEIGHT, MIN_ROWS, MIN_FLOPS = 1 << 18, 16, 1 << 22
 
 
 @functools.cache
 def available() -> bool:
-    """Whether this is a processor on which MKL is slow, and this torch has both libraries."""
+    """Whether MKL is slow on this processor and this torch has both libraries."""
     if not (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
@@ -41,7 +42,7 @@ def _large(x: Tensor, weight: Tensor) -> bool:
 
 
 def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, (N, O), by whichever library is faster here. Not differentiable."""
+    """x @ weight.T + bias, (N, O), by the faster library. Not differentiable."""
     if _large(x_NI, weight_OI) and available():
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, 'none', [], '')
     return F.linear(x_NI, weight_OI, bias_O)
@@ -52,7 +53,7 @@ def _linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     return matmul(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], weight_OI.shape[0])
 
 
-# differentiable, and one opaque operation to torch.compile
+# differentiable, and a single opaque operation to torch.compile
 linear = torch.library.custom_op('lmplay::linear', _linear, mutates_args=(), device_types='cpu')
 
 
@@ -87,7 +88,7 @@ linear.register_autograd(_backward, setup_context=_setup_context)
 
 
 class _Forward:
-    """The forward of an nn.Linear, through oneDNN where that serves."""
+    """The forward of an nn.Linear, through oneDNN where that is faster."""
 
     def __init__(self, module: nn.Linear):
         self.module = module
@@ -100,12 +101,12 @@ class _Forward:
 
 
 def is_faster_linear(forward: object) -> bool:
-    """Whether a module's forward is one that `speed_up_linears` put there."""
+    """Whether `speed_up_linears` put a module's forward there."""
     return isinstance(forward, _Forward)
 
 
 def speed_up_linears(model: nn.Module) -> None:
-    """Sends every plain nn.Linear of a model through oneDNN; nothing else about the model changes."""
+    """Sends every plain nn.Linear of a model through oneDNN where that is faster; changes nothing else."""
     if not available():
         return
     for module in model.modules():

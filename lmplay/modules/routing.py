@@ -1,4 +1,4 @@
-"""Routing of tokens to experts: choice, gate weights, noise, and the losses that keep a router healthy.
+"""Routing of tokens to experts: top-k choice, gate weights, noise, and the losses that keep a router healthy.
 
 N tokens (B * T), E experts, K choices per token.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Routing(NamedTuple):
-    """What a router decided: clean logits, probabilities after the noise, the chosen experts and their gate weights."""
+    """A router's decision: clean logits, probabilities after noise, chosen experts and their gate weights."""
 
     logits_NE: Tensor
     probs_NE: Tensor
@@ -19,11 +19,11 @@ class Routing(NamedTuple):
 
 
 def route(logits_NE: Tensor, *, top_k: int, noise_std: Tensor | None = None) -> Routing:
-    """Chooses the `top_k` most probable experts of each token, after N(0, noise_std^2) is added to the logits.
+    """Chooses the `top_k` most probable experts of each token, after adding N(0, noise_std^2) to the logits.
 
-    With one choice the gate weight is 1, and its gradient is that of the chosen probability (straight-through estimator,
-    Bengio et al. 2013): the layer's output is the expert's own, and the router still learns from it. With more, the chosen
-    probabilities are scaled to sum to 1.
+    With one choice the gate weight is 1 and its gradient that of the chosen probability (straight-through
+    estimator, Bengio et al. 2013): the layer's output is the expert's own, and the router still learns. With
+    more, the chosen probabilities are scaled to sum to 1.
     """
     noisy_NE = logits_NE if noise_std is None else logits_NE + noise_std * torch.randn_like(logits_NE)
     probs_NE = noisy_NE.softmax(-1)
@@ -36,16 +36,17 @@ def route(logits_NE: Tensor, *, top_k: int, noise_std: Tensor | None = None) -> 
 
 
 def expert_load(expert_ids_NK: Tensor, num_experts: int, mask_N: Tensor | None = None) -> Tensor:
-    """The fraction of the assignments that each expert got, (E,) float32; mask_N: bool, False at tokens that count nowhere."""
+    """(E,) float32: each expert's share of the assignments, over the tokens where mask_N (bool) is True."""
     every_E = torch.arange(num_experts, device=expert_ids_NK.device)
     count_NE = (expert_ids_NK[:, :, None] == every_E).sum(1)
     return masked_mean(count_NE.float(), mask_N) / expert_ids_NK.shape[1]
 
 
 def load_balance_loss(probs_NE: Tensor, load_E: Tensor, mask_N: Tensor | None = None) -> Tensor:
-    """E * sum over experts of load * mean probability: 1 at balance, E where one expert takes all (Fedus et al. 2021, 2.2).
+    """E * sum over experts of load * mean probability (Fedus et al. 2021, section 2.2).
 
-    Only the probabilities carry a gradient. Not linear in the batch: both factors are those of the micro-batch given.
+    1 when balanced, E when one expert takes all. Only the probabilities carry a gradient. Not linear in the
+    batch: both factors are those of the micro-batch given.
     """
     return probs_NE.shape[1] * (load_E.detach() * masked_mean(probs_NE, mask_N)).sum()
 
@@ -62,7 +63,7 @@ def router_entropy(logits_NE: Tensor, mask_N: Tensor | None = None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask_N: Tensor | None) -> Tensor:
-    """Mean over the first dimension, of the tokens where mask_N is True; 0 where there are none."""
+    """Mean over the first dimension of the tokens where mask_N is True, 0 where it is nowhere."""
     if mask_N is None:
         return values.mean(0)
     kept_N = mask_N.view(-1, *[1] * (values.ndim - 1)).to(values.dtype)

@@ -1,1 +1,1 @@
-"""The run directory as a format: who writes it, who reads it."""
+"""The run directory as a format: its writers and readers."""

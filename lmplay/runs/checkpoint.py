@@ -1,10 +1,11 @@
 """Checkpoints: folders that appear whole or not at all.
 
-    RUN/checkpoints/step-00000120/   model.safetensors, optimizer.pt, state.json, tokenizer.json (where the run made its own)
-    RUN/checkpoints/last, best       links to two of them; stage-NAME the end of each stage
+    RUN/checkpoints/step-00000120/   model.safetensors, optimizer.pt, state.json,
+                                     tokenizer.json where the run trained its own
+    RUN/checkpoints/last, best       links to two of them; stage-NAME to the one at the end of each stage
 
-Written under another name, synced, renamed. Nothing in them is ever executed: weights are safetensors, the optimizer's state is
-read with weights_only.
+They are written under another name, synced and renamed. Nothing in them is ever executed: weights are
+safetensors, the optimizer's state is read with weights_only.
 """
 
 import errno
@@ -31,9 +32,9 @@ WEIGHTS, OPTIMIZER, STATE = 'model.safetensors', 'optimizer.pt', 'state.json'
 
 
 def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, state: dict) -> None:
-    """Writes a checkpoint folder; on any failure the folder is not there and what was there before still is.
+    """Writes a checkpoint folder, whole or not at all.
 
-    Raises CheckpointError where the disk is full or may not be written.
+    Raises CheckpointError where the disk is full or can't be written.
     """
     _write(folder, *_untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state)
 
@@ -71,11 +72,8 @@ def _write(
         RuntimeError,
         SafetensorError,
     ) as error:  # torch and safetensors wrap the system's errors
-        reason = (
-            'the disk is full'
-            if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
-            else error
-        )
+        full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
+        reason = 'the disk is full' if full else error
         raise CheckpointError(
             f"Can't write the checkpoint '{folder}': {reason}. The checkpoint before it is untouched."
         ) from error
@@ -84,7 +82,7 @@ def _write(
 
 
 def _untied(state: dict) -> tuple[dict, dict]:
-    """safetensors refuses tensors that share memory: one name owns them, the others are recorded as its aliases."""
+    """(weights, aliases): safetensors refuses shared memory; one name owns it, others are its aliases."""
     owners, weights, aliases = {}, {}, {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
@@ -105,7 +103,7 @@ def _sync(path: Path) -> None:
 
 
 def point(link: Path, folder: Path) -> None:
-    """Makes `link` name `folder`, in one step."""
+    """Makes `link` point to `folder`, in one step."""
     temporary = link.with_name(f'.{link.name}.new')
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name)
@@ -113,7 +111,7 @@ def point(link: Path, folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints of a run and those that a link names, and what a killed run left half."""
+    """Deletes all but the newest `keep` checkpoints and linked ones, and what killed runs left unfinished."""
     linked = {link.resolve() for link in folder.iterdir() if link.is_symlink()}
     whole = sorted((f for f in folder.glob('step-*') if f.is_dir()), key=lambda f: f.stat().st_mtime_ns)
     for old in whole[:-keep]:
@@ -124,10 +122,10 @@ def prune(folder: Path, keep: int) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a run and the links that name some of them.
+    """The checkpoints of a run and the links to some of them.
 
-    background: write in a thread, from a copy in the host's memory, while training goes on. Safe where the copy takes none of the
-    memory that training needs, so not for models that train on the CPU.
+    background: write in a thread, from a copy in the host's memory, while training goes on. Not for models
+    that train on the CPU, where the copy would take memory that training needs.
     """
 
     def __init__(self, folder: Path, *, keep: int, background: bool):
@@ -136,12 +134,15 @@ class Checkpoints:
         self.writing: Future | None = None
 
     def save(self, step: int, model: LMBase, optimizer_state: dict, state: dict, links: list[str]) -> None:
-        """Writes a checkpoint of now, and lets the links name it, in their order. Raises CheckpointError where this save, or the
-        one before it, could not be written."""
+        """Writes a checkpoint and points the links to it, in their order.
+
+        Raises CheckpointError where this checkpoint, or in the background the one before it, can't be
+        written.
+        """
         self.wait()
         folder = self.folder / f'step-{step:08d}'
         again = 1
-        while folder.exists():  # never written over: a link may name it
+        while folder.exists():  # never overwritten: a link may point to it
             again += 1
             folder = self.folder / f'step-{step:08d}-{again}'
         weights, aliases = _untied(model.state_dict())
@@ -162,25 +163,25 @@ class Checkpoints:
             self.writing = self.pool.submit(write)
 
     def forget_links(self) -> None:
-        """Removes the links of a history that is given up, but for `last`."""
+        """Removes the links of a discarded history, except `last`."""
         for link in self.folder.iterdir():
             if link.is_symlink() and link.name != 'last':
                 link.unlink()
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk. Raises CheckpointError where it could not be written."""
+        """Returns when the last save is on disk. Raises CheckpointError where it could not be written."""
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Lets a save that is under way come to its end."""
+        """Waits for a save that is under way."""
         if self.pool is not None:
             self.pool.shutdown()
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
-    """The checkpoint folder that a path means: itself, or a run's `prefer`, else its `last`. Raises CheckpointError."""
+    """The checkpoint a path means: itself, or a run's `prefer`, else its `last`. Raises CheckpointError."""
     path = Path(path)
     if (path / STATE).is_file():
         return path
@@ -200,7 +201,7 @@ def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
 
 
 def read_state(folder: Path) -> dict:
-    """state.json of a checkpoint, its files checked to be whole."""
+    """A checkpoint's state.json. Raises CheckpointError where a file of it is missing or of another size."""
     try:
         state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError) as error:
@@ -208,7 +209,7 @@ def read_state(folder: Path) -> dict:
             f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error})."
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} is no JSON object.")
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} is not a JSON object.")
     if state.get('format') != FORMAT:
         raise CheckpointError(
             f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}."
@@ -222,7 +223,7 @@ def read_state(folder: Path) -> dict:
 
 
 def load_weights(model: LMBase, folder: Path) -> None:
-    """Loads a checkpoint's weights, every one of them or none. Raises CheckpointError naming what does not fit."""
+    """Loads a checkpoint's weights, all or none. Raises CheckpointError that names what does not fit."""
     file = folder / WEIGHTS
     try:
         weights = load_file(file)
@@ -252,19 +253,20 @@ def load_weights(model: LMBase, folder: Path) -> None:
 
 
 def load_optimizer(folder: Path) -> dict:
-    """The optimizer's state of a checkpoint; refuses a file with code in it."""
+    """A checkpoint's optimizer state. Raises CheckpointError for a file that is damaged or holds code."""
     try:
         return torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch.load raises many kinds for a damaged or hostile file
+    except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
         raise CheckpointError(
-            f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: {str(error).splitlines()[0]}."
+            f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: "
+            f'{str(error).splitlines()[0]}.'
         ) from error
 
 
 def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
-    """(model, state) of a checkpoint or run directory: experiment, parameters and tokenizer all come from it.
+    """(model, state) of a checkpoint or run directory, which names experiment, parameters and tokenizer.
 
-    exp: where its experiment is to be found instead (a name or the path of a versions.py). Raises CheckpointError.
+    exp: the experiment to use instead (a name or the path of a versions.py). Raises CheckpointError.
     """
     folder = find_checkpoint(path)
     state = read_state(folder)

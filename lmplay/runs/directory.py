@@ -1,4 +1,4 @@
-"""A run's directory while it is written: created, locked, and taken back where the run could not start."""
+"""A run's directory while it is written: created, locked, and removed where the run could not start."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ CHECKPOINTS = 'checkpoints'
 
 
 class RunDirectory:
-    """One run's directory. `checkpoints` is the folder of its checkpoints."""
+    """One run's directory; `checkpoints` is the folder of its checkpoints."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -25,21 +25,21 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[bool]:
-        """Creates the directory and locks it; gives whether it is new. Raises UserError where that can't be."""
+        """Creates and locks the directory; yields whether it is new. Raises UserError where it can't."""
         with contextlib.ExitStack() as stack:
             try:
                 new = _make(self.path)
                 stack.enter_context(locked(self.path / LOCK))
             except BlockingIOError:
                 raise UserError(
-                    f"Another process is training in '{self.path}'. Wait for it, or give this run another --run-dir."
+                    f"Another process is training in '{self.path}'. Wait for it, or choose another --run-dir."
                 ) from None
             except OSError as error:
                 raise UserError(f"Can't write the run directory '{self.path}': {error.strerror}.") from error
             yield new
 
     def take_back(self) -> None:
-        """After a start that failed: removes what it wrote, and the directory unless something else is in it."""
+        """After a failed start: removes what it wrote, and the directory unless it holds anything else."""
         for name in (LOCK, SETTINGS, PLAN, ENVIRONMENT, STAGES, *LOGS):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -51,14 +51,14 @@ class RunDirectory:
             write_json(self.path / f'{name}.json', content)
 
     def write_held_out(self, stage: str, documents: Mapping[str, np.ndarray]) -> None:
-        """The held-out losses by document at a stage's end, for paired comparisons between runs."""
+        """Writes the held-out losses by document at a stage's end, for paired comparisons between runs."""
         temporary = self.path / f'.held_out-{stage}.npz'
         np.savez_compressed(temporary, allow_pickle=False, **documents)
         os.replace(temporary, self.path / f'held_out-{stage}.npz')
 
 
 def _make(folder: Path) -> bool:
-    """Makes a directory where there is none; whether it did."""
+    """Creates the directory; returns whether it was missing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.mkdir()

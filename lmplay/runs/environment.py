@@ -1,4 +1,4 @@
-"""On what a run ran: enough to explain a difference between two of them."""
+"""What a run ran on: enough to explain a difference between two runs."""
 
 import importlib.metadata
 import os
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def environment() -> dict:
-    """Versions, machine, devices, git state of lmplay and of the working directory, command line; plain JSON values."""
+    """Versions, machine, devices, command line, git state of lmplay and working directory; JSON values."""
     import torch
 
     packages = {}
@@ -61,8 +61,11 @@ def _cpu_model() -> str:
 
 
 def _git(folder: Path, tracked: Path | None = None) -> dict | None:
-    """Commit of the repository around `folder`, and whether anything differs from it (new files count); None outside of one,
-    or where it does not track `tracked` (a package installed below some other project)."""
+    """Commit of the repository around `folder`, and whether anything differs from it, new files included.
+
+    None outside a repository, or where it does not track `tracked` (a package installed below some other
+    project).
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(

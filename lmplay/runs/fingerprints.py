@@ -1,4 +1,7 @@
-"""What a stage trains, on what, and what it is measured by: stages.json of a run. Equal fingerprints make runs comparable."""
+"""stages.json of a run: what each stage trained, on what, and what measured it.
+
+Equal fingerprints make the losses of two runs comparable.
+"""
 
 import hashlib
 import json
@@ -54,7 +57,7 @@ def fingerprints(stage: str, mixture: Mixture, held_out: HeldOut, tokenizer: Tok
 
 
 def model_facts(model: LMBase, *, exp: str) -> dict:
-    """What stages.json holds of a stage's model."""
+    """What stages.json records about a stage's model."""
     return {
         'exp': exp,
         'model': model.name,
@@ -68,7 +71,7 @@ def model_facts(model: LMBase, *, exp: str) -> dict:
 
 
 def record_stage(run_dir: Path, name: str, facts: dict, *, index: int) -> None:
-    """Enters the facts of stage number `index` into the run's stages.json."""
+    """Enters the facts of stage number `index` (from 0) into the run's stages.json."""
     file = run_dir / STAGES
     earlier = json.loads(file.read_text()) if index and file.is_file() else {}
     write_json(file, earlier | {name: facts})

@@ -1,10 +1,10 @@
-"""What a run writes down while it trains.
+"""What a run records while it trains.
 
-metrics.jsonl        everything, one object a line; `kind` is train, validation or event
-train_stats.csv      the original lmplay's columns: iter (samples), accuracy, loss, tokens
-validate_stats.csv   the same
-samples.jsonl        a prompt, its truth and the model's prediction, from time to time
-tensorboard/, wandb/ when asked for; their step axis is samples
+metrics.jsonl         everything, one object per line; `kind` is train, validation or event
+train_stats.csv       the original lmplay's columns: iter (samples), accuracy, loss, tokens
+validate_stats.csv    the same
+samples.jsonl         now and then a prompt, its truth and the model's prediction
+tensorboard/, wandb/  on request; their step axis is samples
 """
 
 import importlib.util
@@ -23,20 +23,16 @@ from ..errors import DataError, UserError, unknown
 
 log = logging.getLogger(__name__)
 
-METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV = (
-    'metrics.jsonl',
-    'samples.jsonl',
-    'train_stats.csv',
-    'validate_stats.csv',
-)
+METRICS, SAMPLES = 'metrics.jsonl', 'samples.jsonl'
+TRAIN_CSV, VALIDATE_CSV = 'train_stats.csv', 'validate_stats.csv'
 LOGS = (METRICS, SAMPLES, TRAIN_CSV, VALIDATE_CSV)
 CSV_HEADER = 'iter,accuracy,loss,tokens\n'
 FLUSH_SECONDS = 2.0
-AXES = ('stage', 'step', 'samples', 'tokens', 'seconds')  # where a record stands; no curves of their own
+AXES = ('stage', 'step', 'samples', 'tokens', 'seconds')  # say where a record stands, so no curves
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: tensors and arrays become numbers and lists, what is not finite becomes None."""
+    """`value` in JSON's types: tensors and arrays become numbers and lists, non-finite numbers None."""
     if hasattr(value, 'tolist'):
         value = value.tolist()
     if isinstance(value, float):
@@ -59,7 +55,7 @@ def _finite(value: Any) -> bool:
 
 
 def _load_summary(load_LE: Any) -> dict[str, list]:
-    """By layer, from the mean load of a routed model's experts (lists of shares): the busiest one's share, and how many got nothing."""
+    """By layer, the busiest expert's share and the number of idle experts, from the experts' load (L, E)."""
     if not isinstance(load_LE, list) or not all(
         isinstance(row, list) and row and None not in row for row in load_LE
     ):
@@ -71,7 +67,7 @@ def _load_summary(load_LE: Any) -> dict[str, list]:
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-    """One line of strict JSON. Fields that hold a NaN or an infinity are named under `non_finite`, null in their place."""
+    """One line of strict JSON: NaN and infinity become null, and `non_finite` lists their fields."""
     line = plain(record)
     if bad := [str(k) for k, v in record.items() if not _finite(v)]:
         line['non_finite'] = bad
@@ -79,7 +75,7 @@ def to_json(record: Mapping[str, Any]) -> str:
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, float]]:
-    """(tag, number) of all numbers of a record; of a list its least and its greatest."""
+    """(tag, number) of all numbers of a record; of a list, its minimum and maximum."""
     for key, value in record.items():
         if hasattr(value, 'tolist'):
             value = value.tolist()
@@ -108,7 +104,7 @@ class _TensorBoard:
         folder = run_dir / 'tensorboard'
         if resumed_at is None:
             shutil.rmtree(folder, ignore_errors=True)
-        # What an interrupted run wrote after its last checkpoint is taken back.
+        # purges what an interrupted run wrote after its last checkpoint
         self.writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
         if resumed_at is None and config:
             self.writer.add_text('config', f'```json\n{json.dumps(plain(config), indent=1)}\n```')
@@ -126,12 +122,12 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  an optional dependency
 
         id_file = run_dir / 'wandb_id'
         if resumed_at is None or not id_file.is_file():
             id_file.write_text(secrets.token_hex(4), encoding='utf-8')
-        # W&B drops what comes at a step it has already: exactly what a resumed run repeats.
+        # W&B drops records of steps it already has, which are those that a resumed run repeats.
         self.run = wandb.init(
             project='lmplay',
             id=id_file.read_text(encoding='utf-8').strip(),
@@ -145,7 +141,7 @@ class _Wandb:
         self.run.log(scalars, step=samples)
 
     def flush(self):
-        pass  # its own process does
+        pass  # a process of its own does that
 
     def close(self):
         self.run.finish()
@@ -157,9 +153,10 @@ REPORTERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
 class Recorder:
     """Writes what a run records into its directory.
 
-    report_to   any of 'tensorboard', 'wandb'
-    offsets     what `offsets()` returned for the checkpoint that is resumed from: logs are cut back to it, so that a
-                resumed run writes nothing twice. None is a fresh start: logs of an earlier history are removed.
+    report_to  any of 'tensorboard', 'wandb'
+    offsets    what `offsets()` returned for the checkpoint that is resumed: logs are cut back to it, so that
+               nothing is recorded twice. None for a fresh start, which removes the logs of an earlier
+               history.
 
     Raises UserError for an unknown or uninstalled reporter.
     """
@@ -194,9 +191,9 @@ class Recorder:
         path = self.run_dir / name
         file = open(path, 'ab')  # noqa: SIM115  closed in close()
         size = file.seek(0, os.SEEK_END)
-        if size < offset:  # someone cut it: keep its whole lines
+        if size < offset:  # somebody cut it: keep its whole lines
             log.warning(
-                '%s is shorter (%d bytes) than when the checkpoint was written (%d).', path, size, offset
+                '%s is shorter than when the checkpoint was written (%d bytes, then %d).', path, size, offset
             )
             offset = path.read_bytes().rfind(b'\n') + 1
         file.truncate(offset)
@@ -230,15 +227,15 @@ class Recorder:
                 reporter.scalars(scalars, int(record['samples']))
 
     def train(self, record: Mapping[str, Any]) -> None:
-        """A point of the training curve: samples, tokens, loss and whatever else is worth keeping (numbers, tensors, lists)."""
+        """A point of the training curve: samples, tokens, loss, and any other numbers, tensors and lists."""
         self._curve('train', TRAIN_CSV, record)
 
     def validation(self, record: Mapping[str, Any]) -> None:
-        """A validation: as `train`, and `domains`, name -> numbers."""
+        """A validation: as `train`, with `domains`, name -> numbers."""
         self._curve('validation', VALIDATE_CSV, record)
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Anything worth a line. Its `message` is logged too, at its `level` ('info' unless given)."""
+        """Anything else; its `message` is also logged, at its `level` ('info' by default)."""
         self._write(METRICS, to_json({'kind': 'event', **record}) + '\n', flush=True)
         level = logging.getLevelNamesMapping().get(str(record.get('level', 'info')).upper(), logging.INFO)
         log.log(level, '%s', record.get('message') or to_json(record))
@@ -248,7 +245,7 @@ class Recorder:
         self._write(SAMPLES, to_json(record) + '\n', flush=True)
 
     def offsets(self) -> dict[str, int]:
-        """Brings all logs to the disk and returns their lengths in bytes, for the checkpoint that is written next."""
+        """Syncs all logs and returns their lengths in bytes, for the checkpoint that is written next."""
         self._flush()
         for file in self._files.values():
             os.fsync(file.fileno())
@@ -264,19 +261,18 @@ class Recorder:
 
 
 def read_metrics(run_dir: Path) -> list[dict]:
-    """The records of a run's metrics.jsonl in order; empty where there are none. A torn last line is left out.
+    """The records of a run's metrics.jsonl in order, none where it is missing; a torn last line is left out.
 
-    Raises DataError for a line before it that is no JSON.
+    Raises DataError for any other line that is not a JSON object.
     """
     file = Path(run_dir) / METRICS
     if not file.is_file():
         return []
     records = []
-    for number, line in enumerate(
-        file.read_bytes().split(b'\n')[:-1], 1
-    ):  # what follows the last line end is torn
+    whole_lines = file.read_bytes().split(b'\n')[:-1]
+    for number, line in enumerate(whole_lines, 1):
         try:
             records.append(dict(json.loads(line)))
         except (TypeError, ValueError) as error:
-            raise DataError(f'{file} line {number} is no record: {error}.') from error
+            raise DataError(f"'{file}', line {number} is not a record: {error}.") from error
     return records

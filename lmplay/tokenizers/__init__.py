@@ -1,6 +1,6 @@
-"""Tokenizers: `gpt2` (tiktoken, its vocabulary shipped here), `bytes`, and byte-pair encodings trained on a plan's data.
+"""Tokenizers: `gpt2` (tiktoken, its vocabulary shipped here), `bytes`, and BPEs trained on a plan's data.
 
-An experiment may bring its own: any object with the members of `Tokenizer` below. A `tiktoken.Encoding` is accepted as it is.
+An experiment may bring its own: any object with the members of `Tokenizer`, or a `tiktoken.Encoding`.
 """
 
 import base64
@@ -20,20 +20,19 @@ import numpy as np
 
 from ..errors import DataError, unknown
 
-PIECE = (
-    1 << 16
-)  # characters; longer texts are encoded in pieces, which keeps time linear and frees the worker threads
+# Characters. Longer texts are encoded in pieces, which keeps time linear and threads busy.
+PIECE = 1 << 16
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
     """What lmplay asks of a tokenizer. Ids are ints in [0, n_vocab).
 
-    name         what plans and checkpoints call it
+    name         its name in plans and checkpoints
     n_vocab      number of ids
-    eot_token    id of the end-of-text token, put after every document
-    pad_token    id that fills padded rows (equal to eot_token where the vocabulary has none of its own)
-    fingerprint  a string that changes whenever any text would be encoded otherwise
+    eot_token    id of the end-of-text token, which ends every document
+    pad_token    id that pads sequences; eot_token where the vocabulary has none for that
+    fingerprint  a string that changes whenever the encoding of any text would
     """
 
     name: str
@@ -45,24 +44,37 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, text: str) -> Any:
-        """Ids (a list or an array) of `text`; special tokens written out in the text are ordinary text."""
+        """Ids (a list or an array) of `text`; special tokens spelled out in it are ordinary text."""
         ...
 
     def encode_batch(self, texts: list[str]) -> list[Any]:
-        """`encode` of each (lists or arrays of ids), in parallel where the tokenizer can."""
+        """`encode` of each, in parallel where the tokenizer can."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`; invalid UTF-8 becomes U+FFFD."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes what `load_tokenizer` needs beside what is in `name`."""
+        """Writes what `load_tokenizer` needs besides the name."""
         ...
 
 
+MEMBERS = (
+    'name',
+    'n_vocab',
+    'eot_token',
+    'pad_token',
+    'fingerprint',
+    'encode',
+    'encode_batch',
+    'decode',
+    'save',
+)
+
+
 def _pieces(text: str) -> Iterator[str]:
-    """Cuts a long text where GPT-2's pattern splits anyway (before a space that a word follows), else at PIECE characters."""
+    """Cuts a long text where GPT-2's pattern splits anyway, before a space and a word, else after PIECE."""
     start = 0
     while len(text) - start > PIECE:
         cut = text.rfind(' ', start + PIECE // 2, start + PIECE)
@@ -76,7 +88,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def in_lists(items: Iterable, size_of: Callable[[Any], int], least: int) -> Iterator[list]:
-    """Items in order, in lists whose sizes add up to `least` or just above."""
+    """Items in order, in lists that end with the item that brings their sizes to `least`."""
     some, size = [], 0
     for item in items:
         some.append(item)
@@ -106,7 +118,7 @@ class TiktokenTokenizer:
         return [i for piece in _pieces(text) for i in self.encoding.encode_ordinary(piece)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        # tiktoken's own batch is a task for each text; for short ones that costs as much as their encoding
+        # tiktoken's own batch makes a task of each text, which for short ones costs as much as encoding them
         pieces = [list(_pieces(text)) for text in texts]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             tasks = in_lists(itertools.chain.from_iterable(pieces), len, PIECE)
@@ -155,17 +167,17 @@ class BytesTokenizer:
 
 BPE_OPTIONS = {
     'vocab_size': 8192,
-    'special_tokens': [
-        '<|endoftext|>'
-    ],  # the end of text is [EOS] or <|endoftext|>, padding [PAD], where listed
+    'special_tokens': ['<|endoftext|>'],  # END_OF_TEXT and PADDING are recognised
     'pre_tokenizer': 'byte_level',  # or 'whitespace', as in the SoME publication
     'normalizer': None,  # or 'NFC', 'NFKC', 'lowercase'
-    'documents': 20_000,  # how many training documents it is trained on, the first ones in order
+    'documents': 20_000,  # training documents it is trained on, the first in order
 }
+END_OF_TEXT = ('<|endoftext|>', '[EOS]', '</s>')
+PADDING = ('[PAD]', '<pad>')
 
 
 class BPETokenizer:
-    """A byte-pair encoding of the `tokenizers` library; the file tokenizer.json is that library's own format."""
+    """A byte-pair encoding of the `tokenizers` library, whose own format tokenizer.json is."""
 
     FILE = 'tokenizer.json'
 
@@ -174,20 +186,14 @@ class BPETokenizer:
         self.name = name
         self.n_vocab = backend.get_vocab_size(with_added_tokens=True)
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        eot = next((vocabulary[t] for t in ('<|endoftext|>', '[EOS]', '</s>') if t in vocabulary), None)
+        eot = next((vocabulary[t] for t in END_OF_TEXT if t in vocabulary), None)
         if eot is None:
             raise DataError(
-                "A tokenizer needs an end-of-text token: add '<|endoftext|>' or '[EOS]' to its special_tokens."
+                "A tokenizer needs an end-of-text token; add '<|endoftext|>' or '[EOS]' to special_tokens."
             )
         self.eot_token: int = eot
-        self.pad_token: int = next(
-            (vocabulary[t] for t in ('[PAD]', '<pad>') if t in vocabulary), self.eot_token
-        )
-        self._special = {
-            vocabulary[str(t)]
-            for t in map(str, vocabulary)
-            if t in ('[PAD]', '<pad>', '[EOS]', '<|endoftext|>')
-        }
+        self.pad_token: int = next((vocabulary[t] for t in PADDING if t in vocabulary), eot)
+        self._unprinted = {vocabulary[t] for t in ('<|endoftext|>', '[EOS]', *PADDING) if t in vocabulary}
         self._lossless = 'ByteLevel' in json.dumps(json.loads(backend.to_str()).get('pre_tokenizer') or '')
 
     @property
@@ -205,11 +211,11 @@ class BPETokenizer:
         return [[i for _ in text for i in next(flat).ids] for text in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
-        ids = [i for i in ids if i not in self._special]
+        ids = [i for i in ids if i not in self._unprinted]
         text = self.backend.decode(ids, skip_special_tokens=False)
         if self._lossless:
             return text
-        # A whitespace pre-tokenizer forgets where spaces were; put punctuation back to its word.
+        # A whitespace pre-tokenizer forgets where spaces were; reattach punctuation to its word.
         return re.sub(r'\s+([.,!?;:])', r'\1', text)
 
     def save(self, folder: Path) -> None:
@@ -221,14 +227,19 @@ class BPETokenizer:
 
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except DataError:
+            raise
         except Exception as error:  # the library raises bare Exception for every fault of the file
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"'{file}' is no tokenizer file of the tokenizers library: {error}.") from error
+            raise DataError(
+                f"'{file}' is not a tokenizer file of the tokenizers library: {error}."
+            ) from error
 
     @classmethod
     def train(cls, texts: Iterable[str], **options) -> 'BPETokenizer':
-        """Trains on `texts`. Options: see BPE_OPTIONS. Equal texts and options give an equal tokenizer."""
+        """Trains on `texts` with options of BPE_OPTIONS; equal texts and options give an equal tokenizer.
+
+        Raises DataError for an unknown option and for a value that it can't have.
+        """
         import tokenizers as tk
 
         for key in options:
@@ -238,23 +249,8 @@ class BPETokenizer:
         special = list(o['special_tokens'])
         backend = tk.Tokenizer(tk.models.BPE(unk_token='[UNK]' if '[UNK]' in special else None))
         if o['normalizer']:
-            normalizers = {
-                'nfc': tk.normalizers.NFC,
-                'nfkc': tk.normalizers.NFKC,
-                'lowercase': tk.normalizers.Lowercase,
-            }
-            if str(o['normalizer']).lower() not in normalizers:
-                raise DataError(unknown('normalizer', o['normalizer'], ['NFC', 'NFKC', 'lowercase']))
-            backend.normalizer = normalizers[o['normalizer'].lower()]()
-        alphabet = []
-        if o['pre_tokenizer'] == 'byte_level':
-            backend.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
-            backend.decoder = tk.decoders.ByteLevel()
-            alphabet = sorted(tk.pre_tokenizers.ByteLevel.alphabet())
-        elif o['pre_tokenizer'] == 'whitespace':
-            backend.pre_tokenizer = tk.pre_tokenizers.Whitespace()
-        else:
-            raise DataError(unknown('pre_tokenizer', o['pre_tokenizer'], ['byte_level', 'whitespace']))
+            backend.normalizer = _normalizer(o['normalizer'])
+        alphabet = _pre_tokenize(backend, o['pre_tokenizer'])
         smallest = len(alphabet) + len(special)
         if not isinstance(o['vocab_size'], int) or o['vocab_size'] <= smallest:
             raise DataError(
@@ -268,12 +264,40 @@ class BPETokenizer:
         return cls(backend)
 
 
+def _normalizer(name: str):
+    import tokenizers as tk
+
+    normalizers = {
+        'NFC': tk.normalizers.NFC,
+        'NFKC': tk.normalizers.NFKC,
+        'lowercase': tk.normalizers.Lowercase,
+    }
+    for known, normalizer in normalizers.items():
+        if str(name).lower() == known.lower():
+            return normalizer()
+    raise DataError(unknown('normalizer', name, normalizers))
+
+
+def _pre_tokenize(backend, name: str) -> list[str]:
+    """Sets how the backend splits text before merging; returns the alphabet its vocabulary begins with."""
+    import tokenizers as tk
+
+    if name == 'byte_level':
+        backend.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = tk.decoders.ByteLevel()
+        return sorted(tk.pre_tokenizers.ByteLevel.alphabet())
+    if name == 'whitespace':
+        backend.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+        return []
+    raise DataError(unknown('pre_tokenizer', name, ['byte_level', 'whitespace']))
+
+
 GPT2_FILE = Path(__file__).parent / 'gpt2.tiktoken'
 _lock = threading.Lock()
 
 
 def _gpt2_constructor() -> dict:
-    """tiktoken's definition of `gpt2`, with the ranks read from the file shipped here instead of fetched."""
+    """tiktoken's definition of `gpt2`, its ranks read from the file shipped here instead of downloaded."""
     from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
     ranks = {
@@ -290,7 +314,7 @@ def _gpt2_constructor() -> dict:
 
 
 def provide_gpt2() -> None:
-    """Makes `tiktoken.get_encoding('gpt2')` work without a network, for every model in this process."""
+    """Makes `tiktoken.get_encoding('gpt2')` work without a network in this process."""
     import tiktoken.registry as registry
 
     with _lock:
@@ -302,31 +326,20 @@ def provide_gpt2() -> None:
 
 
 def as_tokenizer(tokenizer) -> Tokenizer:
-    """A `Tokenizer` from what a model sets as its tokenizer (a tiktoken.Encoding, or a Tokenizer already)."""
+    """What a model sets as its tokenizer, a tiktoken.Encoding or a Tokenizer, as a `Tokenizer`.
+
+    Raises DataError that names the members it lacks.
+    """
     import tiktoken
 
     if isinstance(tokenizer, tiktoken.Encoding):
         return _wrap(tokenizer)
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
-    missing = [
-        m
-        for m in (
-            'name',
-            'n_vocab',
-            'eot_token',
-            'pad_token',
-            'fingerprint',
-            'encode',
-            'encode_batch',
-            'decode',
-            'save',
-        )
-        if not hasattr(tokenizer, m)
-    ]
+    missing = [member for member in MEMBERS if not hasattr(tokenizer, member)]
     raise DataError(
-        f"A model's tokenizer must be a tiktoken.Encoding or have the members of lmplay.tokenizers.Tokenizer; "
-        f'{type(tokenizer).__name__} lacks {", ".join(missing)}.'
+        f"A model's tokenizer must be a tiktoken.Encoding or have the members of "
+        f'lmplay.tokenizers.Tokenizer; {type(tokenizer).__name__} lacks {", ".join(missing)}.'
     )
 
 
@@ -338,7 +351,7 @@ def _wrap(encoding) -> TiktokenTokenizer:
 def get_tokenizer(name) -> Tokenizer:
     """The tokenizer of a name: 'gpt2', 'bytes', another tiktoken encoding, or the path of a tokenizer.json.
 
-    A tokenizer is returned as it is. Raises DataError for a name that is none of these.
+    A tokenizer is returned as it is. Raises DataError for any other name.
     """
     if not isinstance(name, (str, Path)):
         return as_tokenizer(name)
@@ -354,11 +367,8 @@ def get_tokenizer(name) -> Tokenizer:
 
     provide_gpt2()
     if name not in tiktoken.list_encoding_names():
-        raise DataError(
-            unknown(
-                'tokenizer', str(name), ['bytes', *tiktoken.list_encoding_names(), 'path/to/tokenizer.json']
-            )
-        )
+        known = ['bytes', *tiktoken.list_encoding_names(), 'path/to/tokenizer.json']
+        raise DataError(unknown('tokenizer', str(name), known))
     return _wrap(tiktoken.get_encoding(str(name)))
 
 

@@ -3,48 +3,27 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ..base.runner_list import Entry, find_entry, list_experiments
+import yaml
+
+from ..base.parameters import read_parameters, read_yaml, typed_parameters
+from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
 from ..cli import CommandParser, run_command
 from ..errors import UserError, unknown
+from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
 EPILOG = """\
 examples:
-  lmp_trainer --exp list                                        what there is to train
-  lmp_trainer --exp gpt2ish --training-plan quickstart          a first real run, under 3 minutes on a laptop
+  lmp_trainer --exp list                                 what can be trained
+  lmp_trainer --exp gpt2ish --training-plan quickstart   a first real run, under 3 minutes on a laptop
   lmp_trainer --exp gpt2ish --device cuda --amp --training-plan wikipedia
-  lmp_trainer --exp gpt2ish --describe --num-blocks 12          parameters, FLOPs, memory; any model parameter is a flag
-A run that was interrupted goes on when the same command is given again."""
+  lmp_trainer --exp gpt2ish --describe --num-blocks 12   parameters, FLOPs, memory; model parameters are flags
+To resume an interrupted run, rerun the same command."""
 
-# Options that are keys of a plan's stages, with the same meaning; given here they win over the plan.
-STAGE_OPTIONS = {
-    'batch_size': (int, 'rows of an optimizer step (default 50)'),
-    'mini_batch_size': (
-        str,
-        'rows of a forward and backward pass (default 4), or auto; changes memory and speed, never the gradient',
-    ),
-    'row_length': (int, "tokens of a row (default: the model's max_len)"),
-    'packing': (str, 'pack: documents joined (default); pad: one document a row'),
-    'epochs': (float, 'passes over the data of every stage'),
-    'tokens': (int, 'tokens of every stage'),
-    'steps': (int, 'optimizer steps of every stage'),
-    'seconds': (
-        float,
-        'seconds of training of every stage, evaluating and saving not counted; the schedule fits itself to them',
-    ),
-    'optimizer': (str, 'adamw (default), adam, adagrad, sgd, rmsprop, muon'),
-    'lr': (float, 'learning rate (default 0.0006)'),
-    'weight_decay': (float, 'weight decay (default 0.01); never on biases, norms and embeddings'),
-    'schedule': (str, 'constant, cosine (default), linear, wsd'),
-    'warmup': (float, 'warm-up: below 1 a fraction of the steps, else steps'),
-    'clip': (float, 'largest gradient norm (default 1; 0: none)'),
-    'validation_interval': (int, 'rows between evaluations (default: 20 evaluations a stage)'),
-    'validation_bytes': (int, 'size of the held-out text that is evaluated (default 131072)'),
-    'save_interval': (int, 'rows between checkpoints (default: as --validation-interval)'),
-    'on_nan': (str, 'a step whose gradient is not finite: skip (default) or stop'),
-    'on_collapse': (str, 'an expert takes over: warn (default), stop or snapshot'),
-}
+NOT_IN_A_CONFIG = ('help', 'use_config', 'dump_config', 'set')
 
 
 def make_parser() -> CommandParser:
@@ -54,262 +33,253 @@ def make_parser() -> CommandParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group('what to do')
-    what.add_argument(
+    _add_actions(parser)
+    _add_model_options(parser)
+    _add_run_options(parser)
+    _add_stage_keys(parser)
+    return parser
+
+
+def _add_actions(parser: CommandParser) -> None:
+    add = parser.add_argument_group('what to do').add_argument
+    add(
         '--exp',
         metavar='NAME',
-        help="experiment to train: a name, the path of a versions.py, or 'list' (default: the plan's, else gpt2ish)",
+        help='experiment to train: a name, the path of a versions.py or of its folder, or "list" '
+        f"(default: the plan's, else {DEFAULT_EXPERIMENT})",
     )
-    what.add_argument(
+    add(
         '--training-plan',
         metavar='PLAN',
         default='default',
-        help='path of a plan, or the name of a shipped one (default: %(default)s)',
+        help='path of a plan, or name of a shipped one (default: %(default)s)',
     )
-    what.add_argument(
+    add(
         '--dataset',
         metavar='NAME',
-        help='train on this in all stages: a named dataset, a dataset of the plan, hub-user/name, or a local file',
+        help='dataset for all stages: one of the plan, a named one, a hub name (owner/name), or a local file',
     )
-    what.add_argument(
-        '--describe',
-        action='store_true',
-        help='tell the architecture, parameters, FLOPs and memory, and exit',
-    )
-    what.add_argument(
+    add('--describe', action='store_true', help='show architecture, parameters, FLOPs and memory, and exit')
+    add(
         '--dry-run',
         action='store_true',
-        help='tell what the plan will do and about how long it takes, and exit',
+        help='show what the plan does and roughly how long it takes, and exit',
     )
-    what.add_argument(
+    add(
         '--save-datasets',
         action='store_true',
-        help='fetch and prepare all that the plan needs, and exit; for machines without a network',
+        help='fetch and prepare everything the plan needs, and exit; for machines without a network',
     )
-    what.add_argument(
-        '--json', action='store_true', help='with --exp list or --describe: output for machines'
-    )
-    model = parser.add_argument_group(
+    add('--json', action='store_true', help='machine-readable output of --exp list and --describe')
+
+
+def _add_model_options(parser: CommandParser) -> None:
+    add = parser.add_argument_group(
         'model', "every parameter of the experiment's model is a flag too: --num-blocks 4 --embed-dim 128 ..."
-    )
-    model.add_argument(
-        '--set',
-        metavar='KEY=VALUE',
-        action='append',
-        default=[],
-        help='set a model parameter; may be repeated',
-    )
-    model.add_argument(
+    ).add_argument
+    add('--set', metavar='KEY=VALUE', action='append', default=[], help='set a model parameter; repeatable')
+    add(
         '--initial-model',
         metavar='PATH',
-        help='weights that a new run begins with: a checkpoint or a run; only read',
+        help='checkpoint or run whose weights a new run starts from; only read',
     )
-    model.add_argument(
+    add(
         '--default-freeze',
         action='store_true',
-        help='freeze all weights but those marked with `freeze = False`',
+        help='freeze all weights except those marked with `freeze = False`',
     )
-    run = parser.add_argument_group('run')
-    run.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, mps (default: the best there is)')
-    run.add_argument(
-        '--amp', action='store_true', help='mixed precision: bf16 where the device has it, else fp16'
-    )
-    run.add_argument(
+
+
+def _add_run_options(parser: CommandParser) -> None:
+    add = parser.add_argument_group('run').add_argument
+    add('--device', default='auto', help='cpu, cuda, cuda:1, mps (default: the best available)')
+    add('--amp', action='store_true', help='mixed precision: bf16 where the device supports it, else fp16')
+    add(
         '--compile-model',
         action=argparse.BooleanOptionalAction,
-        help='torch.compile the model (default: on a GPU, where it pays)',
+        help='torch.compile the model (default: on a GPU, where it pays off)',
     )
-    run.add_argument('--seed', type=int, help="seed of everything (default: the plan's, else 0)")
-    run.add_argument(
+    add('--seed', type=int, help="seed of data order, weights and dropout (default: the plan's, else 0)")
+    add(
         '--run-dir',
         metavar='DIR',
         help='where the run is kept and resumed from (default: runs/EXPERIMENT-PLAN)',
     )
-    run.add_argument(
+    add(
         '--reset-history',
         action='store_true',
-        help='keep the weights of the run that is there, forget its history, begin the plan anew',
+        help='keep the weights of the existing run, forget its history, and start the plan over',
     )
-    run.add_argument('--ignore-optimizer', action='store_true', help="don't load the optimizer's state")
-    run.add_argument(
+    add('--ignore-optimizer', action='store_true', help="do not load the optimizer's state")
+    add(
         '--keep',
         type=int,
         default=2,
-        help='newest checkpoints to keep, beside the best and those at the ends of stages (default: %(default)s)',
+        help='number of newest checkpoints to keep, besides the best and those at the ends of stages '
+        '(default: %(default)s)',
     )
-    run.add_argument(
-        '--report-to',
-        metavar='NAME',
-        action='append',
-        default=[],
-        help='tensorboard or wandb; may be repeated',
+    add('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; repeatable')
+    add(
+        '--check-grads', action='store_true', help='report parameters that are frozen or received no gradient'
     )
-    run.add_argument(
-        '--check-grads', action='store_true', help='tell which parameters are frozen or got no gradient'
+    add('--quiet', action='store_true', help='print nothing but errors')
+    add('--use-config', metavar='FILE', help='read options from a YAML file; flags on the command line win')
+    add('--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit')
+
+
+def _add_stage_keys(parser: CommandParser) -> None:
+    group = parser.add_argument_group(
+        'training', 'keys of plan stages; given here, they hold for all stages and win over the plan'
     )
-    run.add_argument('--quiet', action='store_true', help='say nothing but errors')
-    run.add_argument(
-        '--use-config', metavar='FILE', help='take options from a YAML file; flags on the command line win'
-    )
-    run.add_argument(
-        '--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit'
-    )
-    stage = parser.add_argument_group(
-        'training', 'these are keys of plan stages too; here they win over the plan, in all its stages'
-    )
-    for name, (kind, text) in STAGE_OPTIONS.items():
-        stage.add_argument(
-            f'--{name.replace("_", "-")}',
-            type=kind,
-            help=text,
-            metavar=kind.__name__.upper() if kind is not str else 'VALUE',
+    for key in SETTABLE:
+        group.add_argument(
+            _flag(key), help=stage_help(key).replace('%', '%%'), **_FLAG_SETTINGS[key_kind(key)]
         )
-    return parser
+
+
+# How a flag of a stage key is read, by the kind of its values; what they may be, the plan's own checks say.
+_FLAG_SETTINGS: dict[str, dict] = {
+    'boolean': {'action': argparse.BooleanOptionalAction},
+    'integer': {'metavar': 'INT'},
+    'number': {'metavar': 'FLOAT'},
+    'string': {'metavar': 'VALUE'},
+    'array': {'nargs': '+', 'metavar': 'FLOAT'},
+}
+
+
+def _flag(key: str) -> str:
+    return f'--{key.replace("_", "-")}'
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The options; `model` holds model parameters. Raises UserError for a flag, a key or a value that is not allowed."""
+    """The options; `stage` holds stage keys, `model` model parameters, both typed.
+
+    Raises UserError for a flag, a key or a value that is not allowed.
+    """
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    if args.use_config:
-        config = _read_config(args.use_config)
-        model = config.pop('model', {})
-        allowed = [
-            a.dest for a in parser._actions if a.dest not in ('help', 'use_config', 'dump_config', 'set')
-        ]
-        if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
-            raise UserError(
-                f"In the config '{args.use_config}', model must map names of model parameters to values; given: {model!r}."
-            )
-        for key, value in config.items():
-            if key not in allowed:
-                raise UserError(unknown('option', key, [*allowed, 'model'], args.use_config))
-            _check_option(next(a for a in parser._actions if a.dest == key), value, args.use_config)
-        parser.set_defaults(**{key: value for key, value in config.items() if value is not None})
+    config = _read_config(args.use_config, parser) if args.use_config else {}
+    config_stage = {key: config.pop(key) for key in SETTABLE if key in config}
+    config_model = config.pop('model', {})
+    if config:
+        parser.set_defaults(**config)
         args, rest = parser.parse_known_args(argv)
-    else:
-        model = {}
-    args.model = dict(model)
+    args.stage = {
+        key: stage_value(key, value, f"In the config '{args.use_config}', {key}")
+        for key, value in config_stage.items()
+    }
+    for key in SETTABLE:
+        value = vars(args).pop(key)
+        if value is not None:
+            text = ' '.join(value) if isinstance(value, list) else value
+            args.stage[key] = stage_value(key, text, _flag(key))
+    args.model = (
+        _model_parameters(args, config_model, rest, parser) if config_model or args.set or rest else {}
+    )
+    return args
+
+
+def _model_parameters(
+    args: argparse.Namespace, config: dict, rest: list[str], parser: CommandParser
+) -> dict[str, Any]:
+    """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
+    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).exp
+    runner = find_runner(exp or DEFAULT_EXPERIMENT).function()
+    model = getattr(runner.model_class, '__name__', '')
+    texts = []
     for item in args.set:
         key, equals, value = item.partition('=')
         if not equals:
             raise UserError(f"--set takes KEY=VALUE; given: '{item}'.")
-        args.model[key.replace('-', '_')] = read_value(value)
-    flags = [option for action in parser._actions for option in action.option_strings]
+        texts.append((key.replace('-', '_'), value))
+    texts += _model_flags(rest, runner.declared, parser)
+    return typed_parameters(config, runner.declared, model) | read_parameters(texts, runner.declared, model)
+
+
+def _model_flags(
+    rest: list[str], declared: dict[str, Any], parser: CommandParser
+) -> Iterator[tuple[str, str]]:
+    """(parameter, text) of --num-blocks 4 and --num-blocks=4."""
+    rest = list(rest)
     while rest:
         flag, equals, value = rest.pop(0).partition('=')
         name = flag.removeprefix('--').replace('-', '_')
-        declared = _declared(args, name)
         if not flag.startswith('--') or name not in declared:
-            flags += [f'--{n.replace("_", "-")}' for n in declared]
-            raise UserError(parser.unknown(flag, flags))
+            flags = [option for action in parser._actions for option in action.option_strings]
+            raise UserError(parser.unknown(flag, [*flags, *map(_flag, declared)]))
         if not equals:
             if not rest or rest[0].startswith('--'):
                 raise UserError(f"Option '{flag}' needs a value.")
             value = rest.pop(0)
-        args.model[name] = read_value(value)
-    if args.mini_batch_size not in (None, 'auto'):
-        try:
-            args.mini_batch_size = int(args.mini_batch_size)
-        except ValueError:
-            raise UserError(
-                f"--mini-batch-size takes a whole number or 'auto'; given: '{args.mini_batch_size}'."
-            ) from None
-    return args
+        yield name, value
 
 
-def _declared(args: argparse.Namespace, name: str) -> list[str]:
-    """Parameters that the experiment's model declares, read without importing it where that is enough."""
-    exp = args.exp if args.exp not in (None, 'list') else 'gpt2ish'
-    entry = find_entry(exp)
-    declared = list(entry.parameters)
-    if name in declared:
-        return declared
-    from ..base.runner_list import find_runner
-
-    return list(find_runner(exp).function().declared)
-
-
-def read_value(text: str):
-    """A value from the command line: 3, 6e-4, true, null, a list, or a string."""
-    import yaml
-
+def _read_config(path: str, parser: CommandParser) -> dict[str, Any]:
+    """The options of a config file; null means not given. `model` and stage keys are left to be typed."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads 6e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _read_config(path: str) -> dict:
-    import yaml
-
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        config = read_yaml(Path(path).read_text(encoding='utf-8'))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Can't read the config '{path}': {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):
         raise UserError(f"The config '{path}' must be a YAML mapping of option names to values.")
-    return {str(k).replace('-', '_'): v for k, v in config.items()}
+    config = {str(k).replace('-', '_'): v for k, v in config.items() if v is not None}
+    model = config.get('model', {})
+    if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
+        raise UserError(
+            f"In the config '{path}', model must map names of model parameters to values; given: {model!r}."
+        )
+    actions = {a.dest: a for a in parser._actions if a.dest not in NOT_IN_A_CONFIG}
+    for key, value in config.items():
+        if key not in actions and key != 'model':
+            raise UserError(unknown('option', key, [*actions, 'model'], path))
+        if key in actions and key not in SETTABLE:
+            _check_option(actions[key], value, path)
+    return config
 
 
-def _check_option(action: argparse.Action, value, where: str) -> None:
+def _check_option(action: argparse.Action, value: Any, where: str) -> None:
     """Refuses a value of a config that the flag itself could not have."""
     if isinstance(action.default, list):
         good, what = isinstance(value, list) and all(isinstance(v, str) for v in value), 'a list of strings'
     elif action.nargs == 0:
         good, what = isinstance(value, bool), 'true or false'
-    elif action.type in (int, float):
-        good, what = (
-            isinstance(value, (int, float, str)) and not isinstance(value, bool),
-            'a number',
-        )  # of strings, argparse says it
+    elif action.type is int:
+        good, what = isinstance(value, int) and not isinstance(value, bool), 'a whole number'
     else:
-        good, what = (
-            isinstance(value, str) or action.dest == 'mini_batch_size' and isinstance(value, int),
-            'a string',
-        )
-    if value is not None and not good:
+        good, what = isinstance(value, str), 'a string'
+    if not good:
         raise UserError(f"In the config '{where}', {action.dest} must be {what}; given: {value!r}.")
 
 
 def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        'name': e.name,
-                        'description': e.description,
-                        'module': e.module,
-                        'where': e.where,
-                        'parameters': e.parameters,
-                        'error': e.error,
-                    }
-                    for e in entries
-                ],
-                indent=1,
-            )
-        )
+        rows = [
+            {
+                'name': e.name,
+                'description': e.description,
+                'module': e.module,
+                'where': e.where,
+                'parameters': e.parameters,
+                'error': e.error,
+            }
+            for e in entries
+        ]
+        print(json.dumps(rows, indent=1, default=str))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title='Experiments', title_justify='left')
     for heading in ('name', 'description', 'from', 'parameters'):
         table.add_column(heading, no_wrap=heading == 'name', overflow='fold')
     for e in entries:
-        parameters = ' '.join(f'{k}={v}' for k, v in e.parameters.items() if k != 'version')
+        what = Text(_printable(e.description))
+        if e.error is not None:
+            what = Text(f'broken: {_printable(e.error)}', style='red')
+        parameters = ' '.join(f'{k}={v}' for k, v in e.parameters.items())
         table.add_row(
-            e.name,
-            e.description if e.error is None else f'[red]broken: {_escape(e.error)}[/red]',
-            _escape(e.module),
-            _escape(parameters),
+            Text(_printable(e.name)), what, Text(_printable(e.module)), Text(_printable(parameters))
         )
     console = Console()
     if not console.is_terminal:
@@ -317,80 +287,50 @@ def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
     console.print(table)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _printable(text: str) -> str:
+    return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
 def dump_config(args: argparse.Namespace) -> str:
     """The options that differ from the defaults, as YAML."""
-    import yaml
-
     parser = make_parser()
-    hidden = ('use_config', 'dump_config', 'set', 'json')
-    chosen = {
-        k: v for k, v in vars(args).items() if k not in hidden and k != 'model' and v != parser.get_default(k)
-    }
-    return (
-        yaml.safe_dump(chosen | ({'model': args.model} if args.model else {}), sort_keys=True)
-        if chosen or args.model
-        else '{}\n'
-    )
+    hidden = (*NOT_IN_A_CONFIG, 'json', 'stage', 'model')
+    chosen = {k: v for k, v in vars(args).items() if k not in hidden and v != parser.get_default(k)}
+    chosen |= {k: 'none' if v is None else v for k, v in args.stage.items()}
+    chosen |= {'model': args.model} if args.model else {}
+    return yaml.safe_dump(chosen, sort_keys=True) if chosen else '{}\n'
 
 
 def run(args: argparse.Namespace) -> int:
-    from .plan import load_plan
+    plan = load_plan(args.training_plan)  # mistakes in a plan or a name are reported before torch is imported
+    find_entry(args.exp or plan.exp or DEFAULT_EXPERIMENT)
 
-    plan = load_plan(args.training_plan)
-    if args.dataset:
-        plan.use_dataset(args.dataset)
-    overrides = {k: getattr(args, k) for k in STAGE_OPTIONS if getattr(args, k) is not None}
-    exp = args.exp or plan.exp or 'gpt2ish'
-    entry = find_entry(exp)  # before torch is imported: an unknown name is told at once
-    for i in range(len(plan.stages)):
-        plan.stage(i, None, overrides)  # and a bad value too
-
-    if args.seed is not None and not 0 <= args.seed < 2**32:
-        raise UserError(f'--seed must be at least 0 and below 2^32; given: {args.seed}.')
-    if args.keep < 1:
-        raise UserError(f'--keep takes a whole number, at least 1; given: {args.keep}.')
-
+    from .api import RUN_OPTIONS, make_session
     from .console import ConsoleReporter
     from .describe import describe_stage, dry_run
-    from .resolve import Settings
-    from .session import Session
     from .stage_data import save_datasets
 
-    settings = Settings(
-        exp=exp,
-        device=args.device,
-        amp=args.amp,
-        compile_model=args.compile_model,
-        seed=args.seed,
-        run_dir=args.run_dir or str(Path('runs') / f'{entry.name}-{plan.name}'),
-        report_to=args.report_to,
-        reset_history=args.reset_history,
-        initial_model=args.initial_model,
-        ignore_optimizer=args.ignore_optimizer,
-        default_freeze=args.default_freeze,
-        check_grads=args.check_grads,
-        keep=args.keep,
-        overrides=overrides,
+    session = make_session(
+        args.exp,
+        plan,
+        dataset=args.dataset,
+        run_dir=args.run_dir,
+        console=ConsoleReporter(quiet=args.quiet),
+        run={name: getattr(args, name) for name in RUN_OPTIONS},
+        stage=args.stage,
         model=args.model,
     )
     if args.describe:
         # a plan's tokenizer may have to be trained; only a plan that was asked for does that
-        describe_stage(plan, settings, with_tokenizer=args.training_plan != 'default', as_json=args.json)
-        return 0
-    session = Session(plan, settings, console=ConsoleReporter(quiet=args.quiet))
-    if args.dry_run:
+        asked = args.training_plan != 'default'
+        describe_stage(session.plan, session.settings, with_tokenizer=asked, as_json=args.json)
+    elif args.dry_run:
         dry_run(session)
-        return 0
-    if args.save_datasets:
+    elif args.save_datasets:
         save_datasets(session.resolve(), seed=session.seed, tell=session.console.line)
-        return 0
-    return session.train()
+    else:
+        return session.train()
+    return 0
 
 
 def _main(argv: list[str] | None) -> int:

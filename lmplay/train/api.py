@@ -9,7 +9,7 @@ from ..base.runner_list import find_entry, find_runner
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun, read_run
 from .console import ConsoleReporter
-from .plan import STAGE_KEYS, load_plan, parse_plan
+from .plan import DEFAULT_EXPERIMENT, STAGE_KEYS, Plan, load_plan, parse_plan
 from .resolve import Settings
 from .session import Session
 
@@ -36,55 +36,70 @@ def train(
 
     Raises UserError where a command would exit with code 2, and where training had to stop (its state is saved).
     """
-    session = make_session(exp, plan, dataset, run_dir, console=ConsoleReporter(quiet=quiet), **options)
+    parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
+    run, stage, model = sort_options(exp or parsed.exp or DEFAULT_EXPERIMENT, options)
+    session = make_session(
+        exp,
+        parsed,
+        dataset=dataset,
+        run_dir=run_dir,
+        console=ConsoleReporter(quiet=quiet),
+        run=run,
+        stage=stage,
+        model=model,
+    )
     code = session.train()
+    if code == 130:
+        raise KeyboardInterrupt
     if code:
         raise UserError(f"Training in '{session.directory.path}' stopped early; its state is saved.")
     return read_run(session.directory.path)
 
 
+def sort_options(exp: str, options: dict[str, Any]) -> tuple[dict, dict, dict]:
+    """(options of the run, keys of stages, parameters of the model). Raises UserError for one that is none of them."""
+    model_parameters = find_runner(exp).function().declared
+    sorted_options: tuple[dict, dict, dict] = ({}, {}, {})
+    for name, value in options.items():
+        for kind, names in zip(sorted_options, (RUN_OPTIONS, STAGE_KEYS, model_parameters)):
+            if name in names:
+                kind[name] = value
+                break
+        else:
+            allowed = [*RUN_OPTIONS, *STAGE_KEYS, *model_parameters]
+            raise UserError(unknown('option', name, allowed, f'training {exp}'))
+    return sorted_options
+
+
 def make_session(
     exp: str | None,
-    plan: str | Path | dict,
+    plan: Plan,
+    *,
     dataset: str | None,
     run_dir: str | Path | None,
-    *,
     console: ConsoleReporter,
-    **options: Any,
+    run: dict[str, Any],
+    stage: dict[str, Any],
+    model: dict[str, Any],
 ) -> Session:
-    """The session of those options; see `train`. Raises UserError for an unknown experiment, plan or option."""
-    parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
+    """The session of a plan with options of the run, keys for every stage, and parameters of the model; see `train`.
+
+    Raises UserError for an unknown experiment or a bad value, before anything is opened.
+    """
     if dataset:
-        parsed.use_dataset(dataset)
-    exp = exp or parsed.exp or 'gpt2ish'
+        plan.use_dataset(dataset)
+    exp = exp or plan.exp or DEFAULT_EXPERIMENT
     entry = find_entry(exp)
-    settings = make_settings(exp, options, run_dir=run_dir or Path('runs') / f'{entry.name}-{parsed.name}')
-    for index in range(len(parsed.stages)):
-        parsed.stage(index, None, settings.overrides)  # a bad value is told before anything is opened
-    return Session(parsed, settings, console=console)
-
-
-def make_settings(exp: str, options: dict[str, Any], *, run_dir: str | Path) -> Settings:
-    """Sorts options into those of the run, of its stages and of its model. Raises UserError for one that is none of them."""
-    model_parameters = find_runner(exp).function().declared
-    run, overrides, model = {}, {}, {}
-    for name, value in options.items():
-        if name in RUN_OPTIONS:
-            run[name] = value
-        elif name in STAGE_KEYS:
-            overrides[name] = value
-        elif name in model_parameters:
-            model[name] = value
-        else:
-            raise UserError(
-                unknown('option', name, [*RUN_OPTIONS, *STAGE_KEYS, *model_parameters], f'training {exp}')
-            )
+    for index in range(len(plan.stages)):
+        plan.stage(index, None, stage)
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
-    return Settings(exp=exp, run_dir=str(run_dir), overrides=overrides, model=model, **run)
+    folder = run_dir or Path('runs') / f'{entry.name}-{plan.name}'
+    settings = Settings(exp=exp, run_dir=str(folder), overrides=stage, model=model, **run)
+    return Session(plan, settings, console=console)
 
 
 def _check(options: dict, name: str, holds: Callable[[int], bool], allowed: str) -> None:
     value = options.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not holds(value)):
-        raise UserError(f'{name} must be a whole number, {allowed}; given: {value!r}.')
+        raise UserError(f'--{name} must be a whole number, {allowed}; given: {value!r}.')

@@ -154,7 +154,8 @@ def test_killed_at_a_random_moment_it_gives_the_same_report(whole, tmp_path, cac
         early = process.poll() is None
         process.send_signal(number)
         process.communicate()
-        assert not early or process.returncode in (code, 0)  # 0: it came to its end just then
+        # it may have come to its end just then: 0, or the signal itself while the interpreter shuts down
+        assert not early or process.returncode in (code, 0, -number)
     finish(arguments, tmp_path, cache)
     assert results(tmp_path / 'c') == results(folder / 'c')
 

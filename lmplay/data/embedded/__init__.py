@@ -2,7 +2,7 @@
 
 code    the source files of the running Python's standard library
 prose   their documentation: the docstrings of each module as one document, and the topics of `pydoc_data`
-math    generated worded problems with worked solutions, see `math_problems`
+math    generated worded problems with worked solutions, see `problems`
 """
 
 import ast
@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import DataError
-from . import math_problems
+from . import problems as math_problems
 
 DOMAINS = ('code', 'prose', 'math')
 SKIPPED_FOLDERS = {
@@ -61,12 +61,8 @@ def library() -> list[tuple[str, Path]]:
 def content() -> str:
     """SHA-256 of all that the corpus is made from."""
     whole = hashlib.sha256(repr(sys.version_info[:2]).encode())
-    here = Path(__file__)
-    for file in [
-        here,
-        *sorted(Path(math_problems.__file__).parent.glob('*.py')),
-        *(path for _, path in library()),
-    ]:
+    own = (Path(__file__), Path(math_problems.__file__), math_problems.TEMPLATES)
+    for file in [*own, *(path for _, path in library())]:
         whole.update(hashlib.sha256(file.read_bytes()).digest())
     for name, text in sorted(_topics().items()):
         whole.update(f'{name}\0{text}\0'.encode())
@@ -76,9 +72,10 @@ def content() -> str:
 def documents(
     *, domains: list[str] | tuple[str, ...] = DOMAINS, problems: int = math_problems.COUNT, seed: int = 0
 ) -> Iterator[tuple[str, str, str, str]]:
-    """(domain, text, prompt, group) in a fixed order in which each prefix holds about the same share of every domain.
+    """(domain, text, prompt, group) in a fixed order; each prefix holds about the same share of every domain.
 
-    A module's code and its prose are of one group, since the one contains the other. `problems` and `seed` are those of math.
+    A module's code and its prose are of one group, since the one contains the other.
+    `problems` and `seed` are those of math.
     """
     modules = library()
     topics = sorted(_topics().items()) if 'prose' in domains else []

@@ -1,5 +1,6 @@
-"""gpt2ish: the baseline and the template. GPT-2 in style (Radford et al. 2019), not in every detail: the GELU is exact, the
-output head is untied and has a bias.
+"""gpt2ish: the baseline and the template, in the style of GPT-2 (Radford et al. 2019).
+
+It differs in three details: the GELU is exact, and the output head is untied and has a bias.
 
 B sequences, T positions, D = embed_dim, V vocabulary.
 """
@@ -16,7 +17,8 @@ from lmplay.utils import to_name
 class GPT2(LMBase):
     """Pre-norm transformer with learned positions.
 
-    norm_eps and gelu ('none' exact, 'tanh' GPT-2's approximation) are the two details that weights from elsewhere may need.
+    norm_eps and gelu ('none' exact, 'tanh' GPT-2's approximation) are what weights from elsewhere may need
+    changed.
     """
 
     def __init__(
@@ -56,11 +58,11 @@ class GPT2(LMBase):
         self.ln = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.fc = nn.Linear(embed_dim, vocab_size)
         self.apply(self._init_weights)
-        for (
-            block
-        ) in self.blocks:  # Radford et al. 2019, 2.3: residual layers scaled by 1 / sqrt(their number)
-            for layer in (block.attn.proj, block.ff[2]):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * num_blocks) ** 0.5)
+        # Radford et al. 2019, section 2.3: layers that write to the residual stream, scaled by 1 / sqrt(their
+        # number)
+        for name, weight in self.named_parameters():
+            if name.endswith(('attn.proj.weight', 'ff.2.weight')):
+                nn.init.normal_(weight, std=0.02 / (2 * num_blocks) ** 0.5)
         nn.init.normal_(self.pos_embed, std=0.02)
 
     @staticmethod
