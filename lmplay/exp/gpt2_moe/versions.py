@@ -3,8 +3,7 @@ from lmplay.base.runner_list import expose_runner
 
 from .model import UpcycledLM
 
-# What the moe-emergence study trained with; its runs took 5,000 (dense), 10,000 (mixtures) and 2,000 (no load
-# balance) steps.
+# As in the moe-emergence study, which trained for 5,000 steps (dense), 10,000 (MoE) and 2,000 (no load balance).
 STUDY = dict(
     init_from='pretrained:gpt2',
     lr=5e-5,
