@@ -3,7 +3,7 @@ from lmplay.base.runner_list import expose_runner
 
 from .model import UpcycledLM
 
-# As in the moe-emergence study, which trained for 5,000 steps (dense), 10,000 (MoE) and 2,000 (no load balance).
+# As in the moe-emergence study; it took 5,000 steps (dense), 10,000 (MoE) and 2,000 (no load balance).
 STUDY = dict(
     init_from='pretrained:gpt2',
     lr=5e-5,
