@@ -10,24 +10,7 @@ from lmplay.data.rows import IGNORE, PackedRows, PaddedRows
 from lmplay.data.sources import Row
 from lmplay.errors import DataError
 from lmplay.tokenizers import get_tokenizer
-
-EOT = 256
-
-
-class Memory:
-    """A store in memory: documents of given token lists (without the end of text)."""
-
-    def __init__(self, documents, prompts=None, domains=None):
-        self.lists = [[*d, EOT] for d in documents]
-        self.tokens = np.array([i for d in self.lists for i in d], np.uint16)
-        self.starts = np.cumsum([0, *map(len, self.lists)])
-        self.lengths = np.diff(self.starts)
-        self.prompt_lengths = np.array(prompts or [0] * len(documents))
-        self.text_bytes = np.array([[0, len(d)] for d in documents])
-        self.domains = np.array(domains or [0] * len(documents))
-        self.hashes = np.arange(len(documents), dtype=np.uint64)[::-1].copy()
-        self.meta = {'domains': [f'd{i}' for i in range(max(self.domains, default=0) + 1)]}
-
+from tests.helpers import EOT, Memory, mixture
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 255), max_size=40), min_size=1, max_size=12)
 BYTES = get_tokenizer('bytes')
@@ -111,16 +94,6 @@ def test_prompts_are_not_scored_unless_asked_for(cls):
         seen = set(y[y != IGNORE].tolist())
         assert seen >= {3, 4, 5, EOT} and not seen & hidden
         assert include is False or 2 in seen
-
-
-def mixture(*counts, weights=None, seed=0, stage='s', exhaust='first_exhausted'):
-    sources = [
-        PaddedRows(
-            Memory([[j, i % 256, i // 256] for i in range(n)]), np.arange(n), length=4, tokenizer=BYTES
-        )
-        for j, n in enumerate(counts)
-    ]
-    return Mixture(sources, weights or [1.0] * len(counts), seed=seed, stage=stage, exhaust=exhaust)
 
 
 @settings(deadline=None)

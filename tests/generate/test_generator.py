@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmplay.base.base_model import BasicModelRunner, LMOutput
 from lmplay.base.runner_list import find_runner
-from lmplay.errors import UserError
+from lmplay.errors import ExperimentError, UserError
+from lmplay.exp.gpt2ish.model import GPT2
 from lmplay.generate.generator import TextStream, generate, window_start
 from lmplay.tokenizers import BPETokenizer, get_tokenizer
 
@@ -38,6 +40,44 @@ def greedy_without_cache(model, prompt, new, penalty=1.0):
     return tokens[-new:] if new else []
 
 
+class Uncached(GPT2):
+    """The same model with a forward of its own that takes no cache."""
+
+    def forward(self, x):
+        return self.fc(self.features(x))
+
+
+class ReturnsLogitsAlone(GPT2):
+    """It takes a cache, and gives none back."""
+
+    def forward(self, x, cache=None):
+        return self.fc(self.features(x))
+
+
+class Reports(GPT2):
+    """It takes no cache, and returns more than logits."""
+
+    def forward(self, x):
+        return LMOutput(logits=self.fc(self.features(x)))
+
+
+class FeaturesWithoutACache(GPT2):
+    """Its features take no cache, so the forward that it inherits can't keep one either."""
+
+    def features(self, x):
+        return super().features(x)
+
+
+WITHOUT_A_CACHE = [Uncached, ReturnsLogitsAlone, Reports, FeaturesWithoutACache]
+
+
+@functools.cache
+def tiny_without_a_cache(cls):
+    model = BasicModelRunner(cls, **tiny().hyperparameters, tokenizer='bytes').build()
+    model.load_state_dict(tiny().state_dict())
+    return model
+
+
 token_lists = st.lists(st.integers(0, 255), max_size=30)
 
 
@@ -47,6 +87,41 @@ def test_batched_cached_text_equals_the_definition(prompts, new, penalty):
     """Prompts of any lengths, the empty one and those beyond max_len too, within and past max_len."""
     found = generate(tiny(), prompts, max_new_tokens=new, temperature=0, repetition_penalty=penalty)
     assert found == [greedy_without_cache(tiny(), prompt, new, penalty) for prompt in prompts]
+
+
+@pytest.mark.parametrize('cls', WITHOUT_A_CACHE)
+@settings(max_examples=8, deadline=None)
+@given(prompts=st.lists(token_lists, min_size=1, max_size=3), new=st.integers(0, 30))
+def test_text_without_a_cache_is_the_text_with_one(cls, prompts, new):
+    """For the same weights, within and past max_len."""
+    greedy = dict(max_new_tokens=new, temperature=0)
+    assert generate(tiny_without_a_cache(cls), prompts, **greedy) == generate(tiny(), prompts, **greedy)
+
+
+@pytest.mark.parametrize('cls', WITHOUT_A_CACHE)
+def test_a_model_without_a_cache_is_said_to_be_slower_once(cls, caplog):
+    name = f'Slow{cls.__name__}'
+    model = BasicModelRunner(type(name, (cls,), {}), **tiny().hyperparameters, tokenizer='bytes').build()
+    for _ in range(2):
+        generate(model, [[1, 2], [3]], max_new_tokens=3)
+    told = [r.getMessage() for r in caplog.records if 'slower' in r.getMessage()]
+    assert len(told) == 1 and told[0].startswith(f'{name} has no key/value cache')
+
+
+def test_a_model_with_a_cache_is_not_said_to_be_slower(caplog):
+    generate(tiny(), [[1, 2]], max_new_tokens=3)
+    assert 'slower' not in caplog.text
+
+
+@pytest.mark.parametrize('out', [lambda x: x, lambda x: torch.zeros(2, 257), lambda x: (1, 2, 3)])
+def test_a_forward_that_returns_no_logits_is_named(out):
+    class Wrong(GPT2):
+        def forward(self, x):
+            return out(x)
+
+    model = BasicModelRunner(Wrong, **tiny().hyperparameters, tokenizer='bytes').build()
+    with pytest.raises(ExperimentError, match='forward of Wrong must return logits'):
+        generate(model, [[1]], max_new_tokens=2)
 
 
 @given(st.integers(1, 9), st.integers(0, 60))

@@ -1,94 +1,80 @@
 """What only a GPU can show: every experiment trains there, fast code computes what the CPU computes, and the loop does not wait."""
 
-import json
 import os
+import signal
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from lmplay.base.runner_list import find_runner
 from lmplay.modules.experts import experts_mlp
 from lmplay.runs.checkpoint import load_model
-from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import main
 from lmplay.train.objective import LinearCrossEntropy
-from lmplay.train.trainer import Trainer
+from tests.helpers import ROOT, losses, progress, summary
 
-DEVICE = os.environ.get(
-    'LMPLAY_TEST_DEVICE', 'cuda'
-)  # 'cpu' tries the tests themselves, but those of waiting
+# 'cpu' tries the tests themselves, but those of waiting
+DEVICE = os.environ.get('LMPLAY_TEST_DEVICE', 'cuda')
 pytestmark = pytest.mark.skipif(DEVICE == 'cuda' and not torch.cuda.is_available(), reason='needs a CUDA GPU')
 on_gpu = pytest.mark.skipif(DEVICE != 'cuda', reason='only a GPU is waited for')
+WATCHED = ROOT / 'tests' / 'train' / 'on_gpu.py'
 SMALL = ['--num-blocks', '2', '--embed-dim', '64', '--num-heads', '2', '--max-len', '32']
 VERSIONS = {'gpt2ish': SMALL, 'gpt2_moe_test': [], 'some_test': []}
 
 
+def ignore(when, ctx):
+    """Watches nothing."""
+
+
 @pytest.fixture
 def train(tiny_plan, tmp_path):
-    def run(name, *flags, run='run', stage=None):
+    """Trains for 40 steps; returns the run directory. watch: called 'before' and 'after' each step, with its context."""
+
+    def run(name, *flags, run='run', stage=None, device=DEVICE, watch=None, code=0):
         plan = tiny_plan({'s': {'steps': 40, 'lr': 3e-3} | (stage or {})})
-        code = main(
-            [
-                '--exp',
-                name,
-                '--training-plan',
-                str(plan),
-                '--run-dir',
-                str(tmp_path / run),
-                '--device',
-                DEVICE,
-                '--quiet',
-                *VERSIONS[name],
-                *flags,
-            ]
-        )
-        assert code == 0
+        exp = f'{WATCHED}:watched_{name}' if watch else name
+        options = ['--training-plan', plan, '--run-dir', tmp_path / run, '--device', device, '--quiet']
+        with pytest.MonkeyPatch.context() as patch:
+            if watch:
+                model = find_runner(exp).function().model_class
+                patch.setattr(model, 'watch', staticmethod(watch))
+            assert main(['--exp', exp, *map(str, options), *VERSIONS[name], *flags]) == code
         return tmp_path / run
 
     return run
-
-
-def losses(run):
-    return [r['loss'] for r in read_metrics(run) if r['kind'] == 'train']
 
 
 @pytest.mark.parametrize('flags', [[], ['--amp'], ['--amp', '--compile-model']])
 @pytest.mark.parametrize('name', VERSIONS)
 def test_it_trains_there(train, name, flags):
     run = train(name, *flags)
-    seen = losses(run)
+    seen, found = losses(run), summary(run)
     assert seen[-1] < seen[0] - 0.5
-    summary = json.loads((run / 'summary.json').read_text())
-    assert summary['steps'] == 40 and summary['skipped_steps'] == 0 and summary['sample']
+    assert found['steps'] == 40 and found['skipped_steps'] == 0 and found['sample']
 
 
 @pytest.mark.parametrize('name', VERSIONS)
-def test_fp32_learns_as_on_the_cpu(train, name, monkeypatch):
+def test_fp32_learns_as_on_the_cpu(train, name):
     drop = {'gpt2ish': ['--attn-dropout', '0', '--ff-dropout', '0', '--embed-dropout', '0']}.get(name, [])
     there = losses(train(name, *drop, run='there', stage={'steps': 20}))
-    monkeypatch.setitem(globals(), 'DEVICE', 'cpu')
-    here = losses(train(name, *drop, run='here', stage={'steps': 20}))
+    here = losses(train(name, *drop, run='here', stage={'steps': 20}, device='cpu'))
     if name == 'gpt2ish':  # the others draw router noise or dropout from each device's own generator
         assert there[-1] == pytest.approx(here[-1], abs=0.02)
     assert abs(there[-1] - here[-1]) < 0.5
 
 
-def test_a_checkpoint_of_the_gpu_loads_on_the_cpu_and_training_goes_on(train):
-    whole = losses(train('gpt2ish', '--amp', run='whole'))
-    step = Trainer._train_step
+def test_a_checkpoint_of_the_gpu_loads_on_the_cpu_and_training_continues(train):
+    def stop(when, ctx):
+        if ctx.step == 20 and when == 'before':
+            signal.raise_signal(signal.SIGINT)
 
-    def interrupted(self, batch, ctx, lr):
-        if ctx.step == 20:
-            self.run._on_signal(2, None)
-        return step(self, batch, ctx, lr)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, '_train_step', interrupted)
-        with pytest.raises(AssertionError):
-            train('gpt2ish', '--amp', run='parts')
-    parts = train('gpt2ish', '--amp', run='parts')
+    whole = losses(train('gpt2ish', '--amp', run='whole', watch=ignore))
+    stopped = train('gpt2ish', '--amp', run='parts', watch=stop, code=130)
+    assert progress(stopped)['step'] == 21
+    parts = train('gpt2ish', '--amp', run='parts', watch=ignore)
     assert losses(parts)[-1] == pytest.approx(whole[-1], abs=1e-3)
     model, state = load_model(parts)
     assert next(model.parameters()).device.type == 'cpu' and state['progress']['total_step'] == 40
@@ -154,47 +140,40 @@ def close(mine, exact):
 
 @on_gpu
 @pytest.mark.parametrize('name', VERSIONS)
-def test_no_step_waits_for_the_device(train, name, monkeypatch):
-    """torch itself raises where an operation of a step would synchronise."""
-    step = Trainer._train_step
+def test_no_step_waits_for_the_device(train, name):
+    """torch itself raises where an operation between the two hooks of a step would synchronise."""
     watched = []
 
-    def strict(self, batch, ctx, lr):
+    def strict(when, ctx):
         if ctx.step < 3:  # first uses fill caches and may wait
-            return step(self, batch, ctx, lr)
-        torch.cuda.set_sync_debug_mode('error')
-        try:
+            return
+        torch.cuda.set_sync_debug_mode('error' if when == 'before' else 'default')
+        if when == 'after':
             watched.append(ctx.step)
-            return step(self, batch, ctx, lr)
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
 
-    monkeypatch.setattr(Trainer, '_train_step', strict)
-    train(name, '--amp')
-    assert len(watched) == 37
+    try:
+        train(name, '--amp', watch=strict)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert watched == list(range(3, 40))
 
 
 @on_gpu
-def test_the_loop_waits_at_logging_points_alone(train, monkeypatch):
-    """Seen by the profiler over ten steps between two logging points: no call that waits for a stream or the device."""
-    from torch.profiler import ProfilerActivity, profile
+def test_the_loop_waits_at_logging_points_alone(train):
+    """Seen by the profiler between two logging points: no call that waits for a stream or the device."""
+    profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
 
-    step, profiler = Trainer._train_step, profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-
-    def profiled(self, batch, ctx, lr):
-        if ctx.step == 21:
+    def profiled(when, ctx):
+        if when == 'before' and ctx.step == 21:
             profiler.__enter__()
-        if ctx.step == 28:
+        if when == 'before' and ctx.step == 28:
             profiler.__exit__(None, None, None)
-        return step(self, batch, ctx, lr)
 
-    monkeypatch.setattr(Trainer, '_train_step', profiled)
-    train('gpt2ish', '--amp', stage={'validation_interval': 10**6, 'save_interval': 10**6})
+    train('gpt2ish', '--amp', stage={'validation_interval': 10**6, 'save_interval': 10**6}, watch=profiled)
     calls = Counter(e.name for e in profiler.events())
+    waits = ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize')
     assert calls['cudaLaunchKernel'] > 100
-    assert not [
-        n for n in calls if n in ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize')
-    ], calls
+    assert not [n for n in calls if n in waits], calls
 
 
 @on_gpu
