@@ -165,3 +165,11 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for a single block
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which torch says in several ways."""
+    told = ('DefaultCPUAllocator', 'CUBLAS_STATUS_ALLOC_FAILED', 'out of memory')
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in told)
+    )

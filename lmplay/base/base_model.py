@@ -50,8 +50,8 @@ class StepContext:
     step         optimizer steps of the stage so far, from 0
     total_steps  of the stage
     tokens       trained on so far in the run
-    stepped      False in `after_step` where the update was skipped because the gradient was not finite; on a GPU a tensor,
-                 so that nothing waits for the device
+    stepped      False in `after_step` where the update was skipped because the gradient was not finite; a tensor where the
+                 device decides, so that nothing waits for it
     """
 
     stage: str
@@ -275,7 +275,7 @@ class BasicModelRunner:
 
 
 def __getattr__(name: str) -> Any:
-    """RoutedLayer and Experts live in routed.py; experiments written before import them from here."""
+    """RoutedLayer and Experts live in routed.py; older experiments import them from here."""
     if name in ('Experts', 'RoutedLayer'):
         from . import routed
 

@@ -80,13 +80,14 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
     def register(function: Callable) -> Callable:
         module, file, line = _place(function, inspect.currentframe())
         known = _registered.get(name)
-        if known is not None and (known.file, known.line) != (file, line):
-            again = known.module == module == '__main__' and known.function.__name__ == function.__name__
-            if not again:
-                raise ExperimentError(
-                    f"Two experiments are named '{name}': one at {known.where}, one at {file}:{line}. "
-                    f'Rename one of them.'
-                )
+        if known is not None and not _same(known, function, module, file, line):
+            error = (
+                f"Two experiments are named '{name}': one at {known.where}, one at {file}:{line}. Rename one"
+            )
+            if not _importing or module == str(file):
+                raise ExperimentError(f'{error}.')
+            _broken[f'{file}:{name}'] = Entry(name, description, module, str(file), line, error=error)
+            return function
 
         @functools.wraps(function)
         def checked(*args, **kwargs):
@@ -106,8 +107,14 @@ def expose_runner(name: str, *, description: str = '') -> Callable:
     return register
 
 
+def _same(known: Registered, function: Callable, module: str, file: Path, line: int) -> bool:
+    """Whether a runner is imported again, or defined again in a notebook."""
+    again = module == known.module == '__main__' and function.__name__ == known.function.__name__
+    return again or (file, line) == (known.file, known.line)
+
+
 def _place(function: Callable, frame: FrameType | None) -> tuple[str, Path, int]:
-    """Module, file and line of a declaration: in `versions`, even where a helper elsewhere makes the function."""
+    """Module, file and line of a declaration: in `versions`, even where a helper elsewhere defines it."""
     code = inspect.unwrap(function).__code__
     module, file, line = function.__module__, code.co_filename, code.co_firstlineno
     if _importing:
@@ -130,11 +137,14 @@ def find_entry(name: str) -> Entry:
     A path alone means the first version in the file. Raises ExperimentError for what is unknown or broken.
     """
     entries = _entries()
-    match = next((e for e in entries if e.name == name), None)
+    declared = [e for e in entries if e.name == name and e.line]
+    match = declared[-1] if declared else None  # a clash comes last
     if match is None and (path := _as_path(name)):
         match = _find_in_file(*path, given=name)
-    if match is None:  # a broken file hides names; its folder usually bears one of them
-        match = next((e for e in entries if e.error and Path(e.file).parent.name == name), None)
+    if (
+        match is None
+    ):  # a broken file hides its names; the file's folder or entry point usually bears one of them
+        match = next((e for e in entries if e.error and name in (e.name, Path(e.file).parent.name)), None)
     if match is None:
         broken = ', '.join(e.name for e in entries if e.error)
         hint = f' Broken: {broken} (lmp_trainer --exp list says why).' if broken else ''
@@ -181,14 +191,20 @@ def _find_in_file(file: Path, version: str, *, given: str) -> Entry:
     _load(file.parent.name, str(file), file)
     if str(file) in _broken:
         return _broken[str(file)]
-    own = {r.name: r for r in _registered_in(file)}
+    own = {e.name: e for e in _declared_in(file)}
     if version and version not in own:
         raise ExperimentError(unknown('experiment', version, own, given))
-    return _entry(own[version] if version else next(iter(own.values())))
+    return own[version] if version else next(iter(own.values()))
 
 
 def _registered_in(file: Path) -> list[Registered]:
     return [r for r in _registered.values() if r.file == file]
+
+
+def _declared_in(file: Path) -> list[Entry]:
+    """The experiments that a file declares, in its order, those included whose names are taken."""
+    clashes = [e for e in _broken.values() if e.file == str(file) and e.line]
+    return sorted([*map(_entry, _registered_in(file)), *clashes], key=lambda e: e.line)
 
 
 @functools.cache
@@ -210,7 +226,7 @@ def _shipped() -> Iterator[tuple[str, str, Path]]:
 
 @functools.cache
 def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+    return sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (e.name, e.value))
 
 
 @functools.cache  # once per process
@@ -263,11 +279,13 @@ def _load(name: str, module: str, file: Path) -> None:
         raise
     finally:
         _importing = before
-    if error is None and not _registered_in(file):
+    if error is None and not _declared_in(file):
         error = NO_RUNNER
     if error is not None:
         for registered in _registered_in(file):
             del _registered[registered.name]
+        for clash in [key for key, e in _broken.items() if e.file == str(file)]:
+            del _broken[clash]
         _broken[str(file)] = Entry(name, '', module, str(file), error=error)
 
 

@@ -1,8 +1,9 @@
-"""The contract of lmplay.base.base_model, check by check. docs/honesty.md says when they run and what they cannot see.
+"""The contract of lmplay.base.base_model, check by check. docs/contract.md says when they run.
 
 B sequences, T positions, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..base.base_model import LMBase, LMOutput, StepContext
+from ..device import is_out_of_memory
 from ..errors import ExperimentError, UserError
 from .probe import POSITIONS, Probe, preserved_random_state
 from .runnable import check_runnable
 
+log = logging.getLogger(__name__)
 GRADIENT_POSITIONS = 16
 STEPS = 30  # after which every trainable parameter must have had a gradient
 CUTS = (0.02, 0.35, 0.51, 0.77, 1.0)  # of a sequence: where texts begin to differ
@@ -43,7 +46,11 @@ def check_contract(model: LMBase) -> Iterator[Finding]:
     if device.type == 'meta':
         return
     with preserved_random_state(device):
-        probe = Probe(model)
+        try:
+            probe = Probe(model)
+        except Exception as error:  # noqa: BLE001  no copy, no checks; that says nothing about what the model computes
+            log.warning('%s could not be copied to be checked (%s).', type(model).__name__, error)
+            return
         for title, check in CHECKS.items():
             yield _finding(title, check, probe)
 
@@ -62,15 +69,15 @@ def _finding(title: str, check: Callable, subject) -> Finding:
         check(subject)
     except UserError as error:
         return Finding(title, str(error))
-    except (torch.OutOfMemoryError, MemoryError):
-        return Finding(title)  # says nothing about the model
     except Exception as error:  # noqa: BLE001  a model may raise anything; it becomes the finding
+        if is_out_of_memory(error):
+            return Finding(title)  # says nothing about the model
         return Finding(title, f'{type(error).__name__}: {error}')
     return Finding(title)
 
 
 def _tensors(model: LMBase) -> None:
-    """Every tensor of a checkpoint has its shape, and none is part of another's memory; tied parameters are one."""
+    """Every tensor of a checkpoint has its shape, and no two share memory, except tied parameters."""
     named = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, tensor in named if is_lazy(tensor)]:
         raise ExperimentError(

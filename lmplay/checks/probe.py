@@ -49,7 +49,6 @@ class Probe:
 
     def __init__(self, model: LMBase):
         tokenizer = model.tokenizer
-        self.name = type(model).__name__
         self.vocabulary = as_tokenizer(tokenizer).n_vocab
         self.model = copy.deepcopy(model, {id(tokenizer): tokenizer})
         self.device = next(model.parameters()).device
@@ -59,7 +58,7 @@ class Probe:
         self._context: dict[bool, float] = {}
 
     def _precision(self) -> Precision:
-        """float64 where device and model bear it, else float32."""
+        """float64 where device and model support it, else float32."""
         if self.device.type == 'mps':
             return SINGLE
         try:

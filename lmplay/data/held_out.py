@@ -15,7 +15,7 @@ from .store import TokenStore
 class Part(NamedTuple):
     """Held-out documents of one domain.
 
-    rows    the sequences they stand in
+    rows    the sequences they are part of
     domain  its name
     index   (documents of the store,) int64: the entry in `HeldOut.documents` of each that is held out
     count   how many of the sequences are evaluated, from the first

@@ -83,7 +83,7 @@ def _open(file: Path):
 
 
 def _decode(data: bytes, file: Path, *, offset: int, line: int | None = None) -> str:
-    """`data`, which stands at byte `offset` of the file, as UTF-8 text; a byte-order mark is dropped."""
+    """`data`, from byte `offset` of the file, as UTF-8 text; a leading byte-order mark is dropped."""
     try:
         return (data.removeprefix(BOM) if offset == 0 else data).decode('utf-8')
     except UnicodeDecodeError as error:

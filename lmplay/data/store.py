@@ -24,7 +24,7 @@ from ..tokenizers import BPETokenizer, Tokenizer, in_lists
 from .sources import Row, Source
 
 log = logging.getLogger(__name__)
-VERSION = 1  # of the format: raised when it changes, so that stores are made again
+VERSION = 1  # of the format; raised when it changes, so that stores are made again
 CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
 REPORT_SECONDS = 2
 SPLITS = {'': 0, 'train': 1, 'validation': 2}
@@ -144,8 +144,7 @@ def _writing() -> Iterator[None]:
 
 
 def _with_own_split(rows: Iterator[Row]) -> Iterator[Row]:
-    """Passes documents on; a lone one is cut in two, because a document can't be on both sides of the
-    split."""
+    """Passes documents on; a lone one is cut in two, as no document can be on both sides of the split."""
     head = list(itertools.islice(rows, 2))
     if len(head) == 1 and not head[0].split and len(head[0].text) > 200:
         row = head[0]

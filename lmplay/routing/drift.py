@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..base.base_model import Experts, LMBase
+from ..base.base_model import LMBase
+from ..base.routed import Experts, RoutedLM
 from ..errors import UserError
 from ..runs.checkpoint import find_checkpoint, load_model
 from ..runs.finished import StartedRun
@@ -60,7 +61,7 @@ def drift(now: Experts, start: Experts | None) -> Drift:
 
 def experts_of(model: LMBase) -> list[Experts]:
     """The experts of a model, by layer; empty for a dense one."""
-    return getattr(model, 'experts')() if hasattr(model, 'experts') else []  # noqa: B009
+    return model.experts() if isinstance(model, RoutedLM) else []
 
 
 def start_of(model: LMBase, run: StartedRun | None, stage: str) -> tuple[list[Experts] | None, str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..base.base_model import Experts
+from ..base.routed import Experts
 from .collect import Favourite, Observed, RoutedTokens, entropy_bits, gini, information
 from .drift import Drift
 from .history import History

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base.base_model import Experts, LMBase
+from ..base.base_model import LMBase
+from ..base.routed import Experts
 from ..device import amp_dtype, find_device, keep_freed_memory
 from ..errors import ExperimentError
 from ..runs.checkpoint import find_checkpoint, load_model

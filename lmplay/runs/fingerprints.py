@@ -40,7 +40,7 @@ def fingerprints(stage: str, mixture: Mixture, held_out: HeldOut, tokenizer: Tok
 
     data        the training sequences and the order that a seed gives them
     tokenizer   the vocabulary
-    evaluation  the held-out tokens that are scored, and the sequences they stand in
+    evaluation  the held-out tokens that are scored, and the sequences they are part of
     text        the held-out documents, whatever the tokenizer
     """
     training = [

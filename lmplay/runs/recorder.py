@@ -55,7 +55,7 @@ def _finite(value: Any) -> bool:
 
 
 def _load_summary(load_LE: Any) -> dict[str, list]:
-    """By layer, the busiest expert's share and the number of idle experts, from the experts' load (L, E)."""
+    """By layer, the busiest expert's share and the number of idle experts; load (layers, experts)."""
     if not isinstance(load_LE, list) or not all(
         isinstance(row, list) and row and None not in row for row in load_LE
     ):

@@ -140,8 +140,8 @@ def _trainer(
     objective = Objective(model)
     if _compiles(run.settings.compile_model, compute, length, step_flops):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
-    if not state.mini_batch_size:
-        state.mini_batch_size = _first_mini_batch(stage, compute)
+    if not state.mini_batch_size or settings.mini_batch_size != 'auto':
+        state.mini_batch_size = _first_mini_batch(stage, compute)  # else what "auto" settled on
     header = checkpoint_header(stage, model, run.seed)
     return Trainer(
         model=model,

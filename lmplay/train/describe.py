@@ -26,7 +26,7 @@ def console():
 
 
 def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
-    """Bytes that autograd keeps from the forward pass of `rows` rows, counted on the meta device; the model's own not counted."""
+    """Bytes that autograd keeps from the forward pass of `rows` rows, without the model's own. The meta device will do."""
     seen: dict[int, int] = {}
 
     def pack(t):
@@ -34,7 +34,7 @@ def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
         seen[storage._cdata] = storage.nbytes()
         return t
 
-    x = torch.zeros(rows, length, dtype=torch.int64, device='meta')
+    x = torch.zeros(rows, length, dtype=torch.int64, device=next(model.parameters()).device)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         mask = torch.ones_like(x, dtype=torch.bool)
         out = Objective(model).output(x, mask)  # noqa: F841  kept alive
@@ -85,7 +85,7 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
     check_runnable(stage.skeleton)
     rows = stage.settings.mini_batch_size
     rows = Stage.model_fields['mini_batch_size'].default if rows == 'auto' else rows
-    figures = describe(stage.skeleton, rows=rows, length=stage.row_length, amp=settings.amp)
+    figures = describe(stage.measurable, rows=rows, length=stage.row_length, amp=settings.amp)
     if as_json:
         print(json.dumps(figures, indent=1, default=str))
     else:
@@ -154,7 +154,7 @@ def _expected(stage: ResolvedStage, data: StageData, *, speed: float, amp: bool)
     settings, length = stage.settings, stage_length(stage.settings, data.mixture)
     auto = settings.mini_batch_size == 'auto'
     rows = settings.batch_size if auto else min(int(settings.mini_batch_size), settings.batch_size)
-    memory = sum(training_memory(stage.skeleton, rows=rows, length=stage.row_length, amp=amp).values())
+    memory = sum(training_memory(stage.measurable, rows=rows, length=stage.row_length, amp=amp).values())
     per_sequence = stage.flops_per_token * data.mixture.tokens_per_row / speed  # seconds
     if isinstance(length, TimeLength):
         about, seconds = '~', length.seconds

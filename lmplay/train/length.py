@@ -66,7 +66,7 @@ class SampleLength(StageLength):
         return -(-self.samples // self.batch_size)
 
     def reached(self, state: TrainState) -> bool:
-        return state.step >= self.steps
+        return state.samples >= self.samples
 
     def total_steps(self, state: TrainState) -> int:
         return self.steps
@@ -141,7 +141,7 @@ class TimeLength(StageLength):
 
 def stage_length(
     stage: Stage, mixture: Mixture, *, log_every: int = 1, first_guess: int = 2, elapsed: float = 0.0
-):
+) -> SampleLength | TimeLength:
     """The length of a stage on its data. first_guess, elapsed: of stages in seconds, see TimeLength."""
     if stage.seconds is not None:
         save = stage.save_interval or stage.validation_interval

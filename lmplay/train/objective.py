@@ -144,13 +144,14 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.fused = fused_head(model) is not None
-        self._eager: Callable = model.features if self.fused else model
-        self._pass = self._eager
+        # in a dict, so that the model is not registered as a part three times
+        eager: Callable = model.features if self.fused else model
+        self._passes = {'eager': eager, 'training': eager}
         self._takes_mask = 'mask' in (model.features_takes if self.fused else model.forward_takes)
 
     def compile_pass(self, *, dynamic: bool | None) -> None:
         """Trains through torch.compile from now on; evaluation stays eager."""
-        self._pass = torch.compile(self._eager, dynamic=dynamic)
+        self._passes['training'] = torch.compile(self._passes['eager'], dynamic=dynamic)
 
     def forward(
         self,
@@ -167,7 +168,7 @@ class Objective(nn.Module):
         x, y, mask (B, T); scored: scored tokens of the WHOLE step; tokens_share: this micro-batch's share of its real
         tokens. Raises ExperimentError where the model returns no logits of the right shape.
         """
-        output = self._run(self._pass, x, mask)
+        output = self._run(self._passes['training'], x, mask)
         targets = y.reshape(-1)
         if self.fused:
             assert output.features is not None
@@ -189,7 +190,7 @@ class Objective(nn.Module):
 
     def output(self, x: Tensor, mask: Tensor) -> LMOutput:
         """One eager pass: features where head and loss are fused, else logits."""
-        return self._run(self._eager, x, mask)
+        return self._run(self._passes['eager'], x, mask)
 
     @torch.no_grad()
     def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):

@@ -16,7 +16,7 @@ from .plan import Plan, Stage
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is told beside its plan, as settings.json records it.
+    """What a run is given in addition to its plan, as settings.json records it.
 
     compile_model  None: where it pays within the run
     seed           None: the plan's
@@ -88,10 +88,19 @@ class ResolvedStage:
             )
         return length
 
-    @property
+    @cached_property
+    def measurable(self) -> LMBase:
+        """A model whose cost can be counted: the skeleton, or one with weights where its forward pass reads values."""
+        try:
+            self.skeleton.flops_per_token(min(8, self.row_length))
+        except (NotImplementedError, RuntimeError):
+            return self.runner.build()
+        return self.skeleton
+
+    @cached_property
     def flops_per_token(self) -> float:
         """Training FLOPs per token."""
-        return self.skeleton.training_flops_per_token(self.row_length)
+        return self.measurable.training_flops_per_token(self.row_length)
 
 
 def resolve(plan: Plan, settings: Settings, tokenizer: Tokenizer | None) -> list[ResolvedStage]:
@@ -99,15 +108,22 @@ def resolve(plan: Plan, settings: Settings, tokenizer: Tokenizer | None) -> list
     stages: list[ResolvedStage] = []
     exp = settings.exp
     for index, keys in enumerate(plan.stages.values()):
-        before, exp = exp, keys.get('exp') or exp
+        exp = keys.get('exp') or exp
+        before = stages[-1] if stages else None
         stages.append(_resolve_stage(plan, settings, tokenizer, index, exp=exp, before=before))
     return stages
 
 
 def _resolve_stage(
-    plan: Plan, settings: Settings, tokenizer: Tokenizer | None, index: int, *, exp: str, before: str
+    plan: Plan,
+    settings: Settings,
+    tokenizer: Tokenizer | None,
+    index: int,
+    *,
+    exp: str,
+    before: ResolvedStage | None,
 ) -> ResolvedStage:
-    """Stage number `index`, which trains experiment `exp` after one that trained `before`."""
+    """Stage number `index`, which trains experiment `exp`; before: the stage before it."""
     version = find_runner(exp).function()
     # where later stages start from is the plan's to decide
     defaults = {k: v for k, v in version.training.items() if index == 0 or k != 'init_from'}
@@ -118,6 +134,8 @@ def _resolve_stage(
     except UserError as error:
         raise type(error)(f'Stage "{stage.name}": {error}') from error
     initial = settings.initial_model if index == 0 else None
+    same = before is not None and before.exp == exp and before.runner.given == runner.given
+    continues = same and stage.init_from == 'previous'
     different = {k: v for k, v in asked.items() if k in own and own[k] != v}
     return ResolvedStage(
         index=index,
@@ -125,7 +143,7 @@ def _resolve_stage(
         settings=stage,
         runner=runner,
         init_from=initial or stage.init_from,
-        continues=index > 0 and stage.init_from == 'previous' and before == exp and not stage.model,
+        continues=continues,
         datasets={name: plan.source_spec(name) for name in stage.datasets},
         validation_fraction=plan.validation_fraction,
         overridden={k: (own[k], v) for k, v in different.items() if k not in settings.model},

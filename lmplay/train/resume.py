@@ -37,7 +37,7 @@ class SavedRun:
         at = self.state['progress']['stage']
         if self.state['stage'] not in list(stages)[at : at + 1]:
             raise CheckpointError(
-                f"The run in '{self.run_dir}' is in its stage {at + 1}, \"{self.state['stage']}\", and this plan's "
+                f"The run in '{self.run_dir}' has reached stage {at + 1}, \"{self.state['stage']}\", and this plan's "
                 f'stages are {", ".join(stages)}. Use another --run-dir, or --reset-history to start this plan with '
                 f'its weights.'
             )
@@ -102,5 +102,5 @@ def changed_settings(run_dir: Path, stages: Sequence[dict], *, first: int) -> li
     for old, new in list(zip(before, json.loads(json.dumps(stages, default=str))))[first:]:
         changed = [f'{k} from {old.get(k)} to {v}' for k, v in new.items() if old.get(k) != v]
         if changed:
-            sentences.append(f'Stage "{new["name"]}" continues with other settings: {", ".join(changed)}.')
+            sentences.append(f'Stage "{new["name"]}" continues with changed settings: {", ".join(changed)}.')
     return sentences

@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import torch
-
 from ..device import Compute, keep_freed_memory
 from ..errors import UserError
 from ..runs.checkpoint import Checkpoints, point
@@ -20,7 +18,7 @@ from .resolve import ResolvedStage, Settings, check_stages, resolve
 from .resume import SavedRun, changed_settings, find_saved
 from .stage_data import open_tokenizer
 from .state import TrainState
-from .stopping import StopSignal, StopTraining
+from .stopping import Interrupted, StopSignal, StopTraining
 from .trainer import Trainer
 
 
@@ -33,9 +31,6 @@ class Session:
         self.seed = settings.seed if settings.seed is not None else plan.seed
         self.directory = RunDirectory(settings.run_dir)
         keep_freed_memory()
-        if self.compute.device.type == 'cuda' and self.compute.dtype is not None:
-            # TF32 for the little that mixed precision leaves in fp32
-            torch.set_float32_matmul_precision('high')
 
     def resolve(self) -> list[ResolvedStage]:
         """The plan's stages, each checked as far as can be without its data."""
@@ -93,7 +88,7 @@ class Session:
             return 0
         except StopTraining as stopped:
             self.console.close()
-            if run.stop.number is None:
+            if not isinstance(stopped, Interrupted):
                 run.event('stopped', stages[run.state.stage].name, f'Stopped: {stopped}.')
             last = self.directory.checkpoints / 'last'
             self.console.line(f"State saved in '{last}'; rerun the same command to resume.")
@@ -117,6 +112,8 @@ class Session:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
             saved, resumes = None, False  # later stages start from the one before
             self._train_stage(run, stage, trainer)
+            if stage is not stages[-1]:
+                run.stop.check()  # after a signal in the stage's last step
         assert trainer is not None  # a plan has at least one stage
         return trainer
 
@@ -130,7 +127,7 @@ class Session:
                 run.checkpoints.wait()
                 raise
             run.checkpoints.wait()
-        evaluation = trainer.evaluation or trainer.evaluate()  # killed after the stage's last checkpoint
+        evaluation = trainer.final_evaluation()
         if self.settings.check_grads:
             self.console.gradients(trainer.model)
         folder = self.directory.checkpoints
@@ -138,7 +135,7 @@ class Session:
         self.directory.write_held_out(stage.name, evaluation.documents)
 
     def _record_settings(self, run: RunContext, stages: list[ResolvedStage]) -> None:
-        """Writes what this run is told, and records what a resumed one is told otherwise than before."""
+        """Writes the settings, and records which of them a resumed run changes."""
         told = [stage.settings.model_dump() for stage in stages]
         if run.state.total_step:
             for sentence in changed_settings(self.directory.path, told, first=run.state.stage):

@@ -15,7 +15,7 @@ class TrainState:
     stage_seconds      of those, spent in this stage
     first_seconds      of those, spent in the stage's first step, which compiles and fills caches
     mini_batch_size    sequences of a forward pass; 0 until decided, then what "auto" settled on
-    validation_loss    of the last evaluation; best_loss the lowest of this stage
+    validation_loss    of the last evaluation, after `validated_step` steps of the run; best_loss the lowest of this stage
     """
 
     stage: int = 0
@@ -35,6 +35,7 @@ class TrainState:
     validation_loss: float | None = None
     best_loss: float | None = None
     best_is_saved: bool = False
+    validated_step: int | None = None
     alarm: dict = field(default_factory=lambda: {'warnings': 0})
 
     def to_dict(self) -> dict:
@@ -44,7 +45,8 @@ class TrainState:
         """Puts the cursor at the beginning of a stage. Its losses start afresh: the held-out text may be another."""
         self.stage, self.step, self.samples, self.mini_batch_size = index, 0, 0, 0
         self.stage_seconds = self.first_seconds = 0.0
-        self.validation_loss = self.best_loss = None
+        self.validation_loss = self.best_loss = self.validated_step = None
+        self.skipped_in_a_row, self.alarm = 0, {'warnings': 0}
 
     def advance(self, sequences: int, tokens: int, flops: float) -> None:
         """Counts the optimizer step just taken."""
@@ -73,12 +75,12 @@ class TrainState:
         self.skipped_in_a_row = self.skipped_in_a_row + skipped if skipped == steps else 0
 
     def record_validation(self, loss: float) -> None:
-        self.validation_loss = loss
+        self.validation_loss, self.validated_step = loss, self.total_step
         if self.best_loss is None or math.isnan(self.best_loss) or loss < self.best_loss:
             self.best_loss, self.best_is_saved = loss, False
 
     def take_best(self) -> bool:
-        """Whether the weights of now are the best of the stage and not yet saved as such; from then on they count as saved."""
+        """True once for each new best evaluation, which then counts as saved."""
         best = (
             self.best_loss is not None and self.validation_loss == self.best_loss and not self.best_is_saved
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 from .console import ConsoleReporter
@@ -11,10 +12,15 @@ class StopTraining(Exception):
     """The run ends here, its state saved; the reason is the message."""
 
 
-class StopSignal:
-    """SIGINT and SIGTERM: the first lets the step at hand end and the run save, the second ends it at once.
+class Interrupted(StopTraining):
+    """It ends because of a signal."""
 
-    Before the first step and between stages, when there is no step to wait for, the first ends it at once.
+
+class StopSignal:
+    """SIGINT and SIGTERM: the first lets the current step finish and saves, a second stops immediately.
+
+    Before the first step, when there is none to wait for, the first stops immediately. Outside the main thread, where
+    Python allows no signal handlers, signals do what they do without it.
     """
 
     def __init__(self, console: ConsoleReporter):
@@ -24,7 +30,10 @@ class StopSignal:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = (
+            (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        )
+        handlers = {s: signal.signal(s, self._on_signal) for s in signals}
         try:
             yield
         finally:
@@ -41,7 +50,7 @@ class StopSignal:
     def check(self) -> None:
         """Raises StopTraining after a signal."""
         if self.number is not None:
-            raise StopTraining('interrupted')
+            raise Interrupted('interrupted')
 
     @property
     def exit_code(self) -> int:

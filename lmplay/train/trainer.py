@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.base_model import LMBase, StepContext
 from ..data.rows import Batch
-from ..device import Compute, memory_in_use
+from ..device import Compute, is_out_of_memory, memory_in_use
 from ..errors import UserError
 from ..runs.recorder import Recorder
 from .collapse import CollapseAlarm
@@ -38,7 +38,7 @@ MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run 
 
 @dataclass
 class Trainer:
-    """Trains one stage from where `state` stands to its end. `evaluation` is then the last one; nothing else is written.
+    """Trains one stage from where `state` stands to its end. Afterwards `evaluation` holds the last evaluation.
 
     flops_per_token: model FLOPs of training, forward and backward.
     """
@@ -97,35 +97,20 @@ class Trainer:
                         self.checkpoints.save()
 
     def train_step(self, batch: Batch, total_steps: int, lr: float) -> Tensor:
-        """One optimizer step over a batch, micro-batch by micro-batch; the gradient's norm, on the device.
+        """One optimizer step over a batch; the gradient's norm before clipping, on the device.
 
-        When memory runs out, halves the micro-batch and retries the whole step if the plan says mini_batch_size "auto";
-        raises UserError otherwise.
+        When memory runs out, halves the micro-batch and starts the step over if the plan says mini_batch_size "auto";
+        raises UserError otherwise. `before_step` may therefore run more than once for a step.
         """
+        context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
         while True:
             try:
-                return self._step(batch, total_steps, lr)
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                if self.stage.mini_batch_size != 'auto' or self.state.mini_batch_size == 1:
-                    raise UserError(
-                        f'Out of memory at mini-batch size {self.state.mini_batch_size} x {batch.x.shape[1]} tokens. '
-                        f'Use --mini-batch-size auto, a smaller one, a shorter --row-length, or --amp.'
-                    ) from error
-            self.state.mini_batch_size = max(1, self.state.mini_batch_size // 2)
-            log.info('Out of memory: mini-batch size is now %d', self.state.mini_batch_size)
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.compute.device.type == 'cuda':
-                torch.cuda.empty_cache()
-
-    def _step(self, batch: Batch, total_steps: int, lr: float) -> Tensor:
-        context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
-        torch.manual_seed(step_seed(self.seed, self.stage.name, context.step))
-        for group in self.optimizer.param_groups:
-            group['lr'] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.before_step(context)
-        self.metrics.begin_step()
-        self.forward_backward(batch)
+                self._compute_gradient(batch, context, lr)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve_mini_batch(batch, error)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters, self.stage.clip)
@@ -133,6 +118,27 @@ class Trainer:
         tokens = context.tokens + batch.tokens
         self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
         return norm
+
+    def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
+        torch.manual_seed(step_seed(self.seed, self.stage.name, context.step))
+        for group in self.optimizer.param_groups:
+            group['lr'] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.before_step(context)
+        self.metrics.begin_step()
+        self.forward_backward(batch)
+
+    def _halve_mini_batch(self, batch: Batch, error: BaseException) -> None:
+        if self.stage.mini_batch_size != 'auto' or self.state.mini_batch_size == 1:
+            raise UserError(
+                f'Out of memory at mini-batch size {self.state.mini_batch_size} x {batch.x.shape[1]} tokens. '
+                f'Use --mini-batch-size auto, a smaller one, a shorter --row-length, or --amp.'
+            ) from error
+        self.state.mini_batch_size = max(1, self.state.mini_batch_size // 2)
+        log.info('Out of memory: mini-batch size is now %d', self.state.mini_batch_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.compute.device.type == 'cuda':
+            torch.cuda.empty_cache()
 
     def forward_backward(self, batch: Batch) -> None:
         """Adds up the gradient of a batch, micro-batch by micro-batch."""
@@ -194,6 +200,14 @@ class Trainer:
         )
         self.model.train()
         return self.evaluation
+
+    def final_evaluation(self) -> Evaluation:
+        """Of the weights at the stage's end; where a run was resumed there, made again, and recorded if it was not."""
+        if self.evaluation is None and self.state.validated_step not in (None, self.state.total_step):
+            self.validate()
+        if self.state.validation_loss is None:
+            self.validate()
+        return self.evaluation or self.evaluate()
 
     def validate(self) -> None:
         """Evaluates, records it, and watches the load of the experts."""

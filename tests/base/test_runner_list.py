@@ -56,7 +56,7 @@ def listed(folder: Path, *more: str, python: str = '') -> dict[str, dict]:
         'from lmplay.base.runner_list import find_entry, find_runner, list_experiments\n'
         f'{python}\n'
         'for name in sys.argv[1:]:\n    find_entry(name)\n'
-        'print(json.dumps({e.name: [e.file, e.error, e.parameters] for e in list_experiments()}))'
+        'print(json.dumps({e.name: [e.file, e.error, e.parameters] for e in reversed(list_experiments())}))'
     )
     path = os.pathsep.join([str(folder), *sys.path])
     out = subprocess.run(
@@ -313,14 +313,25 @@ def test_an_entry_point_that_does_not_load_says_why(tmp_path, value, message):
     assert message.replace('TMP', str(tmp_path)) in listed(tmp_path)['point']['error']
 
 
-def test_a_clash_between_packages_shows_both_files(tmp_path):
+def test_a_name_of_two_packages_is_refused_with_both_files_and_nothing_else_is(tmp_path):
     for package in ('one', 'two'):
-        write_experiment(tmp_path / package, GOOD.format(name="'same_name'"), MODEL)
+        more = GOOD.format(name=f"'only_{package}'").replace('def runner', 'def more')
+        write_experiment(tmp_path / package, GOOD.format(name="'same_name'") + more, MODEL)
         write_package(tmp_path, package, f'{package} = {package}.versions')
-    rows = listed(tmp_path)
-    winner = rows['same_name']
-    (loser,) = (row for row in rows.values() if row['error'])
-    assert winner['error'] is None and winner['file'] in loser['error'] and loser['file'] in loser['error']
+    one, two = (str(tmp_path / package / 'versions.py') for package in ('one', 'two'))
+    python = (
+        'from lmplay.errors import ExperimentError\n'
+        'rows = [e for e in list_experiments() if e.name == "same_name"]\n'
+        'assert [e.file for e in rows] == sys.argv[1:] and rows[1].error\n'
+        'for name in ("same_name", sys.argv.pop()):\n'
+        '    try:\n        find_entry(name)\n'
+        '    except ExperimentError as error:\n'
+        '        assert "Two experiments" in str(error) and "one/versions.py:6" in str(error)\n'
+        '        assert "two/versions.py:6" in str(error)\n'
+        '    else:\n        raise AssertionError(name)\n'
+    )
+    rows = listed(tmp_path, one, two, python=python)
+    assert rows['only_one']['error'] is None and rows['only_two']['error'] is None
 
 
 def test_what_a_program_registers_itself_is_listed(tmp_path):

@@ -464,7 +464,7 @@ def test_a_run_goes_on_only_as_what_it_was(tiny_plan, tmp_path, capsys):
         for r in map(json.loads, (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
         if r['kind'] == 'event'
     ]
-    assert any('continues with other settings' in m and 'lr from 0.0006 to 0.01' in m for m in events)
+    assert any('continues with changed settings' in m and 'lr from 0.0006 to 0.01' in m for m in events)
 
 
 BROKEN = """

@@ -125,7 +125,7 @@ def test_a_resumed_run_tells_which_settings_are_others_now(train):
         train(stage={'lr': 0.01})
     assert train(stage={'lr': 0.02})[0] == 0
     (event,) = events(train()[1], 'settings')[:1]
-    assert event['message'] == 'Stage "s" continues with other settings: lr from 0.01 to 0.02.'
+    assert event['message'] == 'Stage "s" continues with changed settings: lr from 0.01 to 0.02.'
 
 
 def test_what_a_run_was_told_is_in_its_directory(train):

@@ -1,6 +1,6 @@
 """The ten checks of an upcycled model, each a list of (passed, what was measured).
 
-B rows, T positions, V vocabulary, N = B * T tokens, E experts, K choices per token.
+B sequences, T positions, V vocabulary, N = B * T tokens, D width, E experts, K choices per token.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,23 +16,20 @@ from .pretrained import TEXT, TEXT_TOKENS, parity
 
 Finding = tuple[bool, str]
 PARITY = 0.02  # largest relative error of a warm-started layer
-MASKING = 1e-4  # largest difference of a logit between a padded batch and a single row
-BALANCE_SLACK = (
-    0.05  # L_lb lies below 1 where load and probability disagree, which routing by the largest hardly allows
-)
+MASKING = 1e-4  # largest difference of a logit between a padded batch and a sequence on its own
+# The load-balance loss is below 1 where load and probability disagree, which top-k routing hardly allows.
+BALANCE_SLACK = 0.05
 
 
 class Checks:
-    """The checks of `model`; `dense` is what it was upcycled from (transformers' model), None for a trained mixture."""
+    """The checks of `model`, upcycled from transformers' model `dense`; without `dense`, trained."""
 
     def __init__(self, model, dense=None):
         self.model, self.dense = model.eval(), dense
         self.tokenizer = as_tokenizer(model.tokenizer)
         self.device = next(model.parameters()).device
         self.layers = model.moe_layers
-        self.figures: dict[int, dict[str, str]] = {
-            i: {} for i in self.layers
-        }  # by block and column, for the table
+        self.figures: dict[int, dict[str, str]] = {i: {} for i in self.layers}  # block -> column -> figure
         tokens = self.tokenizer.encode(TEXT)[: min(TEXT_TOKENS, model.max_len)]
         self.x = torch.tensor([tokens], device=self.device)
 
@@ -61,14 +58,11 @@ class Checks:
             plain = sum(p.numel() for p in self.dense.parameters())
         expected = plain + len(routed) * ((E - 1) * mlp + D * E)
         findings = [
-            (routed == list(self.layers) and bool(routed), f'mixtures in blocks {routed} alone'),
+            (routed == list(self.layers) and bool(routed), f'experts in blocks {routed} alone'),
             (total == expected, f'{total:,} parameters, expected {expected:,}'),
         ]
-        theirs = (
-            {p.untyped_storage().data_ptr() for p in self.dense.parameters()}
-            if self.dense is not None
-            else set()
-        )
+        dense = [] if self.dense is None else self.dense.parameters()
+        theirs = {p.untyped_storage().data_ptr() for p in dense}
         own = [p.untyped_storage().data_ptr() for layer in self.layers.values() for p in layer.parameters()]
         findings.append((len(set(own)) == len(own) and not theirs & set(own), 'no shared storage'))
         for i, layer in self.layers.items():
@@ -99,11 +93,7 @@ class Checks:
         ]
 
     def auxiliary(self) -> list[Finding]:
-        E, K, N = (
-            self.model.num_experts,
-            self.model.top_k,
-            self.x.numel(),
-        )
+        E, K, N = self.model.num_experts, self.model.top_k, self.x.numel()
         findings = []
         for i, routing in self._routings(self.x).items():
             probs, ids, weights = routing.probs_NE, routing.expert_ids_NK, routing.weights_NK
@@ -115,12 +105,8 @@ class Checks:
                 and float(probs.min()) >= 0
                 and all(float((p.sum(-1) - 1).abs().max()) < 1e-5 for p in (probs, weights))
             )
-            findings.append(
-                (
-                    good,
-                    f'Layer {i} probabilities {tuple(probs.shape)}, choices {tuple(ids.shape)}, weights sum to 1',
-                )
-            )
+            shapes = f'probabilities {tuple(probs.shape)}, choices {tuple(ids.shape)}'
+            findings.append((good, f'Layer {i} {shapes}, weights sum to 1'))
         return findings
 
     @torch.no_grad()
@@ -155,7 +141,7 @@ class Checks:
 
     @torch.no_grad()
     def noise(self) -> list[Finding]:
-        """Noise belongs to training: there it moves the probabilities, in evaluation nothing does."""
+        """In training, noise moves the probabilities; in evaluation nothing does."""
         findings, same = [], self.model(self.x).logits.equal(self.model(self.x).logits)
         inputs = {}
         hooks = [
@@ -171,17 +157,13 @@ class Checks:
             moved = (noisy.probs_NE - clean.probs_NE).abs().mean().item()
             self._note('|noisy-clean|', {i: moved}, '.2e')
             good = moved > 0 if float(layer.noise) else moved == 0
-            findings.append(
-                (
-                    good and noisy.logits_NE.equal(clean.logits_NE),
-                    f'Layer {i} mean |noisy-clean| = {moved:.2e}',
-                )
-            )
+            good = good and noisy.logits_NE.equal(clean.logits_NE)
+            findings.append((good, f'Layer {i} mean |noisy-clean| = {moved:.2e}'))
         return [*findings, (same, 'evaluation is clean')]
 
     @torch.no_grad()
     def generation(self) -> list[Finding]:
-        """Greedy, 20 tokens, through the cache; the last logits against those of a pass over the whole text."""
+        """20 tokens, greedily, through the cache; the last logits against those of one pass over the text."""
         prompt = 'The meaning of life is'
         tokens = self.tokenizer.encode(prompt)[: self.model.max_len // 2]
         new, cache = [], []
@@ -199,27 +181,17 @@ class Checks:
 
     @torch.no_grad()
     def masking(self) -> list[Finding]:
-        """Rows of different lengths, padded at their ends, against each row alone; padding counts in no loss."""
+        """Sequences of different lengths, padded, against each alone; padding counts in no loss or metric."""
         tokens = self.x[0].tolist()
         rows = [tokens[:n] for n in (len(tokens), len(tokens) * 2 // 3, len(tokens) // 3) if n]
         x = torch.full((len(rows), len(tokens)), self.tokenizer.pad_token, device=self.device)
         for row, ids in zip(x, rows):
             row[: len(ids)] = torch.tensor(ids)
-        mask = torch.arange(len(tokens), device=self.device) < torch.tensor(
-            [[len(ids)] for ids in rows], device=self.device
-        )
+        lengths = torch.tensor([[len(ids)] for ids in rows], device=self.device)
+        mask = torch.arange(len(tokens), device=self.device) < lengths
         batch = self.model(x, mask=mask)
-        apart = max(
-            float(
-                (
-                    batch.logits[b : b + 1, : len(ids)]
-                    - self.model(torch.tensor([ids], device=self.device)).logits
-                )
-                .abs()
-                .max()
-            )
-            for b, ids in enumerate(rows)
-        )
+        alone = [self.model(torch.tensor([ids], device=self.device)).logits[0] for ids in rows]
+        apart = max(float((logits[: len(one)] - one).abs().max()) for logits, one in zip(batch.logits, alone))
         other = torch.where(mask, x, self.tokenizer.n_vocab - 1 - x)
         unmoved = all(
             float((value - self.model(other, mask=mask).metrics[name]).abs().max()) < 1e-5
@@ -235,9 +207,8 @@ class Checks:
         """Random tokens reach every expert."""
         length, E = min(128, self.model.max_len), self.model.num_experts
         g = torch.Generator().manual_seed(0)
-        x = torch.randint(self.tokenizer.n_vocab, (max(16, 64 * E // length), length), generator=g).to(
-            self.device
-        )
+        shape = max(16, 64 * E // length), length
+        x = torch.randint(self.tokenizer.n_vocab, shape, generator=g).to(self.device)
         loads = {i: expert_load(routing.expert_ids_NK, E) for i, routing in self._routings(x).items()}
         return [
             (
@@ -255,10 +226,7 @@ class Checks:
     def _routings(self, x: Tensor) -> dict[int, Routing]:
         """What each layer decides about the tokens x."""
         self.model.trunk(input_ids=x, use_cache=False)
-        routings = {}
-        for i, layer in self.layers.items():
-            routings[i], layer.routing = layer.routing, None
-        return routings
+        return {i: layer.take_routing() for i, layer in self.layers.items()}
 
 
 def _shares(load_E: Tensor) -> str:

@@ -1,9 +1,11 @@
-"""What is particular to a family of transformers' models; all else of this experiment is the same for each.
+"""What is particular to a family of models in transformers; the rest of this experiment is the same for all.
 
-B rows, T positions, H heads, K width of a head, D width of the model, F inner width.
+B sequences, T positions, S positions attended to, H heads, K width of a head, D width of the model, F inner
+width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,15 @@ ATTENTION = 'lmplay_causal'
 class Family:
     """What a family calls its parts, and how they compute.
 
-    type               transformers' model_type
-    blocks, embed_dropout   where the trunk keeps them; positions: its position embedding, where it has one
-    projections        the MLP's two
-    gelu               the form of the MLP's activation as torch's GELU calls it: 'tanh', or 'none' (exact)
-    dropout_in_mlp     whether the dropout after the MLP is a part of it
-    settings           of its configuration that weights from elsewhere must share -> our parameter of that meaning, if any
+    type            transformers' model_type
+    blocks          the trunk's attribute that holds them
+    embed_dropout   the trunk's attribute of the dropout after the embedding
+    positions       the weight of the position embedding, None where there is none
+    projections     the attributes of the MLP's two linear layers
+    gelu            the MLP's activation as torch.nn.GELU names it: 'tanh', or 'none' (exact)
+    dropout_in_mlp  whether the dropout after the MLP is part of it
+    settings        configuration that weights from elsewhere must share -> our parameter for it, '' where we
+                    have none
     """
 
     type: str
@@ -46,10 +51,10 @@ class Family:
         attn_dropout: float,
         ff_dropout: float,
     ):
-        """transformers' configuration of a model of that shape; what is not given is as in the family's published models."""
+        """transformers' configuration of that shape, in all else that of the family's published models."""
         import transformers
 
-        common = dict(
+        common: dict[str, Any] = dict(
             vocab_size=vocab_size,
             bos_token_id=None,
             eos_token_id=None,
@@ -77,7 +82,7 @@ class Family:
         )
 
     @property
-    def model_class(self):
+    def model_class(self) -> Any:
         """transformers' causal language model."""
         import transformers
 
@@ -86,9 +91,8 @@ class Family:
     def mlp_weights(self, mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """w1 (D, F), b1 (F,), w2 (F, D), b2 (D,) of a block's MLP."""
         first, second = (getattr(mlp, name) for name in self.projections)
-        w1, w2 = (
-            p.weight.t() if isinstance(p, nn.Linear) else p.weight for p in (first, second)
-        )  # GPT-2's Conv1D is (in, out)
+        # GPT-2's Conv1D is (in, out)
+        w1, w2 = (p.weight.t() if isinstance(p, nn.Linear) else p.weight for p in (first, second))
         return w1, first.bias, w2, second.bias
 
 
@@ -146,8 +150,11 @@ def find_family(name: str) -> Family:
 
 
 def causal_attention() -> str:
-    """The name of our attention, made known to transformers. Its own builds masks that wait for the device and that keep
-    the flash kernels out once compiled; here padding stands at the end of rows, where causal attention never looks."""
+    """The name under which our attention is registered with transformers.
+
+    transformers' own builds masks that wait for the device and, once compiled, rule out the flash kernels.
+    Here padding stands at the end of sequences, where causal attention never looks.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attend)
@@ -164,7 +171,7 @@ def _attend(
     scaling: float | None = None,
     **_,
 ) -> tuple[Tensor, None]:
-    """query (B, H, T, K), key and value (B, H, S, K) with S - T positions before the first query: (B, T, H, K)."""
+    """query (B, H, T, K), key and value (B, H, S, K), S - T of them before the first query: (B, T, H, K)."""
     T, S = query.shape[2], key.shape[2]
     if attention_mask is None and 1 < T < S:
         attention_mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)

@@ -1,7 +1,10 @@
-"""A pretrained transformer whose MLPs are turned into mixtures of experts: GPT-2, or Pythia.
+"""A pretrained transformer, GPT-2 or Pythia, whose MLPs are turned into layers of experts.
 
-The transformer is transformers' own; `families.py` knows what differs between the two, `moe_layer.py` is the mixture,
-`pretrained.py` brings weights in. B sequences, T positions, D = embed_dim, V vocabulary, L routed layers, E experts.
+The transformer is transformers' own; `families.py` says how the two differ, `moe_layer.py` is the layer of
+experts, `pretrained.py` imports weights.
+
+B sequences, T positions, N = B * T tokens, D = embed_dim, V vocabulary, L routed layers, E experts, K choices
+per token.
 """
 
 import torch
@@ -11,7 +14,7 @@ from lmplay.base.base_model import LMOutput, StepContext
 from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
 from lmplay.errors import ExperimentError
 from lmplay.modules.routing import expert_load, load_balance_loss, router_entropy, z_loss
-from lmplay.tokenizers import get_tokenizer
+from lmplay.tokenizers import Tokenizer, get_tokenizer
 from lmplay.utils import to_name
 
 from .families import find_family
@@ -19,38 +22,54 @@ from .moe_layer import MoELayer
 
 
 def routed_layers(choice: str | list[int], num_blocks: int) -> list[int]:
-    """Indices of the blocks that `moe_layers` means: 'last N', 'all', 'alternating' (every second), 'none', or a list of them."""
-    words = choice.split() if isinstance(choice, str) else []
-    if choice == 'none':
-        return []
-    if choice == 'all':
-        return list(range(num_blocks))
-    if choice == 'alternating':
-        return list(range(1, num_blocks, 2))
-    if len(words) == 2 and words[0] == 'last' and words[1].isdigit() and 1 <= int(words[1]) <= num_blocks:
-        return list(range(num_blocks - int(words[1]), num_blocks))
-    if isinstance(choice, (list, tuple)) and all(type(i) is int and 0 <= i < num_blocks for i in choice):
+    """Indices of the routed blocks, from 'last N', 'all', 'alternating' (every second), 'none', or a list.
+
+    Raises ExperimentError for anything else.
+    """
+    blocks = range(num_blocks)
+    if isinstance(choice, str):
+        named = {'none': blocks[:0], 'all': blocks, 'alternating': blocks[1::2]}
+        named |= {f'last {i + 1}': blocks[-i - 1 :] for i in blocks}
+        routed = named.get(' '.join(choice.split()))
+        if routed is not None:
+            return list(routed)
+    elif isinstance(choice, (list, tuple)) and all(type(i) is int and i in blocks for i in choice):
         return sorted(set(choice))
     raise ExperimentError(
-        f"moe_layers must be 'last N' with N up to {num_blocks}, a list of block numbers from 0 to {num_blocks - 1}, "
-        f"'all', 'alternating' or 'none'; given: {choice!r}."
+        f"moe_layers must be 'last N' with N up to {num_blocks}, a list of block numbers from 0 to "
+        f"{num_blocks - 1}, 'all', 'alternating' or 'none'; given: {choice!r}."
     )
 
 
+def _check_sizes(*, embed_dim: int, num_heads: int, num_experts: int, top_k: int) -> None:
+    if embed_dim % num_heads:
+        raise ExperimentError(
+            f'embed_dim must be a multiple of num_heads; given: {embed_dim} and {num_heads}.'
+        )
+    if not 1 <= num_experts <= 64 or not 1 <= top_k <= num_experts:
+        raise ExperimentError(
+            f'num_experts must be from 1 to 64 and top_k from 1 to num_experts; '
+            f'given: {num_experts} and {top_k}.'
+        )
+
+
 class UpcycledLM(RoutedLM):
-    """A causal language model of transformers with mixtures of experts in place of some of its MLPs.
+    """A causal language model of transformers with layers of experts in place of some of its MLPs.
 
-    family                'gpt2', or 'gpt_neox' (Pythia)
-    moe_layers            see `routed_layers`
-    num_experts, top_k    experts of a routed layer, and how many serve a token
-    lb_coef, z_coef       weights of the load-balance loss and the router's z-loss, each a mean over the routed layers
-    noise_std             of the noise on the router's logits in training; falls linearly to 0 over the first noise_fraction of
-                          a stage's steps
-    perturbation          of the copies that upcycling makes, relative to each parameter's standard deviation
-    vocab_size            rows of the embedding, where a family pads it beyond the tokenizer's vocabulary
+    family              'gpt2', or 'gpt_neox' (Pythia)
+    moe_layers          see `routed_layers`
+    num_experts, top_k  experts of a routed layer, and how many serve a token
+    lb_coef, z_coef     weights of the load-balance loss and the router's z-loss, each a mean over the routed
+                        layers
+    noise_std           of the noise on the router's logits in training; falls linearly to 0 over the first
+                        noise_fraction of a stage's steps
+    perturbation        noise on the copies that upcycling makes, relative to each parameter's standard
+                        deviation
+    vocab_size          rows of the embedding, where a family pads it beyond the tokenizer's vocabulary
 
-    Under gradient accumulation the fractions in the load-balance loss are those of each micro-batch: those of the whole step
-    are only known after its last forward pass, when the first micro-batches have had their backward pass already.
+    Under gradient accumulation the fractions in the load-balance loss are those of each micro-batch: those of
+    the whole step are known only after its last forward pass, when the first micro-batches have already had
+    their backward pass.
     """
 
     def __init__(
@@ -61,7 +80,7 @@ class UpcycledLM(RoutedLM):
         embed_dim=768,
         num_heads=12,
         max_len=1024,
-        moe_layers='last 4',
+        moe_layers: str | list[int] = 'last 4',
         num_experts=8,
         top_k=1,
         lb_coef=0.01,
@@ -72,18 +91,11 @@ class UpcycledLM(RoutedLM):
         attn_dropout=0.1,
         ff_dropout=0.1,
         embed_dropout=0.1,
-        vocab_size=None,
-        tokenizer='gpt2',
+        vocab_size: int | None = None,
+        tokenizer: str | Tokenizer = 'gpt2',
         version='gpt2_moe',
     ):
-        if embed_dim % num_heads:
-            raise ExperimentError(
-                f'embed_dim must be a multiple of num_heads; given: {embed_dim} and {num_heads}.'
-            )
-        if not 1 <= num_experts <= 64 or not 1 <= top_k <= num_experts:
-            raise ExperimentError(
-                f'num_experts must be from 1 to 64 and top_k from 1 to num_experts; given: {num_experts} and {top_k}.'
-            )
+        _check_sizes(embed_dim=embed_dim, num_heads=num_heads, num_experts=num_experts, top_k=top_k)
         super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len), max_len=max_len)
         self.num_blocks, self.embed_dim, self.num_heads = num_blocks, embed_dim, num_heads
         self.num_experts, self.top_k, self.perturbation = num_experts, top_k, perturbation
@@ -95,31 +107,34 @@ class UpcycledLM(RoutedLM):
                 f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}."
             )
         self.family = find_family(family)
-        self.model = self.family.model_class(
-            self.family.config(
-                num_blocks=num_blocks,
-                embed_dim=embed_dim,
-                num_heads=num_heads,
-                max_len=max_len,
-                vocab_size=vocab_size or n_vocab,
-                attn_dropout=attn_dropout,
-                ff_dropout=ff_dropout,
-            )
+        config = self.family.config(
+            num_blocks=num_blocks,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            max_len=max_len,
+            vocab_size=vocab_size or n_vocab,
+            attn_dropout=attn_dropout,
+            ff_dropout=ff_dropout,
         )
+        self.model = self.family.model_class(config)
         getattr(self.trunk, self.family.embed_dropout).p = embed_dropout
         self.moe_layers: dict[int, MoELayer] = {}
         for i in routed_layers(moe_layers, num_blocks):
-            block = self.blocks[i]
-            block.mlp = self.moe_layers[i] = MoELayer(
-                embed_dim=embed_dim,
-                ff_dim=4 * embed_dim,
-                num_experts=num_experts,
-                top_k=top_k,
-                noise_std=noise_std,
-                gelu=self.family.gelu,
-                dropout=ff_dropout if self.family.dropout_in_mlp else 0.0,
-                out_std=0.02 / (2 * num_blocks) ** 0.5 if family == 'gpt2' else 0.02,
-            )
+            layer = self._moe_layer(noise_std=noise_std, dropout=ff_dropout)
+            self.moe_layers[i] = self.blocks[i].mlp = layer
+
+    def _moe_layer(self, *, noise_std: float, dropout: float) -> MoELayer:
+        D = self.embed_dim
+        return MoELayer(
+            embed_dim=D,
+            ff_dim=4 * D,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            noise_std=noise_std,
+            gelu=self.family.gelu,
+            dropout=dropout if self.family.dropout_in_mlp else 0.0,
+            out_std=0.02 / (2 * self.num_blocks) ** 0.5 if self.family.type == 'gpt2' else 0.02,
+        )
 
     @property
     def trunk(self):
@@ -137,7 +152,8 @@ class UpcycledLM(RoutedLM):
     def features(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None) -> LMOutput:
         """(B, T) token ids to features (B, T, D), ready for `fc`.
 
-        mask (B, T) bool, False at padding, which stands at the end of sequences: it counts in no loss and no metric.
+        mask (B, T) bool, False at padding, which stands at the end of sequences and counts in no loss or
+        metric.
         """
         if cache is not None and not cache:
             from transformers import DynamicCache
@@ -152,10 +168,10 @@ class UpcycledLM(RoutedLM):
         return output
 
     def _report(self, output: LMOutput, mask_N: Tensor | None) -> None:
-        """Losses and metrics of the pass just made, from what its routed layers left behind."""
+        """Adds the losses and metrics of the last forward pass, from the decisions of its routed layers."""
         balance, z, load, entropy = [], [], [], []
         for layer in self.moe_layers.values():
-            routing, layer.routing = layer.routing, None
+            routing = layer.take_routing()
             load_E = expert_load(routing.expert_ids_NK, self.num_experts, mask_N)
             load.append(load_E)
             balance.append(load_balance_loss(routing.probs_NE, load_E, mask_N))
@@ -179,15 +195,15 @@ class UpcycledLM(RoutedLM):
         self.trunk(input_ids=x, use_cache=False)
         routed = []
         for i, layer in self.moe_layers.items():
-            r, layer.routing = layer.routing, None
+            r = layer.take_routing()
             log_p_NE = r.logits_NE.log_softmax(-1)
             routed.append(
                 RoutedLayer(
-                    f'block {i}',
-                    r.logits_NE.shape[1],
-                    r.expert_ids_NK.view(*x.shape, -1),
-                    r.weights_NK.view(*x.shape, -1),
-                    -(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape),
+                    name=f'block {i}',
+                    num_experts=self.num_experts,
+                    expert_ids=r.expert_ids_NK.view(*x.shape, -1),
+                    weights=r.weights_NK.view(*x.shape, -1),
+                    entropy=-(log_p_NE.exp() * log_p_NE).sum(-1).view(x.shape),
                 )
             )
         return routed
@@ -205,10 +221,11 @@ class UpcycledLM(RoutedLM):
             layer.noise.fill_(layer.noise_std * left)
 
     def import_pretrained(self, source) -> list[str]:
-        """Warm start: 'pretrained:NAME' of the hub or its local cache, a folder in Hugging Face's format, or an LMBase.
+        """Warm start from 'pretrained:NAME' (hub or its cache), a folder in its format, or an LMBase.
 
-        A dense model is upcycled: each expert becomes a perturbed copy of its block's MLP, and the lines returned say how far
-        that moved the layers and the logits. A mixture of the same shape is taken over. Raises CheckpointError for all else.
+        A dense model is upcycled: each expert becomes a perturbed copy of its block's MLP, and the lines
+        returned are those of the warm-start parity check. An upcycled model of the same shape is copied.
+        Raises CheckpointError for anything else.
         """
         from .pretrained import import_pretrained
 
@@ -221,7 +238,7 @@ class UpcycledLM(RoutedLM):
         )
 
     def flops_per_token(self, length: int) -> float:
-        """Forward, multiply and add counted as two: products of blocks, routers and head, and attention in full."""
+        """Forward FLOPs, multiply and add counted as two: blocks, routers, head, and attention in full."""
         D, routed = self.embed_dim, len(self.moe_layers)
         mlps = self.num_blocks - routed + routed * self.top_k
         products = 4 * D * D * self.num_blocks + 8 * D * D * mlps + routed * D * self.num_experts

@@ -1,6 +1,7 @@
-"""The mixture that stands in for a block's MLP.
+"""The layer of experts that replaces a block's MLP.
 
-B rows, T positions, N = B * T tokens, D width of the model, F inner width of an expert, E experts, K choices per token.
+B sequences, T positions, N = B * T tokens, D width of the model, F inner width of an expert, E experts, K
+choices per token.
 """
 
 import contextlib
@@ -15,9 +16,11 @@ from lmplay.modules.routing import Routing, route
 class MoELayer(nn.Module):
     """Routes each token to `top_k` of `num_experts` MLPs: (B, T, D) to (B, T, D). No token is dropped.
 
-    noise_std is the noise on the router's logits in training; `noise` is what it stands at now. `routing` is what the last
-    forward pass decided; whoever reads it takes it away.
+    noise_std is the initial standard deviation of the noise on the router's logits in training, `noise` the
+    current one. `routing` is what the last forward pass decided, until it is taken.
     """
+
+    noise: Tensor
 
     def __init__(
         self,
@@ -38,16 +41,15 @@ class MoELayer(nn.Module):
         self.b1 = nn.Parameter(torch.empty(num_experts, ff_dim))
         self.w2 = nn.Parameter(torch.empty(num_experts, ff_dim, embed_dim))
         self.b2 = nn.Parameter(torch.empty(num_experts, embed_dim))
-        self.b1.skip_weight_decay = self.b2.skip_weight_decay = (
-            True  # biases, though stacked ones have two dimensions
-        )
+        for bias in (self.b1, self.b2):  # stacked, they have two dimensions, as weights have
+            bias.skip_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]  torch allows it
         self.dropout = nn.Dropout(dropout)
         self.register_buffer('noise', torch.tensor(float(noise_std)), persistent=False)
         self.routing: Routing | None = None
         self.reset_experts()
 
     def reset_experts(self) -> None:
-        """Fresh experts, each for itself, as the family initialises its MLP."""
+        """Initialises each expert independently, as the family does its MLP."""
         nn.init.normal_(self.w1, std=0.02)
         nn.init.normal_(self.w2, std=self.out_std)
         nn.init.zeros_(self.b1)
@@ -61,19 +63,21 @@ class MoELayer(nn.Module):
     def copy_mlp(
         self, weights: tuple[Tensor, ...], *, perturbation: float, generator: torch.Generator
     ) -> None:
-        """Makes each expert a copy of an MLP (Komatsuzaki et al. 2022), each of its parameters with noise of `perturbation`
-        times the parameter's standard deviation, drawn on the CPU so that it is the same everywhere."""
+        """Makes each expert a copy of an MLP (Komatsuzaki et al. 2022) with noise on each parameter.
+
+        The noise has `perturbation` times the parameter's standard deviation, and is drawn on the CPU so that
+        it is the same on every device.
+        """
         for own, dense in zip(self.experts, weights):
             scale = perturbation * dense.float().std()
             for expert in own:
                 expert.copy_(dense)
                 if perturbation:
-                    expert += (torch.randn(dense.shape, generator=generator, device='cpu') * scale.cpu()).to(
-                        expert
-                    )
+                    noise = torch.randn(dense.shape, generator=generator, device='cpu') * scale.cpu()
+                    expert += noise.to(expert)
 
     def route(self, x_ND: Tensor, *, noisy: bool) -> Routing:
-        """Routes tokens (N, D); in float32 whatever the layer computes in (Fedus et al. 2021, 2.4)."""
+        """Routes tokens (N, D), always in float32 or wider (Fedus et al. 2021, section 2.4)."""
         device = x_ND.device.type
         with torch.autocast(device, enabled=False) if device != 'meta' else contextlib.nullcontext():
             dtype = torch.promote_types(x_ND.dtype, torch.float32)
@@ -82,11 +86,11 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
-        self.routing = self.route(x_ND, noisy=self.training)
+        self.routing = routing = self.route(x_ND, noisy=self.training)
         y_ND = experts_mlp(
             x_ND,
-            expert_ids_NK=self.routing.expert_ids_NK,
-            weights_NK=self.routing.weights_NK,
+            expert_ids_NK=routing.expert_ids_NK,
+            weights_NK=routing.weights_NK,
             w1_EDF=self.w1,
             b1_EF=self.b1,
             w2_EFD=self.w2,
@@ -94,3 +98,9 @@ class MoELayer(nn.Module):
             gelu=self.gelu,
         )
         return self.dropout(y_ND.view(x.shape))
+
+    def take_routing(self) -> Routing:
+        """What the last forward pass decided; cleared by the reader."""
+        routing, self.routing = self.routing, None
+        assert routing is not None, 'the routing of a forward pass can be taken once'
+        return routing

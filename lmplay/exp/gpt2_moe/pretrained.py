@@ -1,7 +1,9 @@
-"""Brings weights in: from the hub or its cache, from a folder in Hugging Face's format, from a model trained here.
+"""Imports weights: from the hub or its cache, a folder in Hugging Face's format, or a model trained here.
 
-Whatever the source, it first becomes transformers' dense model; then its MLPs are copied into the experts, and what that
-moved is measured.
+Every source first becomes transformers' dense model. Its MLPs are then copied into the experts, and the
+warm-start parity check measures what that changed.
+
+D width of the model, F inner width of an expert, T positions.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from lmplay.tokenizers import BPETokenizer, as_tokenizer
 
 from .families import Family, causal_attention
 
-TEXT = statistics.__doc__  # of the parity check: English, some code, in every installation of Python
+TEXT = str(statistics.__doc__)  # of the parity check: English and some code, in every installation of Python
 TEXT_TOKENS = 256
 FILES = ['config.json', 'tokenizer.json', '*.safetensors', '*.safetensors.index.json']
 SEED = 0  # of the perturbation
@@ -44,7 +46,7 @@ def import_pretrained(model, source) -> list[str]:
 
 
 def fetch(name: str) -> Path:
-    """The folder of model `name` in the hub's local cache, fetched where it is not there yet. Raises CheckpointError."""
+    """The folder of model `name` in the hub's local cache, downloaded if missing. Raises CheckpointError."""
     import huggingface_hub as hub
 
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -52,21 +54,21 @@ def fetch(name: str) -> Path:
         if any(folder.glob('*.safetensors')):
             return folder
     try:
-        hub.get_session().head(
-            hub.constants.ENDPOINT, timeout=10
-        )  # fails at once; the download would try for long
+        # fails fast, where the download would keep trying
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=10)
         return Path(hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # noqa: BLE001  network errors of several libraries
+    except Exception as error:  # network errors of several libraries
         reason = ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
         raise CheckpointError(
-            f"The weights of '{name}' are not in the local cache of the Hugging Face hub and can't be fetched ({reason}): run "
-            f'`hf download {name}` where there is a network and copy its cache here, or give a folder with its config.json and '
-            f'model.safetensors, or a checkpoint (lmp_trainer --initial-model PATH, lmp_verify_moe PATH).'
+            f"The weights of '{name}' are not in the local cache of the Hugging Face hub and can't be "
+            f'downloaded ({reason}): run `hf download {name}` where there is a network and copy its cache '
+            f'here, or give a folder with its config.json and model.safetensors, or a checkpoint '
+            f'(lmp_trainer --initial-model PATH, lmp_verify_moe PATH).'
         ) from error
 
 
 def load_folder(folder: Path, family: Family):
-    """transformers' dense model of a folder. Raises CheckpointError unless every weight of it is there and no other."""
+    """transformers' dense model of a folder. Raises CheckpointError for any missing or additional weight."""
     import transformers
 
     if not (folder / 'config.json').is_file():
@@ -76,7 +78,8 @@ def load_folder(folder: Path, family: Family):
             config = transformers.AutoConfig.from_pretrained(folder)
             if config.model_type != family.type:
                 raise CheckpointError(
-                    f"'{folder}' holds a model of type {config.model_type}; this experiment takes {family.type}."
+                    f"'{folder}' holds a model of type {config.model_type}; "
+                    f'this experiment takes {family.type}.'
                 )
             dense, info = family.model_class.from_pretrained(
                 folder,
@@ -88,25 +91,22 @@ def load_folder(folder: Path, family: Family):
             )
     except CheckpointError:
         raise
-    except Exception as error:  # noqa: BLE001  the library raises many kinds for a damaged folder
+    except Exception as error:  # the library raises many kinds for a damaged folder
         raise CheckpointError(
             f"The model in '{folder}' can't be read: {' '.join(str(error).split())[:300].rstrip('.')}."
         ) from error
     problems = (
         [f"'{key}' is missing" for key in sorted(info['missing_keys'])]
         + [f"'{key}' is not of this architecture" for key in sorted(info['unexpected_keys'])]
-        + [
-            f"'{key[0]}' has another shape than the configuration says"
-            for key in sorted(info['mismatched_keys'])
-        ]
+        + [f"'{key[0]}' has another shape than in config.json" for key in sorted(info['mismatched_keys'])]
     )
-    _refuse(problems, f"The model in '{folder}'", 'is no whole dense model')
+    _refuse(problems, f"The model in '{folder}'", 'is not a complete dense model')
     return dense
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps the library from printing a report of its own; what matters in it is raised."""
+    """Silences the library's own report; what matters in it is raised."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -140,8 +140,11 @@ def _check_settings(model, config, name: str) -> None:
 
 
 def adopt_tokenizer(model, folder: Path) -> list[str]:
-    """Weights mean something only with the tokenizer they were trained with: one that lies beside them becomes the model's,
-    unless it encodes as the model's own does."""
+    """Gives the model the tokenizer beside the weights, unless both encode alike; returns lines for the log.
+
+    Weights are meaningless with another tokenizer than they were trained with. Raises CheckpointError where
+    it is damaged or has more entries than the model's embedding.
+    """
     file = folder / BPETokenizer.FILE
     own = as_tokenizer(model.tokenizer)
     if not file.is_file():
@@ -149,19 +152,23 @@ def adopt_tokenizer(model, folder: Path) -> list[str]:
     try:
         theirs = BPETokenizer.load(file)
     except DataError as error:
-        raise CheckpointError(f'The tokenizer beside the weights does not serve: {error}') from error
+        raise CheckpointError(f"The tokenizer beside the weights can't be used: {error}") from error
     if theirs.encode(TEXT) == own.encode(TEXT):
         return []
     if theirs.n_vocab > model.fc.weight.shape[0]:
         raise CheckpointError(
-            f"The tokenizer '{file}' has {theirs.n_vocab} entries, more than the model's {model.fc.weight.shape[0]}."
+            f"The tokenizer '{file}' has {theirs.n_vocab} entries, "
+            f"more than the model's {model.fc.weight.shape[0]}."
         )
     model.tokenizer = theirs
     return [f'tokens are those of {file.name} beside the weights ({theirs.n_vocab:,} entries)']
 
 
 def dense_of(model, source: LMBase):
-    """(dense model of transformers, lines), or (None, lines) where the source is a mixture of this very shape, taken over."""
+    """(transformers' dense model, lines for the log); None where an upcycled source is copied.
+
+    Raises CheckpointError for any other source that is not dense.
+    """
     weights, own = source.state_dict(), model.state_dict()
     h = source.hyperparameters
     if h.get('num_heads') != model.num_heads:
@@ -174,8 +181,8 @@ def dense_of(model, source: LMBase):
         return None, lines
     if any('.mlp.router.' in name for name in weights):
         raise CheckpointError(
-            f'{source.name} is a mixture already, with other experts than {model.name}: only a dense model can be '
-            f'upcycled.'
+            f'{source.name} is upcycled already, with other experts than {model.name}: '
+            f'only a dense model can be upcycled.'
         )
     if 'tok_embed.weight' in weights and model.family.type == 'gpt2':
         weights, more = _from_gpt2ish(weights, h)
@@ -196,24 +203,25 @@ def dense_of(model, source: LMBase):
 
 
 def _load(module, weights: dict[str, Tensor], source: str, target: str) -> None:
-    """Loads weights, all of them or none. Raises CheckpointError naming what is missing, unexpected, or of another shape."""
-    own = module.state_dict()
-    _refuse(
-        [f"'{name}' is missing" for name in own if name not in weights]
-        + [f"'{name}' is not of this architecture" for name in weights if name not in own]
-        + [
-            f"'{name}' has shape {list(value.shape)} instead of {list(own[name].shape)}"
-            for name, value in weights.items()
-            if name in own and own[name].shape != value.shape
-        ],
-        source,
-        f'does not fit {target}',
-    )
+    """Loads weights, all or none. Raises CheckpointError that names what does not fit."""
+    _refuse(_misfits(weights, module.state_dict()), source, f'does not fit {target}')
     module.load_state_dict(weights)
 
 
+def _misfits(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """What of `weights` is missing, unexpected, or of another shape than a model's own."""
+    missing = [f"'{name}' is missing" for name in own if name not in weights]
+    unexpected = [f"'{name}' is not of this architecture" for name in weights if name not in own]
+    reshaped = [
+        f"'{name}' has shape {list(value.shape)} instead of {list(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    return missing + unexpected + reshaped
+
+
 def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a gpt2ish under the names of transformers' GPT-2, and what they could not carry."""
+    """(a gpt2ish's weights under the names of transformers' GPT-2, lines on what is not carried over)."""
     names = {
         'ln1': 'ln_1',
         'attn.qkv': 'attn.c_attn',
@@ -237,9 +245,8 @@ def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[di
             part, kind = rest.rsplit('.', 1)
             if part not in names:
                 raise CheckpointError(f"'{name}' has no counterpart in GPT-2.")
-            converted[f'transformer.h.{block}.{names[part]}.{kind}'] = (
-                value.t() if value.ndim == 2 else value
-            )  # Linear to Conv1D
+            value = value.t() if value.ndim == 2 else value  # Conv1D is (in, out)
+            converted[f'transformer.h.{block}.{names[part]}.{kind}'] = value
     lines = ["not carried over: the output head and its bias; here the head is the token embedding's weight"]
     if hyperparameters.get('gelu', 'none') != 'tanh':
         lines.append('not carried over: the exact GELU; GPT-2 computes its tanh approximation')
@@ -249,8 +256,11 @@ def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[di
 
 
 def upcycle(model, dense) -> None:
-    """Gives the model a dense one's weights; in routed layers each expert gets the MLP, perturbed. Positions beyond the
-    model's max_len are dropped. Raises CheckpointError where shapes differ, before anything is changed."""
+    """Copies a dense model's weights; in routed layers each expert gets the MLP, perturbed.
+
+    Positions beyond the model's max_len are dropped. Raises CheckpointError where shapes differ, before
+    changing anything.
+    """
     family, trunk = model.family, dense.base_model
     blocks = getattr(trunk, family.blocks)
     mlps = tuple(f'{dense.base_model_prefix}.{family.blocks}.{i}.mlp.' for i in model.moe_layers)
@@ -259,22 +269,12 @@ def upcycle(model, dense) -> None:
         weights[family.positions] = weights[family.positions][: model.max_len]
     experts = {i: family.mlp_weights(blocks[i].mlp) for i in model.moe_layers if i < len(blocks)}
     own = {name: value for name, value in model.model.state_dict().items() if not name.startswith(mlps)}
-    _refuse(
-        [f"'{name}' is missing" for name in own if name not in weights]
-        + [f"'{name}' is not of this architecture" for name in weights if name not in own]
-        + [
-            f"'{name}' has shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
-            for name in own
-            if name in weights and own[name].shape != weights[name].shape
-        ]
-        + [
-            f'the MLP of block {i} has shape {list(mlp[0].shape)} instead of {list(model.moe_layers[i].w1.shape[1:])}'
-            for i, mlp in experts.items()
-            if mlp[0].shape != model.moe_layers[i].w1.shape[1:]
-        ],
-        'The dense model',
-        f'does not fit {model.name}',
-    )
+    problems = _misfits(weights, own)
+    for i, (w1_DF, *_) in experts.items():
+        expected = model.moe_layers[i].w1.shape[1:]
+        if w1_DF.shape != expected:
+            problems.append(f'the MLP of block {i} has shape {list(w1_DF.shape)} instead of {list(expected)}')
+    _refuse(problems, 'The dense model', f'does not fit {model.name}')
     model.model.load_state_dict(weights, strict=False)
     generator = torch.Generator().manual_seed(SEED)
     for i, layer in model.moe_layers.items():
@@ -283,9 +283,10 @@ def upcycle(model, dense) -> None:
 
 @torch.no_grad()
 def parity(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]:
-    """({block: error of its layer}, error of the logits) of the upcycled model against the dense one, both in evaluation.
+    """({block: error of its layer}, error of the logits) of the upcycled model against the dense one.
 
-    An error is mean|moe - dense| / mean|dense|. A layer is given what the dense model gives its MLP.
+    An error is mean|moe - dense| / mean|dense|, both in evaluation mode. A layer gets the inputs of the dense
+    model's MLP.
     """
     device = next(model.parameters()).device
     tokens = as_tokenizer(model.tokenizer).encode(text)[: min(TEXT_TOKENS, model.max_len)]
@@ -304,7 +305,7 @@ def parity(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]:
         logits = model(x).logits
         layers = {i: _error(layer(seen[i][0]), seen[i][1]) for i, layer in model.moe_layers.items()}
         for layer in model.moe_layers.values():
-            layer.routing = None
+            layer.take_routing()
     finally:
         model.train(training)
         for hook in hooks:

@@ -1,29 +1,37 @@
-"""lmp_verify_moe: the ten checks of an upcycled model, with what they measure."""
+"""lmp_verify_moe: ten checks of an upcycled model, with what they measure."""
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lmplay.cli import CommandParser, run_command
 from lmplay.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from lmplay.base.base_model import LMBase
+
+    from .checks import Finding
 
 
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_verify_moe',
-        description='Upcycles a dense model, or takes a mixture as it was trained, and checks that all is as '
-        'it should be: ten checks, each with what it measured.',
+        description='Upcycles a dense model, or takes an upcycled one as it was trained, and runs ten '
+        'checks, each with what it measures.',
     )
     p.add_argument(
         'source',
         nargs='?',
         default='gpt2',
         metavar='SOURCE',
-        help='a run or checkpoint of lmplay; a folder in Hugging Face format; or the name of pretrained weights (gpt2)',
+        help="a run or checkpoint of lmplay; a folder in Hugging Face's format; or the name of pretrained "
+        'weights (default: gpt2)',
     )
     p.add_argument(
-        '--tiny', action='store_true', help='a small GPT-2 with random weights instead: no download'
+        '--tiny', action='store_true', help='a small GPT-2 with random weights instead; needs no download'
     )
     return p
 
@@ -40,28 +48,31 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     model, dense, what = tiny() if args.tiny else open_source(args.source)
     print(
-        f'{model.name}: {what}; mixtures in blocks {list(model.moe_layers)}, {model.num_experts} experts, '
+        f'{model.name}: {what}; experts in blocks {list(model.moe_layers)}, {model.num_experts} each, '
         f'top {model.top_k}'
     )
-    failed = skipped = 0
     checks = Checks(model, dense)
-    for number, (title, check) in enumerate(checks.all(), start=1):
-        print(f'\n[Test {number}] {title}...')
-        findings = check()
-        if findings is None:
-            skipped += 1
-            print('  [--] a trained mixture has no dense model to be compared with')
-            continue
-        for good, line in findings:
-            print(f'  [{"OK" if good else "FAIL"}] {line}')
-        failed += not all(good for good, _ in findings)
+    passed = [report(number, title, check) for number, (title, check) in enumerate(checks.all(), start=1)]
     print('\n' + table(checks.figures))
+    failed, skipped = passed.count(False), passed.count(None)
     print(
-        f'\n{number - failed - skipped} of {number} checks passed'
+        f'\n{passed.count(True)} of {len(passed)} checks passed'
         + (f', {failed} failed' if failed else '')
         + (f', {skipped} did not apply' if skipped else '')
     )
     return 1 if failed else 0
+
+
+def report(number: int, title: str, check: Callable[[], 'list[Finding] | None']) -> bool | None:
+    """Runs a check and prints its findings; returns whether it passed, None where it does not apply."""
+    print(f'\n[Test {number}] {title}...')
+    findings = check()
+    if findings is None:
+        print('  [--] a trained model has no dense model to be compared with')
+        return None
+    for good, line in findings:
+        print(f'  [{"OK" if good else "FAIL"}] {line}')
+    return all(good for good, _ in findings)
 
 
 def table(figures: dict[int, dict[str, str]]) -> str:
@@ -113,7 +124,7 @@ def open_source(source: str):
 
 
 def open_weights(folder: Path, name: str):
-    """A folder in Hugging Face's format, upcycled: last 4 blocks (half of them in a model of fewer than 8), 8 experts, top 1."""
+    """(model, dense, description) of a folder in Hugging Face's format, upcycled to 8 experts, top 1."""
     from .families import find_family
     from .model import UpcycledLM
     from .pretrained import adopt_tokenizer, load_folder, upcycle
@@ -121,7 +132,7 @@ def open_weights(folder: Path, name: str):
     try:
         family = find_family(json.loads((folder / 'config.json').read_text()).get('model_type'))
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"'{folder / 'config.json'}' is no JSON object: {error}.") from error
+        raise CheckpointError(f"'{folder / 'config.json'}' is not a JSON object: {error}.") from error
     dense = load_folder(folder, family)
     shape = {ours: getattr(dense.config, theirs) for theirs, ours in family.settings.items() if ours}
     beside = folder / 'tokenizer.json'
@@ -141,31 +152,44 @@ def open_weights(folder: Path, name: str):
     return model, dense, f'weights of {name}'
 
 
-def open_checkpoint(folder: Path):
-    """A checkpoint of this framework: a mixture as it was trained, or a dense model, upcycled as `open_weights` does."""
-    from safetensors import SafetensorError, safe_open
-
-    from lmplay.base.runner_list import find_runner
-    from lmplay.tokenizers import load_tokenizer
+def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
+    """(model, dense or None, description) of a checkpoint; an upcycled model stays as it was trained."""
+    from lmplay.tokenizers import as_tokenizer
 
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle
 
+    source = load_checkpoint(folder)
+    if getattr(source, 'moe_layers', None):
+        return source, None, f'trained weights of {folder}'
+    h = source.hyperparameters
+    model = UpcycledLM(
+        family=h.get('family', 'gpt2'),
+        **{key: h[key] for key in ('num_blocks', 'embed_dim', 'num_heads', 'max_len')},
+        moe_layers=_last(h['num_blocks']),
+        tokenizer=as_tokenizer(source.tokenizer),
+        vocab_size=h.get('vocab_size'),
+        version=source.name,
+    )
+    dense, _ = dense_of(model, source)
+    upcycle(model, dense)
+    return model, dense, f'weights of {folder}'
+
+
+def load_checkpoint(folder: Path) -> 'LMBase':
+    """The model of a checkpoint. An experiment stands below `lmplay.runs`, which has a reader of its own."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    from lmplay.base.runner_list import find_runner
+    from lmplay.tokenizers import load_tokenizer
+
     try:
         state = json.loads((folder / 'state.json').read_text())
         tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
-        source = (
-            find_runner(state['exp_file'] or state['exp'])
-            .function(**state['parameters'], tokenizer=tokenizer)
-            .build()
-        )
-        with safe_open(folder / 'model.safetensors', 'pt') as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-            weights |= {
-                alias: weights[owner]
-                for alias, owner in json.loads(file.metadata().get('aliases', '{}')).items()
-            }
-        source.load_state_dict(weights)
+        runner = find_runner(state['exp_file'] or state['exp'])
+        model = runner.function(**state['parameters'], tokenizer=tokenizer).build()
+        load_model(model, folder / 'model.safetensors')
     except UserError:
         raise
     except (
@@ -181,24 +205,11 @@ def open_checkpoint(folder: Path):
         raise CheckpointError(
             f"The checkpoint '{folder}' is damaged or of another model ({reason})."
         ) from error
-    if getattr(source, 'moe_layers', None):
-        return source, None, f'trained weights of {folder}'
-    h = source.hyperparameters
-    shape = {key: h[key] for key in ('num_blocks', 'embed_dim', 'num_heads', 'max_len')}
-    model = UpcycledLM(
-        family=h.get('family', 'gpt2'),
-        **shape,
-        moe_layers=_last(h['num_blocks']),
-        tokenizer=tokenizer,
-        vocab_size=h.get('vocab_size'),
-        version=source.name,
-    )
-    dense, _ = dense_of(model, source)
-    upcycle(model, dense)
-    return model, dense, f'weights of {folder}'
+    return model
 
 
 def _last(num_blocks: int) -> str:
+    """The last 4 blocks, but at most half of them."""
     return f'last {min(4, max(1, num_blocks // 2))}'
 
 

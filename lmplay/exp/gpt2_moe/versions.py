@@ -3,7 +3,7 @@ from lmplay.base.runner_list import expose_runner
 
 from .model import UpcycledLM
 
-# What the moe-emergence study trained with; its runs took 5,000 (dense), 10,000 (mixtures) and 2,000 (no load balance) steps.
+# As in the moe-emergence study; it took 5,000 steps (dense), 10,000 (MoE) and 2,000 (no load balance).
 STUDY = dict(
     init_from='pretrained:gpt2',
     lr=5e-5,
@@ -30,7 +30,7 @@ def runner_dense(*args, **kwargs):
 
 @expose_runner(
     'gpt2_moe',
-    description='Pretrained GPT-2, the MLPs of its last 4 layers upcycled to 8 experts each, one per token.',
+    description='Pretrained GPT-2, the MLPs of its last 4 blocks upcycled to 8 experts each, one per token.',
 )
 def runner(*args, **kwargs):
     return BasicModelRunner(
@@ -81,7 +81,7 @@ def runner_test(*args, **kwargs):
 
 @expose_runner(
     'pythia_moe',
-    description='Pythia-160M, the MLPs of its last 4 layers upcycled to 8 experts each, one per token.',
+    description='Pythia-160M, the MLPs of its last 4 blocks upcycled to 8 experts each, one per token.',
 )
 def runner_pythia(*args, **kwargs):
     return BasicModelRunner(

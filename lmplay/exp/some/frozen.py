@@ -1,7 +1,9 @@
-"""The frozen experts: random weights that follow from a seed, on every device and in every precision the same.
+"""The frozen experts: random weights that follow from a seed, the same on every device and in every dtype.
 
-E experts, D width, F inner width. All values are bfloat16 numbers made from random integers, one stream per expert, so what
-a seed gives depends neither on the device, nor on the number of threads, nor on whether training runs in fp32 or bf16.
+All values are bfloat16 numbers made from random integers, one stream per expert, so they depend neither on
+the device, nor on the number of threads, nor on whether training runs in fp32 or bf16.
+
+E experts, D width of the model, F inner width of an expert.
 """
 
 import hashlib
@@ -17,13 +19,15 @@ from lmplay.errors import ExperimentError, unknown
 
 SPARSITY = 0.5  # share of zeros in what each input feeds, as in the publication
 PUBLISHED_STD = 0.01
-CACHED = 1 << 16  # entries made at a time; temporaries beyond the cache take three times as long
-GELU_POWER = 0.42522  # E[gelu(z)^2] of z ~ N(0, 1)
+CACHED = (
+    1 << 16
+)  # entries made at a time; with temporaries larger than the cache it takes three times as long
+GELU_POWER = 0.42522  # E[gelu(z)^2] for z ~ N(0, 1)
 INITS = ('sparse', 'sparse_scaled', 'default', 'orthogonal')
 
 
 def _bf16(values: np.ndarray) -> np.ndarray:
-    """Rounded to bfloat16, as the uint16 that hold it (numpy has no such type)."""
+    """Rounded to bfloat16, as uint16 with its bits (numpy lacks the type)."""
     return torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
 
 
@@ -50,21 +54,20 @@ def _bits(stream: np.random.BitGenerator, *shape: int) -> np.ndarray:
 
 
 def _sparse(stream, inputs: int, outputs: int, std: float) -> np.ndarray:
-    """(inputs, outputs): of what each input feeds exactly half is 0, the rest N(0, std^2), as torch.nn.init.sparse_ does."""
+    """(inputs, outputs): exactly half of each row is 0, the rest N(0, std^2), as in torch.nn.init.sparse_."""
     weights, table = np.empty((inputs, outputs), np.uint16), _normal_table(std)
     zeros, place = ceil(SPARSITY * outputs), np.arange(outputs, dtype=np.uint32)
     rows = max(1, CACHED // outputs)
     for part in (weights[i : i + rows] for i in range(0, inputs, rows)):
-        ranks = (
-            _bits(stream, *part.shape).astype(np.uint32) << 16 | place
-        )  # the place makes random ranks distinct
+        # the place makes random ranks distinct
+        ranks = _bits(stream, *part.shape).astype(np.uint32) << 16 | place
         highest_zero = np.partition(ranks, zeros - 1, axis=1)[:, zeros - 1 : zeros]
         np.multiply(table.take(_bits(stream, *part.shape)), ranks > highest_zero, out=part)
     return weights
 
 
 def _orthogonal(stream, inputs: int, outputs: int) -> np.ndarray:
-    """Rows or columns orthonormal, uniformly (Saxe et al. 2013, as torch.nn.init.orthogonal_ does)."""
+    """Orthonormal rows or columns, uniformly (Saxe et al. 2013), as torch.nn.init.orthogonal_ does."""
     normal = _normal_quantiles().take(_bits(stream, max(inputs, outputs), min(inputs, outputs)))
     q, r = np.linalg.qr(normal)
     q *= np.sign(np.diag(r))
@@ -104,16 +107,16 @@ def frozen_experts(
     seed: int,
     layer: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D), all bfloat16, and their sha256 as uint8 (32,).
+) -> tuple[Tensor, ...]:
+    """w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D), all bfloat16, and their SHA-256 as uint8 (32,).
 
-    init  'sparse'         published: half zeros, the rest N(0, 0.01^2); a layer's output is then near zero
-          'sparse_scaled'  half zeros, the rest scaled so that input of unit variance gives output of unit variance when
-                           top_k experts are mixed in equal parts. Not in the publication.
-          'default'        torch.nn.Linear's uniform weights and biases
-          'orthogonal'     as torch.nn.init.orthogonal_
+    init  'sparse'         published: half zeros, the rest N(0, 0.01^2), which leaves a layer's output near
+          zero 'sparse_scaled'  half zeros, the rest scaled so that inputs of unit variance give outputs of
+          unit variance when top_k experts are mixed in equal parts; not in the publication 'default'
+          torch.nn.Linear's uniform weights and biases 'orthogonal'     as torch.nn.init.orthogonal_
 
-    On the meta device nothing is generated and the digest is empty of meaning.
+    On the meta device nothing is generated and the digest means nothing. Raises ExperimentError for an
+    unknown init.
     """
     if init not in INITS:
         raise ExperimentError(unknown('init', init, INITS, 'the experts of SoME'))

@@ -1,7 +1,9 @@
-"""Where the experts sit: unit vectors that move by three local rules after each optimizer step, without gradient.
+"""The experts' keys: unit vectors that move by three local rules after each optimizer step, without gradient.
 
-N tokens, E experts, K choices per token, D width. The rules are those of the SoME publication; a step's update needs only
-sums over its tokens, so micro-batches and ranks add up and no query is kept.
+The rules are those of the SoME publication. A step's update needs only sums over its tokens, so micro-batches
+and processes add up and no query is kept.
+
+N tokens, E experts, K choices per token, D width of the model.
 """
 
 from contextlib import nullcontext
@@ -14,15 +16,15 @@ from torch import Tensor, nn
 
 
 def full_precision(device: torch.device):
-    """A context in which products keep the precision of what they are given, whatever autocast is on around it."""
+    """A context in which products keep the precision of their inputs, even under autocast."""
     return torch.autocast(device.type, enabled=False) if device.type != 'meta' else nullcontext()
 
 
 def query_sums(queries_ND: Tensor, expert_ids_NK: Tensor, num_experts: int, *, as_product: bool) -> Tensor:
-    """(K, E, D): for each rank and expert the sum of the queries that chose it.
+    """(K, E, D): the sum of the queries that chose each expert at each rank.
 
-    as_product: as a product with ones and zeros. On CUDA, adding many rows into few is slow and in an order left to chance;
-    on a CPU it is 30 times faster than the product.
+    as_product: by a product with ones and zeros. On CUDA, adding many rows into few is slow and not
+    deterministic; on a CPU, adding is 30 times faster than the product.
     """
     if as_product:
         chosen_KNE = expert_ids_NK.t()[:, :, None] == torch.arange(num_experts, device=queries_ND.device)
@@ -34,19 +36,28 @@ def query_sums(queries_ND: Tensor, expert_ids_NK: Tensor, num_experts: int, *, a
 
 
 class Keys(nn.Module):
-    """The keys of one layer, how much each is used, and this step's sums. Everything that a step changes is saved.
+    """The keys of one layer, how much each is used, and this step's sums. What lasts between steps is saved.
 
-    alpha, beta, delta  strengths of attraction to queries, of pull between experts chosen together, of decay; 0 switches a
-                        rule off
-    theta_percentile    fraction; keys used less than this quantile of the non-zero usages decay
-    warmup_steps        key updates before decay sets in
+    alpha, beta, delta  strengths of attraction to queries, of pull between experts chosen together, and of
+                        decay; 0 switches a rule off
+    theta_percentile    keys used less than this quantile (a fraction) of the non-zero usages decay
+    warmup_steps        key updates before decay begins
     ema_decay           of the running usage, per update
-    decay_fix           The published decay scales a key that is then made a unit vector again, so it changes nothing. With
-                        this option the decay is kept as `pull`, a factor in [0, 1] on the key's scores, which grows back at
-                        the same rate while the key is used enough. Not in the publication.
+    decay_fix           The published decay scales a key that is then normalised again, so it has no effect.
+                        With this option the decay is kept as `pull`, a factor in [0, 1] on the key's scores
+                        that grows back at the same rate while the key is used enough. Not in the publication.
 
-    `vectors` (E, D) unit vectors, `usage` (E,) running assignments per step, `pull` (E,).
+    `vectors` (E, D) are unit vectors, `usage` (E,) running assignments per step, `pull` (E,) the factors on
+    the scores.
     """
+
+    vectors: Tensor
+    usage: Tensor
+    pull: Tensor
+    updates: Tensor
+    query_sums_KED: Tensor
+    counts_KE: Tensor
+    pairs_EE: Tensor
 
     def __init__(
         self,
@@ -75,12 +86,12 @@ class Keys(nn.Module):
         self.register_buffer('pairs_EE', torch.zeros(num_experts, num_experts), persistent=False)
 
     def scores(self, queries_ND: Tensor) -> Tensor:
-        """(N, E), in the keys' precision: a rounded score would change which experts are chosen."""
+        """(N, E), in the keys' precision: rounded scores would change which experts are chosen."""
         with full_precision(queries_ND.device):
             return queries_ND.to(self.vectors.dtype) @ (self.vectors * self.pull[:, None]).t()
 
     def clear(self) -> None:
-        """Forgets what was collected since the last update."""
+        """Discards what was collected since the last update."""
         for sums in self._sums():
             sums.zero_()
 
@@ -89,7 +100,7 @@ class Keys(nn.Module):
 
     @torch.no_grad()
     def collect(self, queries_ND: Tensor, expert_ids_NK: Tensor, mask_N: Tensor | None = None) -> None:
-        """Adds a micro-batch: who asked, whom it chose by rank, and which experts were chosen together.
+        """Adds a micro-batch: queries by expert and rank, and which experts were chosen together.
 
         mask_N is False at tokens that do not count.
         """
@@ -107,46 +118,51 @@ class Keys(nn.Module):
 
     @torch.no_grad()
     def update(self, stepped: bool | Tensor = True) -> None:
-        """Moves the keys by what was collected, in all processes where training is distributed, if the step was taken.
-
-        Usage first; then attraction, rank after rank, later ranks seeing keys already moved; then the pull between experts
-        that a token chose together, all from the keys as they then stand; decay; unit length.
-        """
+        """Moves the keys by what all processes collected, if the step was taken."""
         if dist.is_available() and dist.is_initialized():
             for sums in self._sums():
                 dist.all_reduce(sums)
-        usage = self.ema_decay * self.usage + (1 - self.ema_decay) * self.counts_KE.sum(0)
-        keys = self.vectors
-        rate_E1 = (self.alpha / (1 + usage))[:, None]
-        for sums_ED, counts_E in zip(
-            self.query_sums_KED, self.counts_KE
-        ):  # sum of (query - key), from its two sums
-            keys = keys + rate_E1 * (sums_ED - counts_E[:, None] * keys)
-        inertia_EE = 1 + torch.minimum(usage[:, None], usage[None, :])
-        weight_EE = self.beta / inertia_EE * self.pairs_EE.clone().fill_diagonal_(0)
-        with full_precision(keys.device):
-            keys = keys + weight_EE @ keys - weight_EE.sum(1)[:, None] * keys
-        theta = torch.nanquantile(usage.where(usage > 0, torch.nan), self.theta_percentile)
-        weak_E = (usage < theta) & (self.updates >= self.warmup_steps)
-        pull = self.pull
-        if self.decay_fix:
-            pull = torch.where(weak_E, pull * (1 - self.delta), (pull / (1 - self.delta)).clamp(max=1))
-        else:
-            keys = torch.where(weak_E[:, None], keys * (1 - self.delta), keys)
+        usage_E = self.ema_decay * self.usage + (1 - self.ema_decay) * self.counts_KE.sum(0)
+        keys_ED = self._attracted(self.vectors, usage_E)
+        keys_ED = self._pulled_together(keys_ED, usage_E)
+        keys_ED, pull_E = self._decayed(keys_ED, usage_E)
         stepped = torch.as_tensor(
-            stepped, device=keys.device
-        )  # a device that decides by itself is not waited for
+            stepped, device=keys_ED.device
+        )  # not read here: that would wait for the device
         for state, moved in (
-            (self.vectors, F.normalize(keys, dim=1)),
-            (self.usage, usage),
-            (self.pull, pull),
+            (self.vectors, F.normalize(keys_ED, dim=1)),
+            (self.usage, usage_E),
+            (self.pull, pull_E),
             (self.updates, self.updates + 1),
         ):
             state.copy_(torch.where(stepped, moved, state))
 
+    def _attracted(self, keys_ED: Tensor, usage_E: Tensor) -> Tensor:
+        """Towards the queries that chose a key, rank by rank; later ranks see keys already moved."""
+        rate_E1 = (self.alpha / (1 + usage_E))[:, None]
+        for sums_ED, counts_E in zip(self.query_sums_KED, self.counts_KE):
+            keys_ED = keys_ED + rate_E1 * (sums_ED - counts_E[:, None] * keys_ED)  # the sum of query - key
+        return keys_ED
+
+    def _pulled_together(self, keys_ED: Tensor, usage_E: Tensor) -> Tensor:
+        """Towards the keys chosen by the same tokens, all from where they stand."""
+        inertia_EE = 1 + torch.minimum(usage_E[:, None], usage_E[None, :])
+        weight_EE = self.beta / inertia_EE * self.pairs_EE.clone().fill_diagonal_(0)
+        with full_precision(keys_ED.device):
+            return keys_ED + weight_EE @ keys_ED - weight_EE.sum(1)[:, None] * keys_ED
+
+    def _decayed(self, keys_ED: Tensor, usage_E: Tensor) -> tuple[Tensor, Tensor]:
+        """(keys, pull) after the decay of little used keys."""
+        theta = torch.nanquantile(usage_E.where(usage_E > 0, torch.nan), self.theta_percentile)
+        weak_E = (usage_E < theta) & (self.updates >= self.warmup_steps)
+        if not self.decay_fix:
+            return torch.where(weak_E[:, None], keys_ED * (1 - self.delta), keys_ED), self.pull
+        grown_E = (self.pull / (1 - self.delta)).clamp(max=1)
+        return keys_ED, torch.where(weak_E, self.pull * (1 - self.delta), grown_E)
+
 
 def gini(usage: Tensor) -> Tensor:
-    """Gini coefficient over the last dimension: 0 where all are used alike, towards 1 where one takes everything."""
+    """Gini coefficient over the last dimension: 0 for equal usage, towards 1 where one takes everything."""
     E = usage.shape[-1]
     ranked = usage.sort(dim=-1).values
     position = torch.arange(1, E + 1, device=usage.device, dtype=usage.dtype)
@@ -155,6 +171,6 @@ def gini(usage: Tensor) -> Tensor:
 
 
 def entropy_bits(usage: Tensor) -> Tensor:
-    """Shannon entropy of the shares over the last dimension, in bits: log2 E where all are used alike."""
+    """Shannon entropy of the shares over the last dimension, in bits: log2 E for equal usage."""
     share = usage / usage.sum(-1, keepdim=True).clamp(min=torch.finfo(usage.dtype).tiny)
     return -torch.special.xlogy(share, share).sum(-1) / log(2)

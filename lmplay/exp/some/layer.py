@@ -1,9 +1,10 @@
-"""The SoME layer: frozen random experts, chosen by a learned query and keys that move by themselves.
+"""The SoME layer: frozen random experts, chosen by a learned query and self-organizing keys.
 
-B rows, T positions, D width; routed code: N = B * T tokens, E experts, K choices per token, F inner width.
+B sequences, T positions, N = B * T tokens, D width of the model, F inner width of an expert, E experts, K
+choices per token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,19 @@ class Choice(NamedTuple):
 
 
 class SoMELayer(nn.Module):
-    """Mixture of frozen experts: y = sum_j g_j expert_j(x) over the top_k experts whose keys are nearest to the query of x.
+    """y = sum_j g_j expert_j(x) over the top_k frozen experts whose keys are nearest to the query of x.
 
-    Only the query network learns by gradient, through the gates g. The experts are buffers that are not saved: they follow
-    from the seed, and loading compares their digest. They are held in the precision that the products run in.
+    Only the query network learns by gradient, through the gates g. The experts are buffers that are not
+    saved: they follow from the seed, and loading compares their digest. They are held in the precision of the
+    products.
     """
+
+    temperature: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    expert_digest: Tensor
 
     def __init__(
         self,
@@ -57,9 +66,8 @@ class SoMELayer(nn.Module):
         self.top_k, self.eval_temperature, self.include_padding = top_k, eval_temperature, include_padding
         self.query = nn.Linear(embed_dim, embed_dim)
         self.keys = Keys(num_experts, embed_dim, top_k=top_k, **rules)
-        self.register_buffer(
-            'temperature', torch.tensor(train_temperature), persistent=False
-        )  # the gates', in training
+        # of the gates, in training
+        self.register_buffer('temperature', torch.tensor(train_temperature), persistent=False)
         *experts, digest = frozen_experts(
             num_experts=num_experts,
             embed_dim=embed_dim,
@@ -95,15 +103,14 @@ class SoMELayer(nn.Module):
 
     def route(self, x_ND: Tensor) -> Choice:
         queries_ND = F.normalize(self.query(x_ND).to(self.keys.vectors.dtype), dim=1)
-        logits_NE = self.keys.scores(queries_ND) / (
-            self.temperature if self.training else self.eval_temperature
-        )
+        temperature = self.temperature if self.training else self.eval_temperature
+        logits_NE = self.keys.scores(queries_ND) / temperature
         top_NK, expert_ids_NK = logits_NE.topk(self.top_k, dim=1)
         return Choice(queries_ND, logits_NE, expert_ids_NK, top_NK.softmax(1))
 
-    def _experts(self, x: Tensor) -> dict[str, Tensor | None]:
-        """The stacked weights in the precision of the products; converted once, and exactly, for they are bfloat16 numbers."""
-        device, dtype = x.device.type, x.dtype
+    def _experts(self, x_ND: Tensor) -> dict[str, Any]:
+        """The stacked weights in the dtype of the products; being bfloat16 numbers, they convert exactly."""
+        device, dtype = x_ND.device.type, x_ND.dtype
         if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         if self.w1.dtype != dtype:
@@ -121,7 +128,7 @@ class SoMELayer(nn.Module):
         if saved is not None and not mine.is_meta and not torch.equal(saved.to(mine.device), mine):
             raise CheckpointError(
                 f'The checkpoint was trained with other frozen experts than this model has (the digests of '
-                f"'{prefix.rstrip('.')}' differ): expert_seed, init, num_experts, embed_dim, d_ffn and top_k must be those of "
-                f'the checkpoint.'
+                f"'{prefix.rstrip('.')}' differ): expert_seed, init, num_experts, embed_dim, d_ffn and top_k "
+                f'must be those of the checkpoint.'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,9 +1,11 @@
-"""some and some_baseline: one backbone, two feed-forward layers (the self-organizing mixture of experts, and GPT-2's MLP).
+"""some and some_baseline: one backbone, with the self-organizing mixture of experts or GPT-2's MLP.
 
-B rows, T positions, D = embed_dim, V vocabulary, L layers, E experts.
+B sequences, T positions, N = B * T tokens, D = embed_dim, V vocabulary, L layers, E experts, K choices per
+token.
 """
 
 from math import log, sqrt
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +24,14 @@ TEMPERATURE_SCHEDULES = ('constant', 'linear')
 
 
 def sinusoidal_positions(max_len: int, embed_dim: int) -> Tensor:
-    """(max_len, embed_dim), sines at even places and cosines at odd ones (Vaswani et al. 2017, section 3.5)."""
+    """(max_len, D): sines in even columns, cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
     position = torch.arange(max_len)[:, None]
     angle = position * torch.exp(torch.arange(0, embed_dim, 2) * (-log(10_000) / embed_dim))
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)[:, :embed_dim]
 
 
 class Block(nn.Module):
-    """Post-norm: norm(x + attention(x)), then norm(x + feed-forward(x)) (Vaswani et al. 2017, section 3.1)."""
+    """Post-norm: norm(x + attention(x)), then norm(x + feed-forward(x)) (Vaswani et al. 2017, sec. 3.1)."""
 
     def __init__(self, *, num_heads: int, embed_dim: int, ff: nn.Module):
         super().__init__()
@@ -47,6 +49,8 @@ class Block(nn.Module):
 
 
 class SoMEBlock(Block):
+    ff: SoMELayer
+
     def forward(self, x: Tensor, cache=None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, D) to (B, T, D), and the fraction of assignments per expert (E,)."""
         x = self.attend(x, cache)
@@ -55,7 +59,9 @@ class SoMEBlock(Block):
 
 
 class Backbone(LMBase):
-    """What both models share: scaled embedding with sinusoidal positions, post-norm blocks, an untied head with a bias."""
+    """What both models share: scaled embedding, sinusoidal positions, post-norm, an untied head with bias."""
+
+    positions: Tensor
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class Backbone(LMBase):
         vocab_size = self.tokenizer.n_vocab
         self.num_heads, self.embed_dim = num_heads, embed_dim
         self.tok_embed = nn.Embedding(vocab_size, embed_dim)
-        # unit variance once scaled, as the positions have
+        # of unit variance once scaled
         nn.init.normal_(self.tok_embed.weight, std=embed_dim**-0.5)
         self.register_buffer('positions', sinusoidal_positions(max_len, embed_dim), persistent=False)
         self.blocks = nn.ModuleList(self.make_block(i) for i in range(num_blocks))
@@ -88,12 +94,12 @@ class Backbone(LMBase):
         return self.tok_embed(x) * sqrt(self.embed_dim) + self.positions[start : start + x.shape[1]]
 
     def param_groups(self, weight_decay: float) -> list[dict]:
-        """All trained parameters decay, biases, norms and embeddings too, as in the publication."""
+        """All trained parameters decay, including biases, norms and embeddings, as in the publication."""
         return [{'params': [p for p in self.parameters() if p.requires_grad], 'weight_decay': weight_decay}]
 
 
 class SoMEBaseline(Backbone):
-    """The publication's "GPT-2-style" baseline. d_ffn: inner width of the MLP, 4 * embed_dim if not given."""
+    """The publication's "GPT-2-style" baseline; d_ffn: inner width of the MLP, 4 * embed_dim by default."""
 
     def __init__(
         self,
@@ -133,14 +139,17 @@ class SoMEBaseline(Backbone):
 
 
 class SoME(Backbone, RoutedLM):
-    """Self-organizing mixture of experts: see layer.py for the layer, keys.py for alpha, beta, delta and their kin.
+    """Self-organizing mixture of experts; alpha to decay_fix are explained in keys.py.
 
-    d_ffn                 inner width of an expert, 3 * embed_dim if not given
-    init                  of the experts: 'sparse' (published), 'sparse_scaled', 'default', 'orthogonal'; see frozen.py
-    train_temperature, eval_temperature   of the softmax over the chosen experts' scores
-    temperature_schedule  'constant' (published), or 'linear': from train_temperature to eval_temperature over the stage
-    include_padding       counts padding in the key update, as the published code does
-    expert_seed           what the experts follow from
+    d_ffn                 inner width of an expert, 3 * embed_dim by default
+    init                  of the experts: 'sparse' (published), 'sparse_scaled', 'default', 'orthogonal'; see
+                          frozen.py
+    train_temperature     of the softmax over the chosen experts' scores, in training
+    eval_temperature      the same in evaluation
+    temperature_schedule  'constant' (published), or 'linear': from train_temperature to eval_temperature over
+                          the stage
+    include_padding       count padding in the key update, as the published code does
+    expert_seed           the seed that the experts follow from
     """
 
     def __init__(
@@ -174,7 +183,7 @@ class SoME(Backbone, RoutedLM):
                 unknown('temperature_schedule', temperature_schedule, TEMPERATURE_SCHEDULES, version)
             )
         self.temperature_schedule = temperature_schedule
-        self.layer_options = dict(
+        self.layer_options: dict[str, Any] = dict(
             embed_dim=embed_dim,
             num_experts=num_experts,
             d_ffn=d_ffn or 3 * embed_dim,
@@ -210,11 +219,15 @@ class SoME(Backbone, RoutedLM):
         )
 
     @property
+    def routed_blocks(self) -> list[SoMEBlock]:
+        return [cast(SoMEBlock, block) for block in self.blocks]
+
+    @property
     def layers(self) -> list[SoMELayer]:
-        return [block.ff for block in self.blocks]
+        return [block.ff for block in self.routed_blocks]
 
     def features(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None) -> LMOutput:
-        """(B, T) token ids to features (B, T, D), ready for the head `fc`. mask (B, T) bool: False at padding."""
+        """(B, T) token ids to features (B, T, D), ready for `fc`; mask (B, T) bool, False at padding."""
         x = self.embed(x, cache)
         loads = []
         for i, block in enumerate(self.blocks):
@@ -223,7 +236,7 @@ class SoME(Backbone, RoutedLM):
         return LMOutput(features=x, metrics={'expert_load': torch.stack(loads), **self._usage_metrics()})
 
     def _usage_metrics(self) -> dict[str, Tensor]:
-        """Gini and entropy (bits) of each layer's running usage (L,), and of the middle layer, which the publication shows."""
+        """Gini and entropy (bits) of each layer's running usage, (L,), and of the middle layer."""
         usage_LE = torch.stack([layer.keys.usage for layer in self.layers])
         gini_L, entropy_L, middle = gini(usage_LE), entropy_bits(usage_LE), len(self.blocks) // 2
         return {
@@ -234,28 +247,31 @@ class SoME(Backbone, RoutedLM):
         }
 
     def routing(self, x: Tensor) -> list[RoutedLayer]:
-        """What each layer decides about the tokens x (B, T). The entropy is that of softmax(scores / temperature) over all
-        experts, of which the gates keep the top_k."""
+        """What each layer decides about the tokens x (B, T).
+
+        The entropy is that of softmax(scores / temperature) over all experts, of which the gates keep the
+        top_k.
+        """
         routed, h = [], self.embed(x, None)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.routed_blocks):
             h = block.attend(h)
             choice = block.ff.route(h.flatten(0, 1))
             log_p_NE = choice.logits_NE.log_softmax(-1)
             entropy_N = -(log_p_NE.exp() * log_p_NE).sum(-1)
             routed.append(
                 RoutedLayer(
-                    f'block {i}',
-                    self.layer_options['num_experts'],
-                    choice.expert_ids_NK.view(*x.shape, -1),
-                    choice.gates_NK.view(*x.shape, -1),
-                    entropy_N.view(x.shape),
+                    name=f'block {i}',
+                    num_experts=self.layer_options['num_experts'],
+                    expert_ids=choice.expert_ids_NK.view(*x.shape, -1),
+                    weights=choice.gates_NK.view(*x.shape, -1),
+                    entropy=entropy_N.view(x.shape),
                 )
             )
             h = block.ln2(h + block.ff(h)[0])
         return routed
 
     def experts(self) -> list[Experts]:
-        """Nothing of the experts is trained; their keys move."""
+        """Keys and usage: the experts are frozen, their keys move."""
         return [Experts(keys=layer.keys.vectors, usage=layer.keys.usage) for layer in self.layers]
 
     def before_step(self, ctx: StepContext) -> None:
@@ -266,20 +282,18 @@ class SoME(Backbone, RoutedLM):
                 layer.temperature.fill_(start + (end - start) * ctx.step / ctx.total_steps)
 
     def after_step(self, ctx: StepContext) -> None:
-        """Moves the keys by all micro-batches of the step; not where the step was skipped."""
+        """Moves the keys by all micro-batches of the step, unless it was skipped."""
         for layer in self.layers:
             layer.keys.update(ctx.stepped)
 
     def total_parameters(self) -> int:
-        """The frozen experts are counted, though they are no parameters to torch."""
+        """Counts the frozen experts too, which are buffers to torch."""
         return super().total_parameters() + sum(layer.frozen_parameters() for layer in self.layers)
 
     def active_parameters(self) -> int:
         frozen = sum(layer.frozen_parameters() for layer in self.layers)
-        return (
-            super().active_parameters()
-            + frozen * self.layer_options['top_k'] // self.layer_options['num_experts']
-        )
+        active = frozen * self.layer_options['top_k'] // self.layer_options['num_experts']
+        return super().active_parameters() + active
 
     def flops_per_token(self, length: int) -> float:
         D, layer = self.embed_dim, self.layer_options
@@ -288,13 +302,7 @@ class SoME(Backbone, RoutedLM):
         return 2 * (len(self.blocks) * (products + attention) + self.fc.weight.numel())
 
     def training_flops_per_token(self, length: int) -> float:
-        """Frozen experts have no gradient of their own: their backward pass costs once the forward, not twice."""
-        experts = (
-            2
-            * len(self.blocks)
-            * self.layer_options['top_k']
-            * 2
-            * self.embed_dim
-            * self.layer_options['d_ffn']
-        )
+        """Frozen experts need no weight gradients: backward costs them as much as forward, not twice."""
+        layer = self.layer_options
+        experts = 2 * len(self.blocks) * layer['top_k'] * 2 * self.embed_dim * layer['d_ffn']
         return super().training_flops_per_token(length) - experts

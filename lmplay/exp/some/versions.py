@@ -6,7 +6,7 @@ from .model import SoME, SoMEBaseline
 
 @expose_runner(
     'some',
-    description='Self-organizing mixture of experts: 128 frozen experts a layer, keys that move by themselves.',
+    description='Self-organizing mixture of experts: 128 frozen experts per layer, moving keys.',
 )
 def runner(*args, **kwargs):
     return BasicModelRunner(SoME, *args, overrides=dict(), **kwargs)
