@@ -92,9 +92,6 @@ def tiny_plan(corpus, tmp_path):
     return write
 
 
-TINY = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '32', '--num-heads', '2', '--max-len', '32']
-
-
 @pytest.fixture
 def command(cache, tmp_path):
     """Runs `python -m lmplay.<module>` as a user would; returns the finished process."""

@@ -58,6 +58,16 @@ def test_crossing_by_the_definition(interval, before, sequences):
     assert crossed(interval, after, sequences) == passed
 
 
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40), st.integers(0, 300))
+def test_another_batch_size_leaves_the_stage_as_long_as_it_was(samples, before, after, taken):
+    """A run resumed with it trains on what was left."""
+    state = TrainState(samples=min(samples, taken // before * before), step=taken // before)
+    length = SampleLength(after, 1, samples, 10, 10)
+    while not length.reached(state):
+        state.advance(length.next_sequences(state.samples), 1, 1.0)
+    assert state.samples == samples
+
+
 @pytest.mark.parametrize(
     'keys, samples',
     [

@@ -82,6 +82,8 @@ def test_what_the_plan_sets_otherwise_than_the_version_is_known():
         ({'exp': 'test_runner'}, True),
         ({'exp': 'some_test'}, False),
         ({'model': {'num_blocks': 3}}, False),
+        ({'model': {'ff_dropout': 0.1}}, False),  # set, if to the value that it has
+        ({'model': {}}, True),
         ({'init_from': 'scratch'}, False),
         ({'init_from': 'stage:a'}, False),
     ],
@@ -89,6 +91,18 @@ def test_what_the_plan_sets_otherwise_than_the_version_is_known():
 def test_a_stage_continues_the_model_before_unless_it_says_something_else(keys, continues):
     first, second = resolved({'a': {}, 'b': keys})
     assert not first.continues and second.continues is continues
+
+
+def test_stages_with_the_same_parameters_are_one_model():
+    same, other = {'model': {'num_blocks': 3}}, {'model': {'num_blocks': 4}}
+    assert [s.continues for s in resolved({'a': same, 'b': same, 'c': other, 'd': other})] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    back = resolved({'a': same, 'b': {}})
+    assert not back[1].continues  # the version's own size again
 
 
 def test_an_experiment_is_that_of_the_stage_before_unless_named():

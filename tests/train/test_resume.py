@@ -1,5 +1,7 @@
-"""Resuming is exact: a run killed at any moment ends with the weights, the optimizer, the statistics and the data order of one
-that was not."""
+"""Resuming is exact: a run killed at any moment ends as one that was not.
+
+With the same weights, optimizer, statistics and order of the data.
+"""
 
 import json
 import random
@@ -25,7 +27,7 @@ def start(plan, run_dir, cache, *flags):
 
 @pytest.fixture
 def plan(tiny_plan, corpus):
-    """Two stages, the first of one and a half epochs, the second on a padded mixture with another rate; dropout on."""
+    """One and a half epochs, then a stage on a padded mixture with another rate; dropout on."""
     first = {'steps': None, 'epochs': 1.5, 'batch_size': 5}
     second = {'dataset': None, 'mix': {'mine': 3, 'other': 1}, 'steps': 14, 'packing': 'pad'}
     model = dict(num_blocks=1, embed_dim=16, num_heads=2, max_len=32, tokenizer='bytes', ff_dropout=0.3)
@@ -133,8 +135,8 @@ def test_what_was_saved_is_found(saved):
     'stages, seed, message',
     [
         (['a', 'b'], 4, 'was started with seed 3; given: 4. Use another --run-dir'),
-        (['a'], 3, r'is in its stage 2, "b", and this plan\'s stages are a\. .*--reset-history'),
-        (['b', 'a'], 3, 'is in its stage 2, "b", and this plan\'s stages are b, a'),
+        (['a'], 3, r'has reached stage 2, "b", and this plan\'s stages are a\. .*--reset-history'),
+        (['b', 'a'], 3, 'has reached stage 2, "b", and this plan\'s stages are b, a'),
     ],
 )
 def test_another_plan_or_seed_is_refused(saved, stages, seed, message):
@@ -189,7 +191,7 @@ def test_settings_that_changed_are_told_of_the_stages_that_are_left(tmp_path):
     now[0] = now[0] | {'lr': 9}
     now[2] = now[2] | {'lr': 0.2}
     (sentence,) = changed_settings(tmp_path, now, first=1)
-    assert sentence == 'Stage "c" continues with other settings: lr from 0.1 to 0.2.'
+    assert sentence == 'Stage "c" continues with changed settings: lr from 0.1 to 0.2.'
 
 
 @pytest.mark.parametrize('content', [None, '{', '[]', '{}'])

@@ -1,4 +1,4 @@
-"""Runs from their first stage to text generated from them: stages in order, and models that have their own ways."""
+"""Runs from their first stage to text generated from them; stages in order; models without a cache."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_a_model_without_a_cache_resumes(train, exp):
 
 
 def test_what_is_trained_is_what_is_evaluated_and_loaded(train):
-    """A forward of one's own is the one function: the loss that was recorded is that of the model a checkpoint gives back."""
+    """The loss that was recorded is that of the model that a checkpoint gives back."""
     _, run = train(exp='mean', stage={'lr': 0.03})
     model, _ = load_model(run / 'checkpoints/last')
     recorded = np.load(run / 'held_out-s.npz')
@@ -118,6 +118,27 @@ def test_a_run_stopped_in_its_second_stage_resumes_there(train):
     assert (progress(parts)['stage'], progress(parts)['step']) == (1, 3)
     assert train('parts', stages=TWO)[0] == 0
     assert_same_run(whole, parts)
+
+
+def test_a_signal_in_the_last_step_of_a_stage_is_heeded(train):
+    """The stage ends as it would have; the next one does not begin."""
+    with stop_at(5):
+        code, run = train(stages=TWO)
+    assert code == 130 and {r['stage'] for r in train_records(run)} == {'a'}
+    assert progress(run)['step'] == 6 and (run / 'held_out-a.npz').is_file()
+    code, run = train(stages=TWO)
+    _, whole = train('whole', stages=TWO)
+    assert code == 0
+    assert_same_run(whole, run)
+
+
+def test_a_run_is_resumed_with_another_batch_size(train):
+    """It trains on as many sequences as the stage has, wherever its steps end."""
+    stage = {'steps': None, 'tokens': 40 * 32}
+    with stop_at(2):
+        train(stage=stage | {'batch_size': 4})
+    code, run = train(stage=stage | {'batch_size': 7})
+    assert code == 0 and progress(run)['samples'] == train_records(run)[-1]['samples'] == 40
 
 
 def test_a_resumed_run_tells_which_settings_are_others_now(train):

@@ -34,13 +34,14 @@ def test_a_new_stage_starts_at_its_beginning_and_keeps_the_totals_of_the_run():
         state.advance(4, 100, 1e6)
         state.add_seconds(2.0)
     state.record_validation(1.5)
-    state.loss = 1.7
+    state.loss, state.alarm = 1.7, {'warnings': 2}
+    state.count_skipped(2, 2)
     state.begin_stage(1)
     assert (state.stage, state.step, state.samples, state.mini_batch_size) == (1, 0, 0, 0)
     assert (state.stage_seconds, state.step_seconds, state.best_loss) == (0.0, 0.0, None)
     assert state.where() == {'step': 3, 'samples': 12, 'tokens': 300}
     assert state.spent() == state.where() | {'flops': 3e6, 'seconds': 6.0}
-    assert state.loss == 1.7
+    assert (state.loss, state.skipped, state.skipped_in_a_row, state.alarm) == (1.7, 2, 0, {'warnings': 0})
 
 
 def test_the_first_step_of_a_stage_tells_nothing_of_the_next():
@@ -63,7 +64,7 @@ def test_steps_without_a_finite_gradient_are_counted_in_a_row():
 
 @given(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.booleans()), max_size=12))
 def test_the_best_weights_are_saved_as_such_once(evaluations):
-    """(loss of an evaluation, whether a checkpoint is written after it): `best` is taken for a new lowest loss, and once."""
+    """evaluations: (loss, whether a checkpoint is written then); `best` is taken for a new lowest loss."""
     state, best, saved = TrainState(), None, False
     for loss, saves in evaluations:
         state.record_validation(loss)

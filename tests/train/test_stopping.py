@@ -1,4 +1,5 @@
 import signal
+import threading
 from io import StringIO
 
 import pytest
@@ -63,6 +64,21 @@ def test_handlers_are_those_of_before_whatever_happens(stop, error):
     except ValueError:
         pass
     assert [signal.getsignal(n) for n in numbers] == before
+
+
+def test_outside_the_main_thread_it_installs_nothing(stop):
+    """Python allows no handlers there; lmplay.train(...) may be called from any thread."""
+    before, done = signal.getsignal(signal.SIGINT), []
+
+    def use():
+        with stop.installed(), stop.waits_for_the_step():
+            stop.check()
+            done.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert done == [before]
 
 
 def test_where_there_was_no_signal_the_exit_code_is_1(stop):
