@@ -1,4 +1,5 @@
-"""What several tests share: data in memory, tiny models, a trainer put together by hand, and runs compared."""
+"""What several tests share: data in memory, tiny models, a trainer put together by hand,
+and runs compared."""
 
 import contextlib
 import json
@@ -40,7 +41,8 @@ from lmplay.train.trainer import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / 'tests' / 'train' / 'experiments.py'
 EOT = BytesTokenizer.eot_token
-# Times, speeds and sizes of a process are its own; everything else that a run records is the same in a second one.
+# Times, speeds and sizes of a process are its own; everything else that a run records is the same in a second
+# one.
 OWN = ('seconds', 'tokens_per_second', 'memory', 'data_wait', 'mfu')
 
 

@@ -62,7 +62,8 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
     for run in found:
         if run.broken_contract:
             print(
-                f"Left out: the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})"
+                f"Left out: the trained model of '{run.folder}' breaks the contract "
+                f'({run.broken_contract[0]})'
             )
     tables = rank([run for run in found if not run.broken_contract], metric)
     _show(tables, metric)

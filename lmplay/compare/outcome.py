@@ -9,7 +9,8 @@ from ..runs.finished import FinishedRun
 
 @dataclass(frozen=True)
 class Verdict:
-    """One experiment against the baseline; differences are experiment minus baseline, so of a loss below zero is better.
+    """One experiment against the baseline; differences are experiment minus baseline, so of a loss below zero
+    is better.
 
     verdict    'better', 'worse', 'within noise', 'no verdict' or 'diverged'
     mean       difference, averaged over the seeds; None where a run diverged

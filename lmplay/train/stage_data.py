@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageData:
-    """A stage's training sequences and its held-out text. padding_scored: the padding's token id where it is scored."""
+    """A stage's training sequences and its held-out text.
+
+    padding_scored: the padding's token id where it is scored.
+    """
 
     mixture: Mixture
     held_out: HeldOut
@@ -42,7 +45,10 @@ def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
 
 
 def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress=log.info) -> StageData:
-    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be opened."""
+    """Opens a stage's data, tokenizing what is not yet.
+
+    Raises PlanError and DataError for what can't be opened.
+    """
     settings = stage.settings
 
     def rows(store: TokenStore, documents):
@@ -82,11 +88,15 @@ def make_rows(settings: Stage, store: TokenStore, documents, *, length: int, tok
 
 
 def split(name: str, store: TokenStore, validation_fraction: float):
-    """(training documents, held-out documents) of a store. Raises DataError where nothing would be held out."""
+    """(training documents, held-out documents) of a store.
+
+    Raises DataError where nothing would be held out.
+    """
     training, validation = store.split(validation_fraction)
     if not len(validation):
         raise DataError(
-            f"Dataset '{name}' has no held-out documents: validation_fraction is {validation_fraction} and it has "
+            f"Dataset '{name}' has no held-out documents: validation_fraction is {validation_fraction} and "
+            'it has '
             f'no split of its own ({store.meta["documents"]} documents).'
         )
     return training, validation
@@ -95,7 +105,8 @@ def split(name: str, store: TokenStore, validation_fraction: float):
 def _nothing_left(name: str, store: TokenStore, held_out: int) -> str:
     equal = held_out > 1 and len(set(store.hashes.tolist())) == 1
     return (
-        f"Dataset '{name}' has no training sequences left: of its {store.meta['documents']} documents {held_out} are held out"
+        f"Dataset '{name}' has no training sequences left: of its {store.meta['documents']} documents "
+        f'{held_out} are held out'
         f'{", because all documents are identical" if equal else ""}.'
     )
 
@@ -112,6 +123,7 @@ def save_datasets(stages: Sequence[ResolvedStage], *, seed: int, tell: Callable[
         ready = f'{data.mixture.epoch_samples:,.0f} sequences of {stage.row_length} tokens'
         tell(f'Stage "{stage.name}": {ready} are ready.')
     tell(
-        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
+        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a "
+        'network. '
         'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
     )

@@ -236,7 +236,8 @@ def test_help_is_quick_and_imports_no_torch(command):
     assert done.returncode == 0 and '--repetition-penalty' in done.stdout
     assert time.perf_counter() - started < 2  # 0.05 s; slow machines have time to spare
     script = (
-        'import sys\nfrom lmplay.generate.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+        'import sys\nfrom lmplay.generate.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: '
+        'pass\n'
         'assert not {"torch", "numpy"} & set(sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', script], capture_output=True).returncode == 0

@@ -148,7 +148,8 @@ def test_sorting_is_stable_and_complete():
 
 
 def test_frozen_experts(form):
-    """Inputs and gate weights get the same gradients; experts none; of the size of the assignments only h and y are kept."""
+    """Inputs and gate weights get the same gradients; experts none;
+    of the size of the assignments only h and y are kept."""
     x, ids, weights, parameters = case(N=64, D=16, F=64, E=8, K=4)
     full = gradients(run(x, ids, weights, parameters), [x, weights])
     frozen = [p.detach() for p in parameters]

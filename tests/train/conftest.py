@@ -1,4 +1,5 @@
-"""How tests of training train: an experiment of experiments.py, by the command itself or by a session on another device."""
+"""How tests of training train: an experiment of experiments.py,
+by the command itself or by a session on another device."""
 
 import pytest
 
@@ -14,7 +15,8 @@ from tests.helpers import EXPERIMENTS
 def train(tmp_path, tiny_plan):
     """Trains for 12 steps unless the stage says otherwise; returns (exit code, run directory).
 
-    compute: what the session computes on in place of the plain CPU; keywords that are left over: the model's parameters.
+    compute: what the session computes on in place of the plain CPU; keywords that are left over: the model's
+    parameters.
     """
 
     def run(

@@ -1,4 +1,7 @@
-"""Experiments that get a trainer into trouble, or into the corners of the contract. Given to --exp by their path."""
+"""Experiments that get a trainer into trouble, or into the corners of the contract.
+
+Given to --exp by their path.
+"""
 
 import os
 import signal
@@ -17,7 +20,10 @@ CHECK = 'check'  # the stage of steps that are taken to see whether a model keep
 
 
 class Interruptible(LMBase):
-    """In step $STOP_AT it sends its own process SIGINT. That is no parameter, since a resumed run must have the same ones."""
+    """In step $STOP_AT it sends its own process SIGINT.
+
+    That is no parameter, since a resumed run must have the same ones.
+    """
 
     def before_step(self, ctx):
         if ctx.stage != CHECK and ctx.step == int(os.environ.get('STOP_AT', -1)):

@@ -1,4 +1,5 @@
-"""What only a GPU can show: every experiment trains there, fast code computes what the CPU computes, and the loop does not wait."""
+"""What only a GPU can show: every experiment trains there, fast code computes what the CPU computes,
+and the loop does not wait."""
 
 import os
 import signal
@@ -31,7 +32,10 @@ def ignore(when, ctx):
 
 @pytest.fixture
 def train(tiny_plan, tmp_path):
-    """Trains for 40 steps; returns the run directory. watch: called 'before' and 'after' each step, with its context."""
+    """Trains for 40 steps; returns the run directory.
+
+    watch: called 'before' and 'after' each step, with its context.
+    """
 
     def run(name, *flags, run='run', stage=None, device=DEVICE, watch=None, code=0):
         plan = tiny_plan({'s': {'steps': 40, 'lr': 3e-3} | (stage or {})})

@@ -25,7 +25,8 @@ def batch(tokens, scored):
     return Batch(x, x, torch.tensor([tokens]), scored)
 
 
-# of each micro-batch: summed cross-entropy, scored tokens, tokens that are not scored, right predictions, a model's own metric
+# of each micro-batch: summed cross-entropy, scored tokens, tokens that are not scored, right predictions, a
+# model's own metric
 PARTS = st.tuples(
     st.floats(0, 50, width=32), st.integers(1, 30), st.integers(0, 9), st.integers(0, 30), FINITE
 )

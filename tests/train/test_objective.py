@@ -241,7 +241,8 @@ def cases(made, fused):
 
 @pytest.mark.parametrize('make, fused', [*cases(FUSED, True), *cases(NOT_FUSED, False)])
 def test_training_is_cross_entropy_over_the_models_own_logits(make, fused):
-    """Loss and gradients of the objective equal those by the definition, whichever way the objective takes."""
+    """Loss and gradients of the objective equal those by the definition,
+    whichever way the objective takes."""
     torch.manual_seed(0)
     model = make().double().eval()  # spectral_norm moves on with each forward pass in training
     batch = ragged()

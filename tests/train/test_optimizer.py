@@ -22,7 +22,8 @@ def step(model, optimizer):
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_moments_that_were_saved_are_the_moments_that_go_on(name):
-    """Two steps are one step, saving, restoring, and another step; settings are those of the stage at hand."""
+    """Two steps are one step, saving, restoring, and another step;
+    settings are those of the stage at hand."""
     whole, first = tiny(), tiny()
     without_a_break, before = made(name, whole), made(name, first)
     for _ in range(2):

@@ -1,5 +1,5 @@
-"""Resuming is exact: a run killed at any moment ends with the weights, the optimizer, the statistics and the data order of one
-that was not."""
+"""Resuming is exact: a run killed at any moment ends with the weights, the optimizer, the statistics and the
+data order of one that was not."""
 
 import json
 import random
@@ -25,7 +25,8 @@ def start(plan, run_dir, cache, *flags):
 
 @pytest.fixture
 def plan(tiny_plan, corpus):
-    """Two stages, the first of one and a half epochs, the second on a padded mixture with another rate; dropout on."""
+    """Two stages, the first of one and a half epochs, the second on a padded mixture with another rate;
+    dropout on."""
     first = {'steps': None, 'epochs': 1.5, 'batch_size': 5}
     second = {'dataset': None, 'mix': {'mine': 3, 'other': 1}, 'steps': 14, 'packing': 'pad'}
     model = dict(num_blocks=1, embed_dim=16, num_heads=2, max_len=32, tokenizer='bytes', ff_dropout=0.3)

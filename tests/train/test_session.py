@@ -1,4 +1,5 @@
-"""Runs from their first stage to text generated from them: stages in order, and models that have their own ways."""
+"""Runs from their first stage to text generated from them: stages in order,
+and models that have their own ways."""
 
 import json
 
@@ -55,7 +56,8 @@ def test_a_model_without_a_cache_resumes(train, exp):
 
 
 def test_what_is_trained_is_what_is_evaluated_and_loaded(train):
-    """A forward of one's own is the one function: the loss that was recorded is that of the model a checkpoint gives back."""
+    """A forward of one's own is the one function: the loss that was recorded is that of the model a
+    checkpoint gives back."""
     _, run = train(exp='mean', stage={'lr': 0.03})
     model, _ = load_model(run / 'checkpoints/last')
     recorded = np.load(run / 'held_out-s.npz')

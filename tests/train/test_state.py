@@ -63,7 +63,8 @@ def test_steps_without_a_finite_gradient_are_counted_in_a_row():
 
 @given(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.booleans()), max_size=12))
 def test_the_best_weights_are_saved_as_such_once(evaluations):
-    """(loss of an evaluation, whether a checkpoint is written after it): `best` is taken for a new lowest loss, and once."""
+    """(loss of an evaluation, whether a checkpoint is written after it):
+    `best` is taken for a new lowest loss, and once."""
     state, best, saved = TrainState(), None, False
     for loss, saves in evaluations:
         state.record_validation(loss)

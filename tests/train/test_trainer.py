@@ -172,7 +172,8 @@ def test_no_alarm_for_a_balanced_load(train):
 
 
 def test_evaluation_changes_nothing_in_training(train):
-    """However often it is evaluated and saved, the weights are the same: no gradients, no random numbers, no mode left."""
+    """However often it is evaluated and saved, the weights are the same: no gradients, no random numbers,
+    no mode left."""
     _, rare = train('rare', stage={'validation_interval': 10**6, 'save_interval': 10**6})
     _, often = train('often', stage={'validation_interval': 4, 'save_interval': 4})
     assert_equal(weights(rare), weights(often))
@@ -208,7 +209,8 @@ class SteppingOnTheDevice(torch.optim.Optimizer):
     'name', ['gpt2ish', 'gpt2_moe', 'gpt2_moe_top2', 'pythia_moe', 'some', 'some_baseline']
 )
 def test_a_step_reads_nothing_back_from_the_device(name, tmp_path, monkeypatch):
-    """A whole step of the full-size model where no tensor has values: reading one, which on a GPU would wait for it, raises."""
+    """A whole step of the full-size model where no tensor has values: reading one,
+    which on a GPU would wait for it, raises."""
     monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: False)  # it knows no device 'meta'
     monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
     model: LMBase = find_runner(name).function().build('meta')
@@ -236,7 +238,8 @@ def test_a_step_reads_nothing_back_from_the_device(name, tmp_path, monkeypatch):
 
 @pytest.fixture
 def still_clock(monkeypatch):
-    """A clock that only the steps of `troubled` move: the first of a stage by 5 s, every other one by half a second."""
+    """A clock that only the steps of `troubled` move: the first of a stage by 5 s,
+    every other one by half a second."""
     monkeypatch.setattr(trainer_module, 'time', Clock())
 
 
@@ -305,7 +308,8 @@ class LikeAGPU(Compute):
 
 @pytest.mark.parametrize('step', [5, 8])
 def test_saving_in_the_background_changes_nothing(train, step):
-    """A run that saves often, is interrupted and resumed, ends with the weights of one that was not disturbed."""
+    """A run that saves often, is interrupted and resumed, ends with the weights of one that was not
+    disturbed."""
     stage = {'lr': 0.01, 'save_interval': 4, 'batch_size': 4}
     _, whole = train('whole', stage=stage)
     background = LikeAGPU(torch.device('cpu'))
@@ -325,7 +329,8 @@ def test_between_logging_points_nothing_is_recorded(train):
 
 
 def test_fp16_trains_with_a_scaler_whose_state_survives(train):
-    """What a GPU without bf16 does, on the CPU: the loss is scaled, an overflow is skipped, a resumed run continues exactly."""
+    """What a GPU without bf16 does, on the CPU: the loss is scaled, an overflow is skipped,
+    a resumed run continues exactly."""
     how = dict(stage={'steps': 24, 'lr': 0.01, 'save_interval': 16})
     how['compute'] = Compute(torch.device('cpu'), torch.float16)
     _, whole = train('whole', **how)

@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What the walk-through leaves to its reader ("YOUR ARCHITECTURE HERE: copy from GPT2 and make changes"), done.
+# What the walk-through leaves to its reader ("YOUR ARCHITECTURE HERE: copy from GPT2 and make changes"),
+# done.
 ARCHITECTURE = """
         self.tok_embed = nn.Embedding(vocab_size, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, max_len, embed_dim))
-        self.blocks = nn.ModuleList(Block(max_len, num_heads, embed_dim, attn_dropout=0.1, ff_dropout=0.1) for _ in range(num_blocks))
-        self.special_layer = nn.Linear(embed_dim, embed_dim) if my_custom_param else nn.Identity()
-        self.ln = nn.LayerNorm(embed_dim)
+        self.blocks = nn.ModuleList(Block(max_len, num_heads, embed_dim, attn_dropout=0.1, ff_dropout=0.1) for
+        _ in range(num_blocks)) self.special_layer = nn.Linear(embed_dim, embed_dim) if my_custom_param else
+        nn.Identity() self.ln = nn.LayerNorm(embed_dim)
         self.fc = nn.Linear(embed_dim, vocab_size)
 
     def forward(self, x, cache=None):
@@ -74,9 +75,8 @@ def test_steps_1_to_5(clone, cache, corpus):
     model = code_block(guide, 'Step 2: Modify `model.py`')
     head, _ = model.split('        # YOUR ARCHITECTURE HERE')
     model = (
-        'import torch\nfrom lmplay.modules import cached_length, layer_cache\nfrom lmplay.utils import to_name\n'
-        + head
-        + ARCHITECTURE
+        'import torch\nfrom lmplay.modules import cached_length, layer_cache\nfrom lmplay.utils import '
+        'to_name\n' + head + ARCHITECTURE
     )
     (mine / 'model.py').write_text(model)
     # 3
@@ -96,14 +96,16 @@ def test_steps_1_to_5(clone, cache, corpus):
         and 'special_layer' in described.stdout
         and 'my_experiment_6L_1024' in described.stdout
     ), described.stderr
-    # "Train it" as written trains on the embedded corpus for hours; the same command is kept short by a plan and a smaller size
+    # "Train it" as written trains on the embedded corpus for hours; the same command is kept short by a plan
+    # and a smaller size
     plan = clone / 'short.json'
     plan.write_text(
         f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}'
     )
     trained = shell(
         clone,
-        f'lmp_trainer --exp my_experiment --device cpu --mini-batch-size 1 --training-plan {plan} --num-blocks 1 --embed-dim 32 '
+        f'lmp_trainer --exp my_experiment --device cpu --mini-batch-size 1 --training-plan {plan} '
+        '--num-blocks 1 --embed-dim 32 '
         '--num-heads 2 --max-len 32',
         cache,
     )
@@ -129,14 +131,18 @@ def test_without_step_4_it_is_found_all_the_same_and_a_broken_one_is_a_row(clone
 
 
 def test_the_quick_test_of_the_guide(clone, cache, corpus):
-    """`lmp_trainer --exp gpt2ish ... --validation-interval 10 --save-interval 1000000`, kept short as above."""
+    """`lmp_trainer --exp gpt2ish ...
+
+    --validation-interval 10 --save-interval 1000000`, kept short as above.
+    """
     plan = clone / 'short.json'
     plan.write_text(
         f'{{"s": {{"dataset": "{corpus}", "steps": 2, "batch_size": 2, "validation_bytes": 300}}}}'
     )
     out = shell(
         clone,
-        f'lmp_trainer --exp gpt2ish --device cpu --mini-batch-size 1 --validation-interval 10 --save-interval 1000000 --training-plan {plan} '
+        'lmp_trainer --exp gpt2ish --device cpu --mini-batch-size 1 --validation-interval 10 '
+        f'--save-interval 1000000 --training-plan {plan} '
         '--num-blocks 1 --embed-dim 16 --num-heads 2 --max-len 16',
         cache,
     )

@@ -110,7 +110,8 @@ def test_another_experiment_is_imported_by_the_model_itself(tmp_path):
 
 
 def test_a_model_may_import_its_own_kind_in_another_shape(tmp_path):
-    """Where the weights do not fit as they are, a model that can import is asked, one that cannot is refused."""
+    """Where the weights do not fit as they are, a model that can import is asked,
+    one that cannot is refused."""
     dense = tiny('gpt2_moe', moe_layers='none', num_experts=2)
     save(tmp_path / 'moe', dense, exp='gpt2_moe', moe_layers='none', num_experts=2)
     mixture = tiny('gpt2_moe', moe_layers='last 1', num_experts=2)

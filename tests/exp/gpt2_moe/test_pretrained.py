@@ -172,7 +172,8 @@ def test_nothing_is_changed_by_a_refused_import(folder):
 
 
 def test_tokenizer_beside_the_weights(tmp_path):
-    """It becomes the model's, where it encodes otherwise; one with more entries than the embedding is refused."""
+    """It becomes the model's, where it encodes otherwise; one with more entries than the embedding is
+    refused."""
     import transformers
 
     transformers.GPTNeoXForCausalLM(
