@@ -188,7 +188,7 @@ def test_torn_and_damaged_lines(tmp_path):
     assert read_metrics(tmp_path) == [{'kind': 'train'}]
     for line in ('{"kind": "tr', '7', '[1]', 'null'):
         (tmp_path / 'metrics.jsonl').write_text(line + '\n{"kind": "train"}\n')
-        with pytest.raises(DataError, match='line 1 is no record'):
+        with pytest.raises(DataError, match='line 1 is not a record'):
             read_metrics(tmp_path)
     assert read_metrics(tmp_path / 'nothing') == []
 

@@ -130,5 +130,5 @@ def test_bad_names_and_files_are_named(tmp_path):
     with pytest.raises(DataError, match='No tokenizer file'):
         tk.get_tokenizer(tmp_path / 'none.json')
     (tmp_path / 'tokenizer.json').write_text('{}')
-    with pytest.raises(DataError, match='is no tokenizer file'):
+    with pytest.raises(DataError, match='is not a tokenizer file'):
         tk.get_tokenizer(tmp_path)

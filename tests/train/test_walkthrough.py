@@ -118,14 +118,12 @@ def test_without_step_4_it_is_found_all_the_same_and_a_broken_one_is_a_row(clone
     (clone / 'lmplay/exp/quite_broken/model.py').write_text('def broken(:\n')
     listed = shell(clone, 'lmp_trainer --exp list', cache)
     assert listed.returncode == 0 and 'broken: SyntaxError' in ' '.join(listed.stdout.split())
-    # a copy whose names were not changed is refused by name, both places shown
+    # a copy whose names were not changed is a row too, with both places, and hides nothing
     shutil.copytree(ROOT / 'lmplay/exp/gpt2ish', clone / 'lmplay/exp/same_names', dirs_exist_ok=True)
-    clash = shell(clone, 'lmp_trainer --exp gpt2ish --describe', cache)
-    assert (
-        clash.returncode == 2
-        and 'gpt2ish/versions.py' in clash.stderr
-        and 'same_names/versions.py' in clash.stderr
-    )
+    clash = shell(clone, 'lmp_trainer --exp same_names --describe', cache)
+    assert clash.returncode == 2 and "Two experiments are named 'gpt2ish'" in clash.stderr
+    assert 'gpt2ish/versions.py' in clash.stderr and 'same_names/versions.py' in clash.stderr
+    assert shell(clone, 'lmp_trainer --exp gpt2ish --describe', cache).returncode == 0
     for name in ('quite_broken', 'same_names'):
         shutil.rmtree(clone / 'lmplay/exp' / name)
 
