@@ -51,7 +51,10 @@ def test_what_json_does_not_know_is_its_string(tmp_path):
     assert json.loads((tmp_path / 'a.json').read_text()) == {'where': str(tmp_path), 'n': 1, 'list': [None]}
 
 
-TRY = 'import sys; from pathlib import Path; from lmplay.files import locked\nwith locked(Path(sys.argv[1])): pass'
+TRY = (
+    'import sys; from pathlib import Path; from lmplay.files import locked\n'
+    'with locked(Path(sys.argv[1])): pass'
+)
 
 
 def taken(file):

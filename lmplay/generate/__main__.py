@@ -13,7 +13,7 @@ from ..errors import DataError, UserError
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_generator',
-        description='Continues prompts with a trained model. Experiment and tokenizer are found through the checkpoint.',
+        description='Continues prompts with a trained model. The checkpoint names experiment and tokenizer.',
     )
     p.add_argument(
         'checkpoint',

@@ -54,7 +54,10 @@ def machine() -> str:
 
 def write_data(folder: Path) -> None:
     rng = random.Random(7)
-    words = 'the a red old small ball tree river found took saw lost Ada Tom Lily and then because 12 7 houses'.split()
+    words = (
+        'the a red old small ball tree river found took saw lost Ada Tom Lily and then because 12 7 houses'
+    )
+    words = words.split()
 
     def text(least, most):
         return ' '.join(
