@@ -50,8 +50,8 @@ class Comparison:
         for entry in self.findings['experiments']:
             if 'comparison' in entry:
                 result = entry['comparison']
-                interval = (result.get(key) for key in ('mean', 'low', 'high'))
-                found.append(Verdict(entry['label'], result['verdict'], *interval, entry['sentence']))
+                mean, low, high = (result.get(key) for key in ('mean', 'low', 'high'))
+                found.append(Verdict(entry['label'], result['verdict'], mean, low, high, entry['sentence']))
         return found
 
     def __getitem__(self, label: str) -> Verdict:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
@@ -190,7 +191,7 @@ def prepare(
             'open.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
-    where = dict(device=find_device(device).type, amp=amp, progress=progress)
+    where: dict[str, Any] = dict(device=find_device(device).type, amp=amp, progress=progress)
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
 
     def resolved(spec: Spec, plan_of_spec: dict) -> list[ResolvedStage]:

@@ -1,6 +1,7 @@
 """lmp_generator: continues prompts with a trained model."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -72,7 +73,7 @@ def parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    if hasattr(sys.stdout, 'reconfigure'):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character
     return run_command('lmp_generator', lambda: run(parse(argv)))
 
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     texts = [text for text in texts for _ in range(args.num_samples)]
     single = len(texts) == 1 and not args.json
     stream = TextStream(tokenizer)
-    prompt = iter(texts[:1])  # stands there once the first token follows it
+    start = iter(texts[:1])  # stands there once the first token follows it
     with autocast(device, amp_dtype(device, args.amp)):
         new = generate(
             model,
@@ -118,12 +119,12 @@ def run(args: argparse.Namespace) -> None:
             repetition_penalty=args.repetition_penalty,
             seed=args.seed,
             stop_token=tokenizer.eot_token if args.stop_at_eot else None,
-            on_token=(lambda _, token: print(next(prompt, '') + stream.feed(token), end='', flush=True))
+            on_token=(lambda _, token: print(next(start, '') + stream.feed(token), end='', flush=True))
             if single
             else None,
         )
     if single:
-        print(next(prompt, '') + stream.finish())
+        print(next(start, '') + stream.finish())
         return
     for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
         prompt, sample = divmod(row, args.num_samples)
@@ -150,7 +151,7 @@ def read_prompt(name: str) -> str:
         return data.decode('utf-8').removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
         raise DataError(
-            f"The prompt file '{name}' is no UTF-8: {error.reason} at byte {error.start}."
+            f"The prompt file '{name}' is not UTF-8: {error.reason} at byte {error.start}."
         ) from error
     except OSError as error:
         raise DataError(f"Can't read the prompt file '{name}': {error.strerror}.") from error

@@ -3,19 +3,24 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
-from ..data.rows import PackedRows, PaddedRows
+from ..data.rows import make_rows
 from ..data.sources import open_source
 from ..data.store import TokenStore, cache_dir, open_store, train_bpe
 from ..errors import DataError
 from ..tokenizers import Tokenizer, as_tokenizer, get_tokenizer
-from .plan import Plan, Stage
+from .plan import Plan
 from .resolve import ResolvedStage
 
 log = logging.getLogger(__name__)
+SHAPE = {
+    'packing',
+    'include_prompts',
+    'long_documents',
+    'score_padding',
+}  # settings of how documents become sequences
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
     Raises PlanError and DataError for what can't be opened.
     """
     settings = stage.settings
+    shape = settings.model_dump(include=SHAPE)
 
     def rows(store: TokenStore, documents):
-        return make_rows(settings, store, documents, length=stage.row_length, tokenizer=tokenizer)
+        return make_rows(store, documents, length=stage.row_length, tokenizer=tokenizer, **shape)
 
     sources, held_out = [], []
     for name in settings.datasets:
@@ -72,19 +78,6 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
         include_prompts=settings.include_prompts,
     )
     return StageData(mixture, evaluated, tokenizer.pad_token if settings.score_padding else None)
-
-
-def make_rows(settings: Stage, store: TokenStore, documents, *, length: int, tokenizer: Tokenizer):
-    """These documents of a store as sequences of `length` tokens, packed or padded as the stage says."""
-    common: dict[str, Any] = dict(
-        length=length, tokenizer=tokenizer, include_prompts=settings.include_prompts
-    )
-    if settings.packing == 'pack':
-        return PackedRows(store, documents, **common)
-    padded: dict[str, Any] = dict(
-        long_documents=settings.long_documents, score_padding=settings.score_padding
-    )
-    return PaddedRows(store, documents, **common, **padded)
 
 
 def split(name: str, store: TokenStore, validation_fraction: float):

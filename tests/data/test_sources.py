@@ -572,7 +572,8 @@ from lmplay.data.sources import open_source
 for spec in json.loads({specs!r}):
     try:
         rows = list(open_source('h', spec).rows())
-        print(json.dumps([len(rows), [r.text for r in rows[:2]], rows[0].prompt, sorted({{r.split for r in rows}})]))
+        splits = sorted({{r.split for r in rows}})
+        print(json.dumps([len(rows), [r.text for r in rows[:2]], rows[0].prompt, splits]))
     except DataError as error:
         print(json.dumps(str(error)))
 """
@@ -633,7 +634,8 @@ def test_hub_out_of_reach_is_one_sentence_with_remedies(folder):
 
 def test_importing_the_sources_is_light():
     run = _python(
-        "import sys, lmplay.data.sources; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+        'import sys, lmplay.data.sources; '
+        "print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     assert run.stdout == '[]\n', run.stderr
 

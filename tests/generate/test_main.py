@@ -202,7 +202,7 @@ def test_interrupts_and_closed_pipes(trained, tmp_path):
         (['RUN', '--num-samples', '0'], '--num-samples must be at least 1'),
         (['RUN', '--max-new-tokens', '-5'], 'max_new_tokens must be 0 or above'),
         (['RUN', '--prompt-file', 'nothing.txt'], "Can't read the prompt file 'nothing.txt'"),
-        (['RUN', '--prompt-file', 'bad.txt'], "The prompt file 'bad.txt' is no UTF-8"),
+        (['RUN', '--prompt-file', 'bad.txt'], "The prompt file 'bad.txt' is not UTF-8"),
         (['RUN', '--device', 'cuda:99'], "Device 'cuda:99'"),
         (['RUN', '--exp', 'test_runer'], "Did you mean 'test_runner'?"),
     ],
