@@ -16,60 +16,46 @@ def parser() -> CommandParser:
         'lmp_generator',
         description='Continues prompts with a trained model. The checkpoint names experiment and tokenizer.',
     )
-    p.add_argument(
-        'checkpoint',
-        nargs='?',
-        metavar='CHECKPOINT',
-        help="a run's directory (its best checkpoint) or a checkpoint",
-    )
+    _add_model_options(p)
+    _add_prompt_options(p)
+    _add_sampling_options(p)
+    return p
+
+
+def _add_model_options(p: CommandParser) -> None:
+    checkpoint = "a run's directory (its best checkpoint) or a checkpoint"
+    p.add_argument('checkpoint', nargs='?', metavar='CHECKPOINT', help=checkpoint)
     p.add_argument('--model', metavar='CHECKPOINT', help='the same')
+    moved = 'the experiment, where its name or place has changed: a name, or the path of a versions.py'
+    p.add_argument('--exp', metavar='NAME', help=moved)
     p.add_argument(
-        '--exp',
-        metavar='NAME',
-        help='the experiment, where it has another name or place now: a name, or the path of a versions.py',
-    )
-    p.add_argument(
-        '--prompt',
-        action='append',
-        default=[],
-        metavar='TEXT',
-        help='text to continue; repeatable (without any: a new text)',
-    )
-    p.add_argument(
-        '--prompt-file',
-        action='append',
-        default=[],
-        metavar='FILE',
-        help="file that holds one prompt; '-' is standard input; repeatable",
-    )
-    p.add_argument(
-        '--max-new-tokens', type=int, default=200, metavar='N', help='length of the continuation (200)'
-    )
-    p.add_argument(
-        '--temperature', type=float, default=0.8, metavar='T', help='0: the most probable token always (0.8)'
-    )
-    p.add_argument('--top-k', type=int, metavar='K', help='choose among the K most probable tokens')
-    p.add_argument(
-        '--top-p', type=float, metavar='P', help='choose among the most probable tokens that together reach P'
-    )
-    p.add_argument(
-        '--repetition-penalty',
-        type=float,
-        default=1.0,
-        metavar='X',
-        help='above 1: tokens of the text get rarer (1)',
-    )
-    p.add_argument(
-        '--stop-at-eot', action=argparse.BooleanOptionalAction, default=True, help='end at the end of a text'
-    )
-    p.add_argument('--num-samples', type=int, default=1, metavar='N', help='continuations of each prompt (1)')
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='equal seeds, equal text (0)')
-    p.add_argument(
-        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best there is)'
+        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best available)'
     )
     p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
+
+
+def _add_prompt_options(p: CommandParser) -> None:
+    text = 'text to continue; repeatable (without any: a new text)'
+    p.add_argument('--prompt', action='append', default=[], metavar='TEXT', help=text)
+    file = "file that holds one prompt; '-' is standard input; repeatable"
+    p.add_argument('--prompt-file', action='append', default=[], metavar='FILE', help=file)
+    p.add_argument('--num-samples', type=int, default=1, metavar='N', help='continuations of each prompt (1)')
     p.add_argument('--json', action='store_true', help='one JSON object for each continuation')
-    return p
+
+
+def _add_sampling_options(p: CommandParser) -> None:
+    length = 'length of the continuation (200)'
+    p.add_argument('--max-new-tokens', type=int, default=200, metavar='N', help=length)
+    greedy = '0: always the most probable token (0.8)'
+    p.add_argument('--temperature', type=float, default=0.8, metavar='T', help=greedy)
+    p.add_argument('--top-k', type=int, metavar='K', help='choose among the K most probable tokens')
+    nucleus = 'choose among the most probable tokens that together reach P'
+    p.add_argument('--top-p', type=float, metavar='P', help=nucleus)
+    rarer = 'above 1: tokens of the text become less likely (1)'
+    p.add_argument('--repetition-penalty', type=float, default=1.0, metavar='X', help=rarer)
+    end = 'stop at the end-of-text token'
+    p.add_argument('--stop-at-eot', action=argparse.BooleanOptionalAction, default=True, help=end)
+    p.add_argument('--seed', type=int, default=0, metavar='N', help='equal seeds, equal text (0)')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,23 +111,18 @@ def run(args: argparse.Namespace) -> None:
         )
     if single:
         print(next(start, '') + stream.finish())
-        return
-    for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
+    else:
+        _print_all(texts, [tokenizer.decode(tokens) for tokens in new], list(map(len, new)), args)
+
+
+def _print_all(texts: list[str], continued: list[str], lengths: list[int], args: argparse.Namespace) -> None:
+    for row, (text, more, length) in enumerate(zip(texts, continued, lengths, strict=True)):
         prompt, sample = divmod(row, args.num_samples)
         if args.json:
-            print(
-                json.dumps(
-                    {
-                        'prompt': text,
-                        'sample': sample,
-                        'text': tokenizer.decode(tokens),
-                        'tokens': len(tokens),
-                    },
-                    ensure_ascii=False,
-                )
-            )
+            found = {'prompt': text, 'sample': sample, 'text': more, 'tokens': length}
+            print(json.dumps(found, ensure_ascii=False))
         else:
-            print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{text}{tokenizer.decode(tokens)}')
+            print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{text}{more}')
 
 
 def read_prompt(name: str) -> str:
