@@ -1,6 +1,8 @@
-"""Saving and loading a checkpoint (weights, AdamW's moments, state), against torch.save and torch.load of the same tensors.
+"""Saving and loading a checkpoint (weights, AdamW's moments, state), against torch.save and torch.load of the
+same tensors.
 
-A save counts once it is on the disk (fsync), for both. Both in one process that keeps freed memory, as lmp_trainer does.
+A save counts once it is on the disk (fsync), for both. Both in one process that keeps freed memory, as
+lmp_trainer does.
 """
 
 import tempfile

@@ -1,7 +1,9 @@
 """The data pipeline, each part against the least that could do it.
 
-tokenize  text to a token store on disk; against the tokenizer alone on the same text (tiktoken's own threads), nothing kept
-batches   packed rows from the store; against nanoGPT's random crops of a memory map, which keep no order and no place
+tokenize  text to a token store on disk; against the tokenizer alone on the same text (tiktoken's own
+          threads), nothing kept
+batches   packed rows from the store; against nanoGPT's random crops of a memory map, which keep no order and
+          no place
 open      store, split and rows of prepared data, to the first batch; what a start waits for
 """
 

@@ -1,7 +1,8 @@
-"""Whether a step costs the same later on: after many steps and records, with many documents, in a late stage of a plan.
+"""Whether a step costs the same later on: after many steps and records, with many documents, in a late stage
+of a plan.
 
-Runs of lmp_trainer on a model so small that a step is mostly the trainer's own work. Milliseconds of a step are those that the
-run itself records, medians over a tenth of its steps.
+Runs of lmp_trainer on a model so small that a step is mostly the trainer's own work. Milliseconds of a step
+are those that the run itself records, medians over a tenth of its steps.
 """
 
 import json
@@ -56,7 +57,8 @@ def run(args) -> list[dict]:
 
 
 def plan(folder: Path, documents: int, size: int, steps: int, stages: int) -> Path:
-    """A plan over that many documents of English-like text, `size` bytes together, trained on for `steps` in `stages`."""
+    """A plan over that many documents of English-like text, `size` bytes together,
+    trained on for `steps` in `stages`."""
     text = folder / f'{documents}.jsonl'
     if not text.is_file():
         words = 'the model of a step is small and its cost stays where it was '

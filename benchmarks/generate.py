@@ -1,4 +1,5 @@
-"""Generation, batch 1, through the key/value cache, against Hugging Face `generate`; the same shape, prompt and length.
+"""Generation, batch 1, through the key/value cache, against Hugging Face `generate`; the same shape, prompt
+and length.
 
 Both in one process that keeps freed memory, as lmp_generator does.
 """

@@ -1,9 +1,11 @@
-"""The limit: gpt2ish's training step as fast as plain torch could be made to do it, with no regard to being general.
+"""The limit: gpt2ish's training step as fast as plain torch could be made to do it, with no regard to being
+general.
 
-The same mathematics (pre-norm, exact GELU, learned positions, untied head with bias, fp32 master weights, AdamW), but: trunk
-compiled, one product for queries, keys and values, SDPA, fused AdamW; head and loss in chunks, the gradient of the logits made
-in the forward pass, so that no N x V numbers ever live; in bf16 the weights are cast once a step instead of at each use; in fp32
-on a CPU products go through oneDNN where that is faster than what torch takes by itself (on AMD, where MKL has a slow path).
+The same mathematics (pre-norm, exact GELU, learned positions, untied head with bias, fp32 master weights,
+AdamW), but: trunk compiled, one product for queries, keys and values, SDPA, fused AdamW; head and loss in
+chunks, the gradient of the logits made in the forward pass, so that no N x V numbers ever live; in bf16 the
+weights are cast once a step instead of at each use; in fp32 on a CPU products go through oneDNN where that is
+faster than what torch takes by itself (on AMD, where MKL has a slow path).
 """
 
 import time

@@ -1,7 +1,8 @@
-"""Measuring by turns: every contender is a process of its own, all are alive, and they run A B C A B C in short blocks.
+"""Measuring by turns: every contender is a process of its own, all are alive, and they run A B C A B C in
+short blocks.
 
-A block is as many steps as fit into some seconds, and beside each block the same process times a fixed matrix product, the
-reference for a machine whose speed drifts.
+A block is as many steps as fit into some seconds, and beside each block the same process times a fixed matrix
+product, the reference for a machine whose speed drifts.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ class BenchmarkError(Exception):
 class Process:
     """A contender in a process of its own: `python -m benchmarks.worker NAME OPTIONS`.
 
-    threads: None leaves that to the program, as a user does who sets no variable; else OMP_NUM_THREADS is set.
+    threads: None leaves that to the program, as a user does who sets no variable; else OMP_NUM_THREADS is
+    set.
     """
 
     def __init__(self, name: str, options: dict, *, threads: int | None = None):
@@ -76,10 +78,11 @@ class Process:
 def by_turns(
     contenders: list[tuple[str, dict]], args, *, threads: int | None = None, together: bool = True
 ) -> list[Process]:
-    """Runs (name, options) contenders in turn, `args.rounds` blocks of `args.seconds` each; returns them with samples and report.
+    """Runs (name, options) contenders in turn, `args.rounds` blocks of `args.seconds` each; returns them with
+    samples and report.
 
-    All are started and warmed up before the first block. Not `together`: each is started anew for each of its blocks, where
-    there is no memory for all. One that fails is told, noted in `args.failures`, and left out.
+    All are started and warmed up before the first block. Not `together`: each is started anew for each of its
+    blocks, where there is no memory for all. One that fails is told, noted in `args.failures`, and left out.
     """
     if not together:
         merged: dict[int, Process] = {}
@@ -158,8 +161,8 @@ def summary(values: list[float], name: str, *, digits: int = 1) -> dict:
 
 
 def speeds(samples: list[dict], name: str, *, digits: int = 1) -> dict:
-    """Units per second over blocks, per second of CPU time too (all threads together; steadier where a machine is shared),
-    and the reference product's GFLOP/s beside them."""
+    """Units per second over blocks, per second of CPU time too (all threads together; steadier where a
+    machine is shared), and the reference product's GFLOP/s beside them."""
     return (
         summary([s['units'] / s['seconds'] for s in samples], name, digits=digits)
         | {

@@ -1,6 +1,8 @@
-"""gpt2_moe's layer, forward and backward, against a dense MLP of equal active FLOPs and the loop over experts.
+"""gpt2_moe's layer, forward and backward, against a dense MLP of equal active FLOPs and the loop over
+experts.
 
-N tokens, E experts, K choices, D width, F inner width. All forms in one process that keeps freed memory, as lmp_trainer does.
+N tokens, E experts, K choices, D width, F inner width. All forms in one process that keeps freed memory, as
+lmp_trainer does.
 """
 
 from .measure import milliseconds, rows_by_part

@@ -1,6 +1,8 @@
-"""What the trainer's loop costs over the bare step: data, random state, counting, logging. Both by turns in one process.
+"""What the trainer's loop costs over the bare step: data, random state, counting, logging. Both by turns in
+one process.
 
-The bare step is forward, loss, backward, clipping and optimizer on one fixed batch, with the trainer's own parts.
+The bare step is forward, loss, backward, clipping and optimizer on one fixed batch, with the trainer's own
+parts.
 """
 
 import statistics

@@ -1,4 +1,5 @@
-"""The peers of the training step, each as its users run it, on the same rows: nanoGPT's form, Hugging Face's, the original's.
+"""The peers of the training step, each as its users run it, on the same rows: nanoGPT's form, Hugging Face's,
+the original's.
 
 All have the shape of gpt2ish: exact or tanh GELU as is theirs, no dropout, an untied head of 50,257.
 """
@@ -186,7 +187,8 @@ class OriginalBlock(nn.Module):
 
 
 class Original(nn.Module):
-    """Tokenizes, pads, computes the loss token by token, averages it row by row, and decodes what it predicts, all in the model."""
+    """Tokenizes, pads, computes the loss token by token, averages it row by row,
+    and decodes what it predicts, all in the model."""
 
     def __init__(self, *, layers: int, dim: int, heads: int, context: int, tokenizer):
         super().__init__()

@@ -1,7 +1,9 @@
-"""The SoME layer, forward and backward, and its key update, against the published form and a dense MLP of equal FLOPs.
+"""The SoME layer, forward and backward, and its key update, against the published form and a dense MLP of
+equal FLOPs.
 
-The published form loops over expert modules, and over tokens and pairs of ranks in the key update. All in one process that
-keeps freed memory, as lmp_trainer does. `python -m benchmarks.some_layer --full-step ROWS` measures the whole model.
+The published form loops over expert modules, and over tokens and pairs of ranks in the key update. All in one
+process that keeps freed memory, as lmp_trainer does. `python -m benchmarks.some_layer --full-step ROWS`
+measures the whole model.
 """
 
 from .measure import milliseconds, rows_by_part

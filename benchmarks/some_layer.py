@@ -21,7 +21,8 @@ RULES = dict(
 
 
 def loop_layer(layer):
-    """`layer` as it is usually written, with its weights: a module per expert, and a loop that adds up what each gives."""
+    """`layer` as it is usually written, with its weights: a module per expert,
+    and a loop that adds up what each gives."""
     from torch import nn
 
     class Loop(nn.Module):
@@ -51,7 +52,8 @@ def loop_layer(layer):
 
 
 def loop_update(vectors, usage, queries_ND, expert_ids_NK):
-    """The published key update: ranks, then pairs of ranks, one after another over all tokens; usage is that of this step."""
+    """The published key update: ranks, then pairs of ranks, one after another over all tokens;
+    usage is that of this step."""
     import torch.nn.functional as F
 
     keys = vectors.clone()
@@ -79,9 +81,11 @@ def run(
     rounds: int = 5,
     device: str = 'cpu',
 ) -> list[dict]:
-    """Milliseconds of forward, backward and key update, median and range over interleaved rounds, for each form and precision.
+    """Milliseconds of forward, backward and key update, median and range over interleaved rounds, for each
+    form and precision.
 
-    The forms compute the same; an assertion holds them together. A fixed matrix product is timed beside every sample.
+    The forms compute the same; an assertion holds them together. A fixed matrix product is timed beside every
+    sample.
     """
     import torch
 

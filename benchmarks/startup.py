@@ -1,4 +1,5 @@
-"""From the command to its answer, and to the first step on prepared data; against the bare interpreter and the others."""
+"""From the command to its answer, and to the first step on prepared data;
+against the bare interpreter and the others."""
 
 import subprocess
 import sys

@@ -1,8 +1,9 @@
-"""The training step: tokens per second, share of this machine's own matmul speed, and peak memory, each in a process of its own.
+"""The training step: tokens per second, share of this machine's own matmul speed, and peak memory, each in a
+process of its own.
 
-`ours` is lmp_trainer as a user starts it. Nobody gets an environment variable but, where threads are asked for, their number;
-so everybody runs with the C library's default allocator, and ours with what it sets for itself. `limit_kept` is the limit with
-the same setting.
+`ours` is lmp_trainer as a user starts it. Nobody gets an environment variable but, where threads are asked
+for, their number; so everybody runs with the C library's default allocator, and ours with what it sets for
+itself. `limit_kept` is the limit with the same setting.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ COLUMNS = [
 
 
 def flops_per_token(shape: str, context: int) -> float:
-    """Forward and backward: 6 for each parameter in a product, and attention counted in full; recomputation never."""
+    """Forward and backward: 6 for each parameter in a product, and attention counted in full;
+    recomputation never."""
     s = shape_of(shape)
     return 6 * (12 * s['layers'] * s['dim'] ** 2 + s['dim'] * VOCAB) + 12 * s['layers'] * s['dim'] * context
 
@@ -101,8 +103,8 @@ def at_hand(names: list[str], tell: Callable[[str], None]) -> list[str]:
 
 
 def fit(count: int, shape: str, tokens: int) -> bool:
-    """Whether this machine's memory holds that many contenders, all but one at rest (weights, moments, torch itself), and one
-    at work (gradients, logits four times over)."""
+    """Whether this machine's memory holds that many contenders, all but one at rest (weights, moments, torch
+    itself), and one at work (gradients, logits four times over)."""
     import psutil
 
     s = shape_of(shape)

@@ -54,7 +54,8 @@ def command_line(
 
 
 def run_prepare(meter, *, folder, context, count, quick=False, **_) -> None:
-    """Writes the plan, makes its token store, and writes the same rows for the references: as tokens and as text."""
+    """Writes the plan, makes its token store, and writes the same rows for the references:
+    as tokens and as text."""
     import numpy as np
 
     from lmplay.data.rows import PackedRows
@@ -118,7 +119,8 @@ def run_ours(meter, **options) -> None:
 
 
 def run_overhead(meter, **options) -> None:
-    """lmp_trainer, and after each of its steps a bare one, of the same model, optimizer, batch and process."""
+    """lmp_trainer, and after each of its steps a bare one, of the same model, optimizer,
+    batch and process."""
     from lmplay.train.optimizer import clip_gradients
     from lmplay.train.trainer import Trainer
 

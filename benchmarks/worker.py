@@ -1,7 +1,7 @@
 """The process of one contender: `python -m benchmarks.worker NAME OPTIONS`, started by measure.Process.
 
-Commands come as lines of JSON on the standard input, answers go to the standard output; what a library prints goes to
-the standard error.
+Commands come as lines of JSON on the standard input, answers go to the standard output; what a library prints
+goes to the standard error.
 """
 
 import importlib
@@ -35,8 +35,8 @@ CONTENDERS = {
 class Meter:
     """Counts the steps of a contender in blocks; between blocks it waits for the next command.
 
-    A contender that is a function is given to `run`, several that take turns in one process as a dict. One that owns its loop
-    calls `tick(units)` after every step.
+    A contender that is a function is given to `run`, several that take turns in one process as a dict. One
+    that owns its loop calls `tick(units)` after every step.
     """
 
     def __init__(self, channel, device: str, dtype: str, spawned: float):
@@ -47,7 +47,8 @@ class Meter:
         self._operands = None
 
     def run(self, *steps, **parts) -> None:
-        """A loop over `step()`, which returns the units it has done; of several, over the one that the command names."""
+        """A loop over `step()`, which returns the units it has done; of several,
+        over the one that the command names."""
         parts = parts or {'': steps[0]}
         self._begin(list(parts))
         while True:
@@ -134,8 +135,8 @@ class Meter:
         return 2 * MATMUL[0] * MATMUL[1] * MATMUL[2] / best / 1e9
 
     def peak_memory(self) -> int:
-        """Peak bytes: of the GPU's allocator, or resident ones of this process (VmHWM where there is one: what
-        getrusage says, a process inherits from the one that started it)."""
+        """Peak bytes: of the GPU's allocator, or resident ones of this process (VmHWM where there is one:
+        what getrusage says, a process inherits from the one that started it)."""
         if self.device.startswith('cuda'):
             import torch
 

@@ -4,8 +4,9 @@
     run = lmplay.train('gpt2ish', plan='quickstart', tokens=200_000)
     print(run.loss(), lmplay.generate(run, 'def main('))
 
-Experiments under lmplay/exp/ are found by themselves. One may also be registered by hand with an import line at the end of
-this file, e.g. `import lmplay.exp.my_experiment.versions`. Importing lmplay imports no torch. docs/python.md has the rest.
+Experiments under lmplay/exp/ are found by themselves. One may also be registered by hand with an import line
+at the end of this file, e.g. `import lmplay.exp.my_experiment.versions`. Importing lmplay imports no torch.
+docs/python.md has the rest.
 """
 
 import importlib

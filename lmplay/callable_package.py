@@ -1,4 +1,5 @@
-"""Packages that are also functions: `lmplay.train` holds the trainer's modules, and `lmplay.train(...)` trains."""
+"""Packages that are also functions: `lmplay.train` holds the trainer's modules,
+and `lmplay.train(...)` trains."""
 
 import importlib
 import sys

@@ -1,4 +1,5 @@
-"""Fixtures that all tests share: a cache of their own, a small corpus, and the commands as a user runs them."""
+"""Fixtures that all tests share: a cache of their own, a small corpus,
+and the commands as a user runs them."""
 
 import json
 import os

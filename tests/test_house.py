@@ -1,4 +1,5 @@
-"""Rules of the house, read from the imports: experiments depend on the core, never the other way, never on each other."""
+"""Rules of the house, read from the imports: experiments depend on the core, never the other way,
+never on each other."""
 
 import ast
 import re
@@ -25,7 +26,8 @@ def imports(file: Path) -> set[str]:
     return {name for name in found if name.startswith('lmplay.')}
 
 
-# Top to bottom: what stands in one row imports what stands in rows below it, never the reverse, never its own row.
+# Top to bottom: what stands in one row imports what stands in rows below it, never the reverse, never its own
+# row.
 ORDER = (
     {'new', 'compare'},
     {'routing'},

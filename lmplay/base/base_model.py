@@ -1,4 +1,5 @@
-"""The contract of an experiment: `LMBase` is what a model is, `BasicModelRunner` is how a version of it is declared.
+"""The contract of an experiment: `LMBase` is what a model is, `BasicModelRunner` is how a version of it is
+declared.
 
 B sequences, T positions, D width, V vocabulary. docs/contract.md explains it by examples.
 """
@@ -24,10 +25,10 @@ class LMOutput:
 
     logits    (B, T, V); None where `features` is given
     features  (B, T, D), from `LMBase.features` only: what the head `fc` turns into logits
-    losses    auxiliary losses, name -> (unweighted scalar, weight); weight * scalar joins the objective. Each is a mean
-              over this micro-batch's tokens; the trainer weighs micro-batches by their tokens.
-    metrics   detached tensors to log, of any shape, averaged over micro-batches. By convention `expert_load` (layers, E),
-              fractions of assignments, is watched for collapse.
+    losses    auxiliary losses, name -> (unweighted scalar, weight); weight * scalar joins the objective. Each
+              is a mean over this micro-batch's tokens; the trainer weighs micro-batches by their tokens.
+    metrics   detached tensors to log, of any shape, averaged over micro-batches. By convention `expert_load`
+              (layers, E), fractions of assignments, is watched for collapse.
 
     Losses (unweighted) and metrics are logged as `model/NAME`, apart from what the trainer measures itself.
     """
@@ -50,8 +51,8 @@ class StepContext:
     step         optimizer steps of the stage so far, from 0
     total_steps  of the stage
     tokens       trained on so far in the run
-    stepped      False in `after_step` where the update was skipped because the gradient was not finite; a tensor where the
-                 device decides, so that nothing waits for it
+    stepped      False in `after_step` where the update was skipped because the gradient was not finite; a
+                 tensor where the device decides, so that nothing waits for it
     """
 
     stage: str
@@ -71,22 +72,24 @@ class LMBase(nn.Module):
 
     A subclass calls `super().__init__(name, max_len=...)`, sets `self.tokenizer`, and defines either
 
-    - `features(x)` and an output head `self.fc`. `forward` is then fc(features(x)). Where the head is a plain `nn.Linear`,
+    - `features(x)` and an output head `self.fc`. `forward` is then fc(features(x)). Where the head is a plain
+    `nn.Linear`,
       head and loss are computed together, so that the logits of a batch are never all in memory; or
     - its own `forward(x)`, through which it is trained, evaluated and sampled.
 
     Either may take two optional keywords:
 
-    - `cache`: a list, empty at first, in which the model keeps what it needs of earlier positions; `x` then holds the
+    - `cache`: a list, empty at first, in which the model keeps what it needs of earlier positions; `x` then
+    holds the
       positions that follow the cached ones. A model that takes none generates without one, slower.
     - `mask` (B, T) bool: True at real tokens, False at padding, which stands at the end of sequences.
 
-    All state that must survive a save is a parameter or a persistent buffer. Large state that follows from a seed need
-    not be saved if its seed and a digest are.
+    All state that must survive a save is a parameter or a persistent buffer. Large state that follows from a
+    seed need not be saved if its seed and a digest are.
 
-    Class attributes declare what is otherwise refused: `causal = False` of a model whose positions see later ones (it
-    trains, and is never ranked against models that predict the next token), `batch_dependent = True` of one whose
-    sequences depend on what else is in their batch.
+    Class attributes declare what is otherwise refused: `causal = False` of a model whose positions see later
+    ones (it trains, and is never ranked against models that predict the next token), `batch_dependent = True`
+    of one whose sequences depend on what else is in their batch.
     """
 
     causal = True
@@ -103,7 +106,8 @@ class LMBase(nn.Module):
         super().__init__()
         self.name = name
         self.max_len = max_len
-        # BasicModelRunner.build adds every parameter of the version; a model passes only what it derives itself.
+        # BasicModelRunner.build adds every parameter of the version; a model passes only what it derives
+        # itself.
         self.hyperparameters = {'max_len': max_len, **hyperparameters}
         self._tokenizer: Tokenizer | None = None
 
@@ -118,15 +122,16 @@ class LMBase(nn.Module):
         self._tokenizer = tokenizer
 
     def features(self, x: Tensor) -> Tensor | LMOutput:
-        """(B, T) token ids to (B, T, D), ready for the head `fc`; or an LMOutput with them, losses and metrics."""
+        """(B, T) token ids to (B, T, D), ready for the head `fc`; or an LMOutput with them,
+        losses and metrics."""
         raise NotImplementedError(f'{type(self).__name__} defines neither features nor forward')
 
     def forward(self, x: Tensor, cache: list | None = None, mask: Tensor | None = None):
         """fc(features(x)), over the vocabulary of the tokenizer where the head is padded beyond it.
 
-        Training: x (B, T) int64 to logits (B, T, V), or an LMOutput where `features` gives one. Generation, with a cache:
-        (logits (B, 1, V) of the last position, cache), x being what follows the cached positions; logits alone from a
-        model whose `features` takes no cache.
+        Training: x (B, T) int64 to logits (B, T, V), or an LMOutput where `features` gives one. Generation,
+        with a cache: (logits (B, 1, V) of the last position, cache), x being what follows the cached
+        positions; logits alone from a model whose `features` takes no cache.
         """
         optional = {'cache': cache, 'mask': mask}
         out = self.features(x, **{k: optional[k] for k in self.features_takes})
@@ -150,13 +155,14 @@ class LMBase(nn.Module):
     def import_pretrained(self, source: 'str | LMBase') -> list[str]:
         """Warm start from another model's weights; returns lines for the log.
 
-        source: 'pretrained:NAME', the path of a folder, or an LMBase trained before. This default takes the weights of a
-        model of the same class and shapes. Raises ExperimentError for any other source.
+        source: 'pretrained:NAME', the path of a folder, or an LMBase trained before. This default takes the
+        weights of a model of the same class and shapes. Raises ExperimentError for any other source.
         """
         if not isinstance(source, LMBase) or not self.is_like(source):
             name = source.name if isinstance(source, LMBase) else source
             raise ExperimentError(
-                f'{self.name} cannot start from {name}: its model defines no import_pretrained, and the architectures differ.'
+                f'{self.name} cannot start from {name}: its model defines no import_pretrained, and the '
+                'architectures differ.'
             )
         self.load_state_dict(source.state_dict())
         return []
@@ -177,8 +183,8 @@ class LMBase(nn.Module):
         """Runs after each optimizer step, skipped ones included (`ctx.stepped`)."""
 
     def param_groups(self, weight_decay: float) -> list[dict]:
-        """Parameter groups for the optimizer: no decay for biases, norms (anything below two dimensions), embeddings, and
-        parameters with `skip_weight_decay = True`. Frozen parameters are left out."""
+        """Parameter groups for the optimizer: no decay for biases, norms (anything below two dimensions),
+        embeddings, and parameters with `skip_weight_decay = True`. Frozen parameters are left out."""
         embeddings = {
             id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
         }
@@ -206,8 +212,8 @@ class LMBase(nn.Module):
     def flops_per_token(self, length: int) -> float:
         """Forward floating-point operations per token in sequences of `length`.
 
-        Multiply and add count as two, attention counts in full (not halved for causality). A model with routed products
-        computes its own.
+        Multiply and add count as two, attention counts in full (not halved for causality). A model with
+        routed products computes its own.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -223,7 +229,8 @@ class LMBase(nn.Module):
         return counter.get_total_flops() / length
 
     def training_flops_per_token(self, length: int) -> float:
-        """Of forward and backward together: three times the forward pass's, less where weights get no gradient."""
+        """Of forward and backward together: three times the forward pass's,
+        less where weights get no gradient."""
         return 3 * self.flops_per_token(length)
 
 
@@ -257,7 +264,10 @@ class BasicModelRunner:
         self.parameters = self.declared | {k: v for k, v in self.given.items() if k != 'version'}
 
     def build(self, device: str | torch.device = 'cpu') -> LMBase:
-        """The model with fresh weights, its hyperparameters recorded. Raises ExperimentError where it breaks the contract."""
+        """The model with fresh weights, its hyperparameters recorded.
+
+        Raises ExperimentError where it breaks the contract.
+        """
         with torch.device(device):
             model = self.model_class(**self.given)
         if not isinstance(model, LMBase):
@@ -266,7 +276,8 @@ class BasicModelRunner:
             )
         if model.tokenizer is None:
             raise ExperimentError(
-                f"{self.model_class.__name__} sets no tokenizer: self.tokenizer = tiktoken.get_encoding('gpt2') "
+                f'{self.model_class.__name__} sets no tokenizer: self.tokenizer = '
+                "tiktoken.get_encoding('gpt2') "
                 f'is the usual one.'
             )
         own = {k: v for k, v in self.parameters.items() if k != 'tokenizer'}

@@ -11,8 +11,9 @@ HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_p
 def fused_head(model: LMBase) -> nn.Linear | None:
     """The head of a model in which head and loss can be one, else None.
 
-    Fusing bypasses the calls of the model and of its head, so both must do nothing but what is computed in their place:
-    the forward is LMBase's own, the head exactly an nn.Linear, without hooks, parametrization, or a forward of its own.
+    Fusing bypasses the calls of the model and of its head, so both must do nothing but what is computed in
+    their place: the forward is LMBase's own, the head exactly an nn.Linear, without hooks, parametrization,
+    or a forward of its own.
     """
     head = getattr(model, 'fc', None)
     if type(model).forward is not LMBase.forward or type(head) is not nn.Linear:

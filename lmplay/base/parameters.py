@@ -86,8 +86,8 @@ def read_parameters(
 ) -> dict[str, Any]:
     """Typed parameters from the command line's names and texts; see `typed_parameters`.
 
-    Where the default is a string, text that YAML reads as a number, a boolean or null is taken literally: 123 is
-    a name.
+    Where the default is a string, text that YAML reads as a number, a boolean or null is taken literally: 123
+    is a name.
     """
     given = {}
     for name, text in items:

@@ -43,10 +43,14 @@ class Experts:
 
 
 class RoutedLM(LMBase):
-    """A language model that can say which expert serves which token. Both lists have one entry per routed layer."""
+    """A language model that can say which expert serves which token.
+
+    Both lists have one entry per routed layer.
+    """
 
     def routing(self, x: Tensor) -> list[RoutedLayer]:
-        """What each routed layer decides about the tokens x (B, T); called in evaluation mode, without gradients."""
+        """What each routed layer decides about the tokens x (B, T); called in evaluation mode,
+        without gradients."""
         raise NotImplementedError(f'{type(self).__name__} defines no routing')
 
     def experts(self) -> list[Experts]:

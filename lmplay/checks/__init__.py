@@ -1,4 +1,5 @@
-"""Does a model keep the contract? One implementation for the trainer, lmp_compare, lmp_new and the test suite."""
+"""Does a model keep the contract? One implementation for the trainer, lmp_compare,
+lmp_new and the test suite."""
 
 from .contract import Finding, check_contract, require_contract
 from .experiment import check_experiment, smallest, smallest_parameters

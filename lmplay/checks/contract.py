@@ -33,7 +33,8 @@ class Finding:
 
 
 def check_contract(model: LMBase) -> Iterator[Finding]:
-    """Each check of the contract on the very model, whose weights, gradients, mode and random state stay as they are.
+    """Each check of the contract on the very model, whose weights, gradients, mode and random state stay as
+    they are.
 
     Checks that need a working forward pass are not made where there is none.
     """
@@ -60,7 +61,8 @@ def require_contract(model: LMBase) -> None:
     for found in check_contract(model):
         if found.problem:
             raise ExperimentError(
-                f'{type(model).__name__} breaks the contract of a language model ({found.check}): {found.problem}'
+                f'{type(model).__name__} breaks the contract of a language model ({found.check}): '
+                f'{found.problem}'
             )
 
 
@@ -81,7 +83,8 @@ def _tensors(model: LMBase) -> None:
     named = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, tensor in named if is_lazy(tensor)]:
         raise ExperimentError(
-            f"'{lazy[0]}' has no shape yet (a lazy module): it would train and save, and could never be loaded. Give its "
+            f"'{lazy[0]}' has no shape yet (a lazy module): it would train and save, and could never be "
+            'loaded. Give its '
             f'sizes, or run the module once in __init__.'
         )
     owners: dict[int, tuple[str, Tensor]] = {}
@@ -91,7 +94,8 @@ def _tensors(model: LMBase) -> None:
         owner, other = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
         if other is not tensor:
             raise ExperimentError(
-                f"'{name}' shares memory with '{owner}' without being the same parameter: a checkpoint cannot hold both. "
+                f"'{name}' shares memory with '{owner}' without being the same parameter: a checkpoint "
+                'cannot hold both. '
                 f'Register a copy (.clone()).'
             )
 
@@ -118,8 +122,10 @@ def _causal(probe: Probe) -> None:
             differences, limit = _compare(probe, x, changed, training=training)
             if (leak := differences[0, :cut].max().item()) > limit:
                 raise ExperimentError(
-                    f'changing the tokens from position {cut} on changes what the model computes before it, by up to '
-                    f'{leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, or declare `causal = False` '
+                    f'changing the tokens from position {cut} on changes what the model computes before it, '
+                    'by up to '
+                    f'{leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, or declare '
+                    '`causal = False` '
                     f'on the class, and it is never ranked against models that predict the next token.'
                 )
 
@@ -135,13 +141,15 @@ def _independent(probe: Probe) -> None:
         if (mixing := differences[0].max().item()) > limit:
             raise ExperimentError(
                 f'other sequences of a batch change what the model computes of a sequence, by up to '
-                f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that choose tokens). '
+                f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that '
+                'choose tokens). '
                 f'Declare `batch_dependent = True` on the class if that is meant; reports then say so.'
             )
 
 
 def _compare(probe: Probe, a: Tensor, b: Tensor, *, training: bool) -> tuple[Tensor, float]:
-    """(largest difference between the results of two texts at each position (B, T), what of it is rounding)."""
+    """(largest difference between the results of two texts at each position (B, T),
+    what of it is rounding)."""
     before, after = (probe.result(text, training=training) for text in (a, b))
     # a model that draws random numbers of its own differs from itself, too
     noise = (probe.result(a, training=training) - before).abs().amax(-1)
@@ -173,15 +181,18 @@ def _cache(probe: Probe) -> None:
         difference = (logits[:, -1] - whole[:, place]).abs().max().item()
         if not difference <= limit:
             raise ExperimentError(
-                f'with a cache, logits at position {end - 1} differ from those of a pass over the whole text by up to '
-                f'{difference:.2g} (positions {at} to {end - 1}, after {at} cached ones): generated text would not be this '
+                f'with a cache, logits at position {end - 1} differ from those of a pass over the whole text '
+                'by up to '
+                f'{difference:.2g} (positions {at} to {end - 1}, after {at} cached ones): generated text '
+                'would not be this '
                 f"model's."
             )
         at = end
 
 
 def _chunk_ends(length: int) -> list[int]:
-    """Where a text of that length is cut: single tokens at the start, around powers of two and at the end, the rest in between."""
+    """Where a text of that length is cut: single tokens at the start, around powers of two and at the end,
+    the rest in between."""
     ends = {1, 7, 8, 9, length - 1, length}
     power = 16
     while power < length:
@@ -216,7 +227,8 @@ def _gradients(probe: Probe) -> None:
     if heads and without == probe.trainable().keys() - heads:
         raise ExperimentError('only the head `fc` gets a gradient: `features` are detached from the graph.')
     raise ExperimentError(
-        f'{len(without)} trainable parameters get no gradient: {", ".join(sorted(without)[:5])}. Use them, or declare them '
+        f'{len(without)} trainable parameters get no gradient: {", ".join(sorted(without)[:5])}. Use them, '
+        'or declare them '
         f'frozen (requires_grad_(False)).'
     )
 

@@ -24,7 +24,8 @@ SMALLEST = {
 
 
 def smallest_parameters(name: str) -> dict:
-    """Small values for those of an experiment's parameters that are known by name and are not smaller already."""
+    """Small values for those of an experiment's parameters that are known by name and are not smaller
+    already."""
     declared = find_runner(name).function().parameters
     small = {k: v for k, v in SMALLEST.items() if declared.get(k) is not None}
     numbers = {k: min(v, declared[k]) for k, v in small.items() if isinstance(v, int)}

@@ -1,4 +1,5 @@
-"""A model held up to its contract: a copy in float64 that is fed small batches, so that differences are the model's own.
+"""A model held up to its contract: a copy in float64 that is fed small batches, so that differences are the
+model's own.
 
 B sequences, T positions, V vocabulary.
 """
@@ -21,7 +22,8 @@ POSITIONS = 32  # of the batches that are compared
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a difference is allowed to be: a share of what a change of context does to logits, plus a share of their size."""
+    """What a difference is allowed to be: a share of what a change of context does to logits,
+    plus a share of their size."""
 
     of_context: float
     of_size: float
@@ -45,7 +47,10 @@ SINGLE = Precision(torch.float32, Tolerance(1e-3, 1e-5), Tolerance(1e-2, 1e-5))
 
 
 class Probe:
-    """A copy of the model, and passes through it. The model itself, its mode and the random state stay as they are."""
+    """A copy of the model, and passes through it.
+
+    The model itself, its mode and the random state stay as they are.
+    """
 
     def __init__(self, model: LMBase):
         tokenizer = model.tokenizer
@@ -92,7 +97,8 @@ class Probe:
 
     @torch.no_grad()
     def result(self, x: Tensor, *, training: bool = False) -> Tensor:
-        """What the model computes of x: (B, T, D) features where its head only multiplies them, else (B, T, V) logits."""
+        """What the model computes of x: (B, T, D) features where its head only multiplies them, else (B, T,
+        V) logits."""
         if self.head is None:
             logits = self.output(x, training=training).logits
             assert logits is not None
@@ -111,7 +117,8 @@ class Probe:
         return result if self.head is None else self.head(result)[..., : self.vocabulary]
 
     def context(self, *, in_logits: bool = False) -> float:
-        """How much changing one earlier token changes a number of the result, or a logit, on average, in evaluation."""
+        """How much changing one earlier token changes a number of the result, or a logit, on average,
+        in evaluation."""
         if in_logits not in self._context:
             x = self.text(1, min(POSITIONS, self.model.max_len))
             at = x.shape[1] // 2

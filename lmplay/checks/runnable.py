@@ -1,4 +1,5 @@
-"""Does a model's forward pass return what the contract says? Asked before a run begins, not when text is generated at its end."""
+"""Does a model's forward pass return what the contract says? Asked before a run begins,
+not when text is generated at its end."""
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from ..tokenizers import as_tokenizer
 
 @torch.no_grad()
 def check_runnable(model: LMBase) -> None:
-    """Raises ExperimentError where the forward pass, with and without a cache, does not return what the contract says."""
+    """Raises ExperimentError where the forward pass, with and without a cache,
+    does not return what the contract says."""
     name, vocabulary = type(model).__name__, as_tokenizer(model.tokenizer).n_vocab
     first = next(model.parameters(), None)
     if first is None:

@@ -28,12 +28,15 @@ def compare(
     baseline: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Trains experiments side by side, or takes finished runs, and judges whether they differ from the baseline.
+    """Trains experiments side by side, or takes finished runs, and judges whether they differ from the
+    baseline.
 
-    experiments  the baseline first: a name or the path of a versions.py, with parameters of its own, 'gpt2ish,embed_dim=512'
+    experiments  the baseline first: a name or the path of a versions.py, with parameters of its own,
+                 'gpt2ish,embed_dim=512'
     budget       'tokens=20M', 'flops=1e15' or 'seconds=600' for each run (default: the plan's)
     settings     'KEY=VALUE' for every experiment
-    runs         judge finished runs in these directories or below instead of training; baseline: the label of one of them
+    runs         judge finished runs in these directories or below instead of training; baseline: the label of
+                 one of them
     say          is given each line about what happens (default: printed to standard error)
 
     The rest as the options of lmp_compare. Raises UserError for what cannot be compared.

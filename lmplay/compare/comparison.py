@@ -130,7 +130,10 @@ class ComparisonSession:
             )
 
     def run(self) -> Comparison:
-        """What was found, its report written. Raises UserError for what cannot be compared, if possible before training."""
+        """What was found, its report written.
+
+        Raises UserError for what cannot be compared, if possible before training.
+        """
         prepared = prepare(
             self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
         )

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from .statistics import paired_t
 
 AXES = {'tokens': 'tokens trained', 'flops': 'training FLOPs', 'seconds': 'seconds of training'}
 INK, GRID = '#1b1f24', '#d0d7de'  # stand-ins that `themed` turns into colours of the page
-STYLE = {
+STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'lmplay',
     'font.size': 10,
@@ -203,7 +204,7 @@ def draw_difference(runs: dict[str, list[FinishedRun]], x: str, metric: str, *, 
         )
         late = slice(len(xs) // 4, None)
         extent = max(extent, np.abs(mean[late]).max() * 1.3)
-        if low is not None:
+        if low is not None and high is not None:
             axes.fill_between(xs, low, high, color=colours[label], alpha=0.2, lw=0)
             extent = max(extent, np.quantile(np.abs([low[late], high[late]]), 0.9))
     if extent:

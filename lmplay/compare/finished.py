@@ -63,7 +63,7 @@ def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:
 
 
 def _notes(runs: dict[str, list[FinishedRun]]) -> list[str]:
-    spent = {label: sorted({r.cost['tokens'] for r in members}) for label, members in runs.items()}
+    spent = {label: sorted({int(r.cost['tokens'] or 0) for r in members}) for label, members in runs.items()}
     if len({n for amounts in spent.values() for n in amounts}) < 2:
         return []
     parts = [

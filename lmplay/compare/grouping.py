@@ -110,7 +110,8 @@ def check_causal(runs: dict[str, list[FinishedRun]]) -> None:
 
 
 def check_contracts(runs: dict[str, list[FinishedRun]]) -> None:
-    """Raises UserError for trained models that break the contract: what they measured is no loss to compare."""
+    """Raises UserError for trained models that break the contract:
+    what they measured is no loss to compare."""
     for label, members in runs.items():
         for run in members:
             if run.broken_contract:

@@ -126,7 +126,7 @@ def compare_pair(baseline: list[FinishedRun], members: list[FinishedRun], metric
     if not pairs or None in differences.values():
         alone = diverged['experiment'] and not diverged['baseline']
         return found | {'verdict': 'diverged' if alone else 'no verdict', 'mean': None}
-    seeds = paired_t(list(differences.values()), alpha=alpha)
+    seeds = paired_t([d for d in differences.values() if d is not None], alpha=alpha)
     over_documents = _bootstrap(pairs, metric, alpha)
     return found | {
         'verdict': verdict(seeds, over_documents),

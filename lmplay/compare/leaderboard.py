@@ -50,7 +50,7 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
         'sd': statistics.stdev(losses) if len(losses) > 1 else None,
         'total_parameters': runs[0].last_stage['total_parameters'],
         'active_parameters': runs[0].last_stage['active_parameters'],
-        **{k: statistics.mean(c[k] for c in costs) for k in ('tokens', 'flops', 'seconds')},
+        **{k: statistics.mean(c[k] or 0.0 for c in costs) for k in ('tokens', 'flops', 'seconds')},
         'memory': max(c['memory'] or 0 for c in costs) or None,
         'runs': ' '.join(str(r.folder) for r in runs),
     }
@@ -62,7 +62,8 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
     for run in found:
         if run.broken_contract:
             print(
-                f"Left out: the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})"
+                f"Left out: the trained model of '{run.folder}' breaks the contract "
+                f'({run.broken_contract[0]})'
             )
     tables = rank([run for run in found if not run.broken_contract], metric)
     _show(tables, metric)

@@ -9,7 +9,8 @@ from ..runs.finished import FinishedRun
 
 @dataclass(frozen=True)
 class Verdict:
-    """One experiment against the baseline; differences are experiment minus baseline, so of a loss below zero is better.
+    """One experiment against the baseline; differences are experiment minus baseline, so of a loss below zero
+    is better.
 
     verdict    'better', 'worse', 'within noise', 'no verdict' or 'diverged'
     mean       difference, averaged over the seeds; None where a run diverged
@@ -49,8 +50,8 @@ class Comparison:
         for entry in self.findings['experiments']:
             if 'comparison' in entry:
                 result = entry['comparison']
-                interval = (result.get(key) for key in ('mean', 'low', 'high'))
-                found.append(Verdict(entry['label'], result['verdict'], *interval, entry['sentence']))
+                mean, low, high = (result.get(key) for key in ('mean', 'low', 'high'))
+                found.append(Verdict(entry['label'], result['verdict'], mean, low, high, entry['sentence']))
         return found
 
     def __getitem__(self, label: str) -> Verdict:

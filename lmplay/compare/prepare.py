@@ -1,4 +1,5 @@
-"""What is compared, made fair before anything is trained: one plan, one budget, one row length, the same held-out tokens."""
+"""What is compared, made fair before anything is trained: one plan, one budget, one row length,
+the same held-out tokens."""
 
 import copy
 import hashlib
@@ -8,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
@@ -28,7 +30,10 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Spec:
-    """An experiment as it was asked for: EXP, or EXP,key=value,... with model parameters and stage keys of its own."""
+    """An experiment as it was asked for: EXP, or EXP,key=value,...
+
+    with model parameters and stage keys of its own.
+    """
 
     label: str
     exp: str
@@ -56,7 +61,8 @@ def parse_spec(text: str, common: list[str]) -> Spec:
             )
         if key in LENGTHS:
             raise UserError(
-                f"'{item}': how long all train is for --budget or the plan to say, so that it is the same for all."
+                f"'{item}': how long all train is for --budget or the plan to say, so that it is the same "
+                'for all.'
             )
         if key in runner.declared:
             texts[key] = value
@@ -101,8 +107,8 @@ def parse_budget(text: str) -> Budget:
 class Prepared:
     """An experiment ready to be trained. plan: complete, with budget and row length filled in.
 
-    lengths: planned, by stage, in `unit`, 'tokens' or 'seconds'; flops_per_token: of training, by stage; digest: of all that
-    decides what a run does, but its seed.
+    lengths: planned, by stage, in `unit`, 'tokens' or 'seconds'; flops_per_token: of training, by stage;
+    digest: of all that decides what a run does, but its seed.
     """
 
     spec: Spec
@@ -148,7 +154,10 @@ def _resolve(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> lis
 
 
 def _check_different(specs: list[Spec], plan: Plan, resolved: list[list[ResolvedStage]]) -> None:
-    """Raises UserError where two experiments are one model trained alike, e.g. two versions whose differences the plan overrides."""
+    """Raises UserError where two experiments are one model trained alike, e.g.
+
+    two versions whose differences the plan overrides.
+    """
     seen: dict[str, Spec] = {}
     for spec, stages in zip(specs, resolved):
         key = repr([_trained(stage) for stage in stages])
@@ -156,7 +165,8 @@ def _check_different(specs: list[Spec], plan: Plan, resolved: list[list[Resolved
             lost = ', '.join(sorted({name for stage in stages for name in stage.overridden}))
             why = f' It sets what the versions set: {lost}.' if lost else ''
             raise UserError(
-                f'{spec.label} and {seen[key].label} are the same model, trained the same way, under plan {plan.name}.{why}'
+                f'{spec.label} and {seen[key].label} are the same model, trained the same way, under plan '
+                f'{plan.name}.{why}'
             )
         seen[key] = spec
 
@@ -177,10 +187,11 @@ def prepare(
     """
     if all('exp' in stage for stage in plan.stages.values()):
         raise PlanError(
-            f'{plan.where}: every stage names its own "exp"; a plan for a comparison leaves the experiment open.'
+            f'{plan.where}: every stage names its own "exp"; a plan for a comparison leaves the experiment '
+            'open.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
-    where = dict(device=find_device(device).type, amp=amp, progress=progress)
+    where: dict[str, Any] = dict(device=find_device(device).type, amp=amp, progress=progress)
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
 
     def resolved(spec: Spec, plan_of_spec: dict) -> list[ResolvedStage]:
@@ -214,7 +225,8 @@ def _prepared(
     timed = {stage.settings.seconds is not None for stage in stages}
     if len(timed) > 1:
         raise PlanError(
-            f'{spec.label}: some stages have a length in seconds and some have not; a comparison needs all or none.'
+            f'{spec.label}: some stages have a length in seconds and some have not; a comparison needs all '
+            'or none.'
         )
     lengths, prints = [], []
     for stage in stages:
@@ -232,7 +244,10 @@ def _prepared(
 
 
 def apply_budget(prepared: Prepared, budget: Budget | None) -> None:
-    """Cuts the plan to the budget and sets the digest. A plan's stages keep their shares; FLOPs become tokens."""
+    """Cuts the plan to the budget and sets the digest.
+
+    A plan's stages keep their shares; FLOPs become tokens.
+    """
     if budget is not None:
         if budget.kind == 'flops':
             whole = sum(n * f for n, f in zip(prepared.lengths, prepared.flops_per_token))
@@ -269,7 +284,8 @@ def digest(prepared: Prepared) -> str:
 
 
 def code_digest(exp: str) -> str:
-    """Of the source of an experiment's folder and of what trains it in lmplay: an edited model is another experiment."""
+    """Of the source of an experiment's folder and of what trains it in lmplay:
+    an edited model is another experiment."""
     files = {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
     files |= set(Path(find_entry(exp).file).resolve().parent.rglob('*.py'))
     whole = hashlib.sha256()

@@ -109,6 +109,7 @@ class Job:
 
     def check(self) -> None:
         """After the process has ended: notes why the run stopped early. Raises UserError where it failed."""
+        assert self.process is not None
         code = self.process.returncode
         if code == 0 and self.finished:
             return
@@ -147,7 +148,7 @@ class Workers:
     def collect(self) -> Iterator[Job]:
         """The jobs that have ended since."""
         for i, job in enumerate(self.running):
-            if job is not None and job.process.poll() is not None:
+            if job is not None and job.process is not None and job.process.poll() is not None:
                 self.running[i] = None
                 yield job
 
@@ -167,11 +168,11 @@ class Workers:
 
     def terminate(self) -> None:
         """Lets what runs save its state, and waits for it."""
-        running = [j for j in self.running if j is not None]
-        for job in running:
-            job.process.terminate()
-        for job in running:
-            job.process.wait()
+        processes = [job.process for job in self.running if job is not None and job.process is not None]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
 
 
 def run_jobs(

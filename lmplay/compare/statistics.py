@@ -87,7 +87,7 @@ def bootstrap(
         batch=256,  # bounds the memory: resamples x documents at a time
         confidence_level=1 - alpha,
         method='percentile',
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]  a stub's omission
     ).confidence_interval
     return float(low), float(high)
 
@@ -113,7 +113,7 @@ def verdict(seeds: Paired, documents: tuple[float, float] | None) -> str:
     documents: interval of the difference averaged over the seeds. Both conditions are asked for, so that two
     equal experiments are told apart in at most ALPHA of all comparisons.
     """
-    if seeds.n < 2:
+    if seeds.low is None or seeds.high is None:  # one seed
         return 'no verdict'
     intervals = [(seeds.low, seeds.high)] + ([documents] if documents is not None else [])
     if all(high < 0 for _, high in intervals):

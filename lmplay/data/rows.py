@@ -227,3 +227,30 @@ def make_batch(
         int((y != IGNORE).sum()),
         None if documents is None else torch.from_numpy(documents[:, :width].copy()),
     )
+
+
+def make_rows(
+    store: TokenStore,
+    documents: np.ndarray,
+    *,
+    length: int,
+    tokenizer: Tokenizer,
+    packing: str,
+    include_prompts: bool,
+    long_documents: str,
+    score_padding: bool,
+) -> Rows:
+    """Documents of a store as sequences of `length` tokens, packed or padded; see the keys of a stage."""
+    if packing == 'pack':
+        return PackedRows(
+            store, documents, length=length, tokenizer=tokenizer, include_prompts=include_prompts
+        )
+    return PaddedRows(
+        store,
+        documents,
+        length=length,
+        tokenizer=tokenizer,
+        include_prompts=include_prompts,
+        long_documents=long_documents,
+        score_padding=score_padding,
+    )

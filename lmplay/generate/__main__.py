@@ -1,6 +1,7 @@
 """lmp_generator: continues prompts with a trained model."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -13,66 +14,52 @@ from ..errors import DataError, UserError
 def parser() -> CommandParser:
     p = CommandParser(
         'lmp_generator',
-        description='Continues prompts with a trained model. Experiment and tokenizer are found through the checkpoint.',
+        description='Continues prompts with a trained model. The checkpoint names experiment and tokenizer.',
     )
-    p.add_argument(
-        'checkpoint',
-        nargs='?',
-        metavar='CHECKPOINT',
-        help="a run's directory (its best checkpoint) or a checkpoint",
-    )
-    p.add_argument('--model', metavar='CHECKPOINT', help='the same')
-    p.add_argument(
-        '--exp',
-        metavar='NAME',
-        help='the experiment, where it has another name or place now: a name, or the path of a versions.py',
-    )
-    p.add_argument(
-        '--prompt',
-        action='append',
-        default=[],
-        metavar='TEXT',
-        help='text to continue; repeatable (without any: a new text)',
-    )
-    p.add_argument(
-        '--prompt-file',
-        action='append',
-        default=[],
-        metavar='FILE',
-        help="file that holds one prompt; '-' is standard input; repeatable",
-    )
-    p.add_argument(
-        '--max-new-tokens', type=int, default=200, metavar='N', help='length of the continuation (200)'
-    )
-    p.add_argument(
-        '--temperature', type=float, default=0.8, metavar='T', help='0: the most probable token always (0.8)'
-    )
-    p.add_argument('--top-k', type=int, metavar='K', help='choose among the K most probable tokens')
-    p.add_argument(
-        '--top-p', type=float, metavar='P', help='choose among the most probable tokens that together reach P'
-    )
-    p.add_argument(
-        '--repetition-penalty',
-        type=float,
-        default=1.0,
-        metavar='X',
-        help='above 1: tokens of the text get rarer (1)',
-    )
-    p.add_argument(
-        '--stop-at-eot', action=argparse.BooleanOptionalAction, default=True, help='end at the end of a text'
-    )
-    p.add_argument('--num-samples', type=int, default=1, metavar='N', help='continuations of each prompt (1)')
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='equal seeds, equal text (0)')
-    p.add_argument(
-        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best there is)'
-    )
-    p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
-    p.add_argument('--json', action='store_true', help='one JSON object for each continuation')
+    _add_model_options(p)
+    _add_prompt_options(p)
+    _add_sampling_options(p)
     return p
 
 
+def _add_model_options(p: CommandParser) -> None:
+    checkpoint = "a run's directory (its best checkpoint) or a checkpoint"
+    p.add_argument('checkpoint', nargs='?', metavar='CHECKPOINT', help=checkpoint)
+    p.add_argument('--model', metavar='CHECKPOINT', help='the same')
+    moved = 'the experiment, where its name or place has changed: a name, or the path of a versions.py'
+    p.add_argument('--exp', metavar='NAME', help=moved)
+    p.add_argument(
+        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best available)'
+    )
+    p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
+
+
+def _add_prompt_options(p: CommandParser) -> None:
+    text = 'text to continue; repeatable (without any: a new text)'
+    p.add_argument('--prompt', action='append', default=[], metavar='TEXT', help=text)
+    file = "file that holds one prompt; '-' is standard input; repeatable"
+    p.add_argument('--prompt-file', action='append', default=[], metavar='FILE', help=file)
+    p.add_argument('--num-samples', type=int, default=1, metavar='N', help='continuations of each prompt (1)')
+    p.add_argument('--json', action='store_true', help='one JSON object for each continuation')
+
+
+def _add_sampling_options(p: CommandParser) -> None:
+    length = 'length of the continuation (200)'
+    p.add_argument('--max-new-tokens', type=int, default=200, metavar='N', help=length)
+    greedy = '0: always the most probable token (0.8)'
+    p.add_argument('--temperature', type=float, default=0.8, metavar='T', help=greedy)
+    p.add_argument('--top-k', type=int, metavar='K', help='choose among the K most probable tokens')
+    nucleus = 'choose among the most probable tokens that together reach P'
+    p.add_argument('--top-p', type=float, metavar='P', help=nucleus)
+    rarer = 'above 1: tokens of the text become less likely (1)'
+    p.add_argument('--repetition-penalty', type=float, default=1.0, metavar='X', help=rarer)
+    end = 'stop at the end-of-text token'
+    p.add_argument('--stop-at-eot', action=argparse.BooleanOptionalAction, default=True, help=end)
+    p.add_argument('--seed', type=int, default=0, metavar='N', help='equal seeds, equal text (0)')
+
+
 def main(argv: list[str] | None = None) -> int:
-    if hasattr(sys.stdout, 'reconfigure'):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character
     return run_command('lmp_generator', lambda: run(parse(argv)))
 
@@ -106,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     texts = [text for text in texts for _ in range(args.num_samples)]
     single = len(texts) == 1 and not args.json
     stream = TextStream(tokenizer)
-    prompt = iter(texts[:1])  # stands there once the first token follows it
+    start = iter(texts[:1])  # stands there once the first token follows it
     with autocast(device, amp_dtype(device, args.amp)):
         new = generate(
             model,
@@ -118,29 +105,24 @@ def run(args: argparse.Namespace) -> None:
             repetition_penalty=args.repetition_penalty,
             seed=args.seed,
             stop_token=tokenizer.eot_token if args.stop_at_eot else None,
-            on_token=(lambda _, token: print(next(prompt, '') + stream.feed(token), end='', flush=True))
+            on_token=(lambda _, token: print(next(start, '') + stream.feed(token), end='', flush=True))
             if single
             else None,
         )
     if single:
-        print(next(prompt, '') + stream.finish())
-        return
-    for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
+        print(next(start, '') + stream.finish())
+    else:
+        _print_all(texts, [tokenizer.decode(tokens) for tokens in new], list(map(len, new)), args)
+
+
+def _print_all(texts: list[str], continued: list[str], lengths: list[int], args: argparse.Namespace) -> None:
+    for row, (text, more, length) in enumerate(zip(texts, continued, lengths, strict=True)):
         prompt, sample = divmod(row, args.num_samples)
         if args.json:
-            print(
-                json.dumps(
-                    {
-                        'prompt': text,
-                        'sample': sample,
-                        'text': tokenizer.decode(tokens),
-                        'tokens': len(tokens),
-                    },
-                    ensure_ascii=False,
-                )
-            )
+            found = {'prompt': text, 'sample': sample, 'text': more, 'tokens': length}
+            print(json.dumps(found, ensure_ascii=False))
         else:
-            print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{text}{tokenizer.decode(tokens)}')
+            print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{text}{more}')
 
 
 def read_prompt(name: str) -> str:
@@ -150,7 +132,7 @@ def read_prompt(name: str) -> str:
         return data.decode('utf-8').removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
         raise DataError(
-            f"The prompt file '{name}' is no UTF-8: {error.reason} at byte {error.start}."
+            f"The prompt file '{name}' is not UTF-8: {error.reason} at byte {error.start}."
         ) from error
     except OSError as error:
         raise DataError(f"Can't read the prompt file '{name}': {error.strerror}.") from error

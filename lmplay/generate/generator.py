@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def window_start(position: int, max_len: int) -> int:
     """Index of the first token that the model sees together with the one at `position`.
 
-    Within max_len that is the first of all. Whenever the window is full it slides so that half of it is left. It follows from
-    the position alone, so a text does not depend on how it was fed.
+    Within max_len that is the first of all. Whenever the window is full it slides so that half of it is left.
+    It follows from the position alone, so a text does not depend on how it was fed.
     """
     if position < max_len:
         return 0
@@ -47,10 +47,10 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the prompt and without `stop_token`, at which a row ends.
 
-    An empty prompt begins after the end of a text. Rows are sampled each with its own random numbers, which follow from (seed,
-    row), and run unpadded: a longer prompt is fed token by token while shorter ones are already being continued. So a row's
-    text does not depend on what else is in its batch. `on_token(row, token)` sees each token as soon as it is chosen.
-    Sampling: see `Sampling`.
+    An empty prompt begins after the end of a text. Rows are sampled each with its own random numbers, which
+    follow from (seed, row), and run unpadded: a longer prompt is fed token by token while shorter ones are
+    already being continued. So a row's text does not depend on what else is in its batch. `on_token(row,
+    token)` sees each token as soon as it is chosen. Sampling: see `Sampling`.
 
     Raises UserError for a setting out of range, or a prompt with an id outside of the vocabulary.
     """
@@ -61,7 +61,8 @@ def generate(
     for prompt in prompts:
         if wrong := [i for i in prompt if not 0 <= i < tokenizer.n_vocab]:
             raise UserError(
-                f'Token {wrong[0]} is not in the vocabulary of the model, which ends at {tokenizer.n_vocab - 1}.'
+                f'Token {wrong[0]} is not in the vocabulary of the model, which ends at '
+                f'{tokenizer.n_vocab - 1}.'
             )
     if not prompts or not max_new_tokens:
         return [[] for _ in prompts]
@@ -110,7 +111,10 @@ def _continue(
 
 
 class _Texts:
-    """Prompts and what follows them. rows: all tokens; new: those that were generated; unfinished: rows still growing."""
+    """Prompts and what follows them.
+
+    rows: all tokens; new: those that were generated; unfinished: rows still growing.
+    """
 
     def __init__(self, rows: list[list[int]], max_new_tokens: int, stop_token: int | None):
         self.rows, self.max_new_tokens, self.stop_token = rows, max_new_tokens, stop_token
@@ -143,7 +147,8 @@ class _Texts:
 
 
 class _Window:
-    """What a model sees of growing texts, through its cache where it has one, else from the start of the window each time."""
+    """What a model sees of growing texts, through its cache where it has one,
+    else from the start of the window each time."""
 
     def __init__(self, model: LMBase):
         self.model = model
@@ -169,7 +174,8 @@ class _Window:
             logits = answer.logits if isinstance(answer, LMOutput) else answer
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             raise ExperimentError(
-                f'forward of {type(self.model).__name__} must return logits (B, T, V), or (logits, cache) when it is given '
+                f'forward of {type(self.model).__name__} must return logits (B, T, V), or (logits, cache) '
+                'when it is given '
                 f'a cache, to generate text; given: {type(logits).__name__}.'
             )
         return logits[:, -1]
@@ -201,7 +207,8 @@ def _uniform(generators: list[torch.Generator], length: int, prompt_lengths: lis
 
 
 class TextStream:
-    """The text of tokens as they come: what is given out never ends within a character, and adds up to the whole text."""
+    """The text of tokens as they come: what is given out never ends within a character,
+    and adds up to the whole text."""
 
     CONTEXT = 16  # tokens kept to decode the next ones in; a character has at most 4
 

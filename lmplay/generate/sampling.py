@@ -1,6 +1,7 @@
 """How the next token is chosen from logits.
 
-B rows, V vocabulary, N candidates (N <= V), in order of falling probability where top-k or top-p is asked for.
+B rows, V vocabulary, N candidates (N <= V), in order of falling probability where top-k or top-p is asked
+for.
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ class Sampling:
 
     temperature         divides the logits; 0 takes the most probable token
     top_k               only the k most probable tokens
-    top_p               only the smallest set of most probable tokens whose probabilities, after top_k, sum to at least p (nucleus
-                        sampling, Holtzman et al. 2020, section 3.1)
-    repetition_penalty  of tokens already in the text: positive logits are divided by it, negative ones multiplied (Keskar et
-                        al. 2019, section 4.1, which divides all; for a negative logit that would be a reward)
+    top_p               only the smallest set of most probable tokens whose probabilities, after top_k, sum to
+                        at least p (nucleus sampling, Holtzman et al. 2020, section 3.1)
+    repetition_penalty  of tokens already in the text: positive logits are divided by it, negative ones
+                        multiplied (Keskar et al. 2019, section 4.1, which divides all; for a negative logit
+                        that would be a reward)
 
     Raises UserError for a value out of range.
     """
@@ -53,8 +55,10 @@ class Sampling:
         return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """logits (B, V) to (weights (B, N) float64, 0 for what is ruled out; ids (B, N), None where N = V in order of id)."""
-        # The greatest logit is taken off first, and the temperature kept where fp32 has it: a low one must not overflow.
+        """logits (B, V) to (weights (B, N) float64, 0 for what is ruled out; ids (B, N),
+        None where N = V in order of id)."""
+        # The greatest logit is taken off first, and the temperature kept where fp32 has it: a low one must
+        # not overflow.
         probs = ((logits - logits.amax(-1, keepdim=True)) / max(self.temperature, LEAST)).softmax(-1)
         vocab = probs.shape[-1]
         if self.top_k is None and self.top_p is None:
@@ -77,7 +81,8 @@ class Sampling:
         return weights, ids
 
     def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The next token of each row, (B,) int64, from logits (B, V) and random numbers (B,) float64 in [0, 1).
+        """The next token of each row, (B,) int64, from logits (B, V) and random numbers (B,) float64 in [0,
+        1).
 
         Raises UserError for logits that are not finite.
         """

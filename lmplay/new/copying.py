@@ -1,4 +1,5 @@
-"""Copies an experiment's folder under a new name: class, runners and README carry it; the code stays as it is."""
+"""Copies an experiment's folder under a new name: class, runners and README carry it;
+the code stays as it is."""
 
 import ast
 import io
@@ -25,7 +26,8 @@ def check_name(name: str, folder: Path) -> None:
         )
     if name == 'list' or len(name) > 60:
         raise ExperimentError(
-            f"An experiment's name has at most 60 letters, and is not 'list', which lmp_trainer --exp keeps for itself; "
+            "An experiment's name has at most 60 letters, and is not 'list', which lmp_trainer --exp keeps "
+            'for itself; '
             f"given: '{name}'."
         )
     taken = next((e for e in list_experiments() if e.name == name), None)
@@ -41,7 +43,8 @@ def class_name(name: str) -> str:
 
 
 def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
-    """Copies the folder of experiment `origin` to folder/name and renames; returns the new folder, which appears whole or not at all.
+    """Copies the folder of experiment `origin` to folder/name and renames; returns the new folder, which
+    appears whole or not at all.
 
     Raises ExperimentError for an unknown origin, a bad or taken name, and a folder that can't be written.
     """
@@ -63,7 +66,8 @@ def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
 
 
 def rename(folder: Path, name: str, *, base: str) -> None:
-    """Gives the copy in `folder` its name: strings that are names of runners, the model classes, the README's title."""
+    """Gives the copy in `folder` its name: strings that are names of runners, the model classes,
+    the README's title."""
     versions = ast.parse((folder / 'versions.py').read_text(encoding='utf-8'))
     runners = {r: _runner_name(r, name, base) for r in _runners(versions)}
     models = list(dict.fromkeys(_models(versions)))
@@ -77,7 +81,8 @@ def rename(folder: Path, name: str, *, base: str) -> None:
     }
     if clash := set(classes.values()) & used:
         raise ExperimentError(
-            f"The model's class would be called {min(clash)}, a name that the code of '{base}' uses for something else; "
+            f"The model's class would be called {min(clash)}, a name that the code of '{base}' uses for "
+            'something else; '
             f"given: '{name}'. Choose another."
         )
     for file in sorted(folder.rglob('*.py')):
@@ -87,7 +92,8 @@ def rename(folder: Path, name: str, *, base: str) -> None:
     rest = readme.read_text(encoding='utf-8') if readme.is_file() else ''
     rest = re.sub(r'\A\s*#[^\n]*\n', '', rest)
     readme.write_text(
-        f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of it:\n\n'
+        f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of '
+        'it:\n\n'
         f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n'
         + (f'\n{rest.lstrip()}' if rest.strip() else ''),
         encoding='utf-8',
@@ -95,7 +101,8 @@ def rename(folder: Path, name: str, *, base: str) -> None:
 
 
 def _runner_name(runner: str, name: str, base: str) -> str:
-    """Copying gpt2ish: gpt2ish -> new, gpt2ish_med -> new_med, s_gpt2ish -> s_new, test_runner -> new_test_runner"""
+    """Copying gpt2ish: gpt2ish -> new, gpt2ish_med -> new_med, s_gpt2ish -> s_new,
+    test_runner -> new_test_runner"""
     return runner.replace(base, name) if base in runner else f'{name}_{runner}'
 
 
@@ -129,7 +136,8 @@ def _descriptions(text: str) -> set[tuple[int, int]]:
 
 
 def _replace(text: str, runners: dict[str, str], classes: dict[str, str], base: str) -> str:
-    """The source with names exchanged: strings that are exactly a runner's, identifiers that are exactly a class's.
+    """The source with names exchanged: strings that are exactly a runner's, identifiers that are exactly a
+    class's.
 
     A runner's description says where it comes from.
     """

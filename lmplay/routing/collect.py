@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..base.base_model import LMBase
+from ..base.routed import RoutedLM
 from ..data.held_out import HeldOut
 from ..device import autocast
 from ..errors import DataError
@@ -128,7 +128,7 @@ class Observed:
 
 
 def observe(
-    model: LMBase, held_out: HeldOut, *, device: torch.device, dtype: torch.dtype | None = None
+    model: RoutedLM, held_out: HeldOut, *, device: torch.device, dtype: torch.dtype | None = None
 ) -> Observed:
     """Routes every token of the held-out text through the model, which is put into evaluation mode."""
     tokenizer = as_tokenizer(model.tokenizer)
@@ -140,7 +140,8 @@ def observe(
     pieces = Pieces(tokenizer)
     parts = np.split(tokens, np.flatnonzero(np.diff(document)) + 1)
     types = [
-        token_types(part, pieces, domain=names[d]) for part, d in zip(parts, np.unique(document).tolist())
+        token_types(part.tolist(), pieces, domain=names[d])
+        for part, d in zip(parts, np.unique(document).tolist())
     ]
     return Observed(
         tokens,
@@ -158,7 +159,7 @@ def observe(
 
 @torch.no_grad()
 def _route(
-    model: LMBase, held_out: HeldOut, device: torch.device, dtype: torch.dtype | None
+    model: RoutedLM, held_out: HeldOut, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[np.ndarray, np.ndarray, list[RoutedTokens]]:
     """(tokens (n,), document (n,) of each, layers) in the order of the held-out sequences."""
     tokenizer = as_tokenizer(model.tokenizer)
@@ -170,6 +171,7 @@ def _route(
         with autocast(device, dtype):
             routed = model.routing(batch.x.to(device))
         tokens.append(batch.x[real].numpy())
+        assert batch.documents is not None
         documents.append(batch.documents[real].numpy())
         steps.append([_chosen(layer, real) for layer in routed])
     if not steps:

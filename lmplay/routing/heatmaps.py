@@ -3,6 +3,8 @@
 R rows, L layers, E experts.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .svg import FACE, FEW, GRID, NAMED, colour_bar, new_figure, svg
@@ -126,7 +128,17 @@ def chain(alike: np.ndarray) -> np.ndarray:
     return np.array(order)
 
 
-def _cells(figure, axes, values: np.ndarray, rows: list[str], colours: str, norm, *, form=str, columns=None):
+def _cells(
+    figure,
+    axes,
+    values: np.ndarray,
+    rows: list[str],
+    colours: str,
+    norm,
+    *,
+    form: Callable[[float], str] = str,
+    columns=None,
+):
     """A heat map on `axes`; returns its colour bar.
 
     columns  which experts they are, where not all in order

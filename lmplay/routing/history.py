@@ -86,10 +86,10 @@ def _is_column(value, rows: int) -> bool:
 
 def _means(values: list, width: int) -> np.ndarray:
     """Means of `width` points each, NaN ignored."""
-    values = np.asarray(values, float)
-    starts, known = np.arange(0, len(values), width), ~np.isnan(values)
+    points = np.asarray(values, float)
+    starts, known = np.arange(0, len(points), width), ~np.isnan(points)
     with np.errstate(invalid='ignore'):
-        return np.add.reduceat(np.where(known, values, 0), starts) / np.add.reduceat(known, starts, dtype=int)
+        return np.add.reduceat(np.where(known, points, 0), starts) / np.add.reduceat(known, starts, dtype=int)
 
 
 def _is_table(value, rows: int, columns: int) -> bool:

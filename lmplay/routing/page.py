@@ -39,7 +39,7 @@ def _page(findings: Findings, sections: list[Section], tables: list[str]) -> str
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader(__package__, ''),
+        loader=PackageLoader('lmplay.routing', ''),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -4,12 +4,13 @@ import functools
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 FEW = 16  # experts up to which cells carry their numbers and curves their own colours
 NAMED = 64  # experts up to which their numbers stand below a wide picture
 INK, GRID, FACE = '#26272b', '#c9cad1', '#fefefe'  # replaced by the colours of the reader's theme in `themed`
 DARK = {INK: '#e4e5ea', GRID: '#4a4c55', FACE: 'none'}
-STYLE = {
+STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'lmplay',
     'font.size': 9,

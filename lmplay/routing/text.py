@@ -8,7 +8,7 @@ import numpy as np
 
 from ..base.base_model import LMBase
 from ..data.held_out import HeldOut
-from ..data.rows import PackedRows, PaddedRows, Rows
+from ..data.rows import PackedRows, Rows, make_rows
 from ..data.sources import open_source
 from ..data.store import TokenStore, open_store
 from ..errors import DataError, PlanError, UserError
@@ -56,12 +56,9 @@ def own_text(
 def _rows(
     settings: dict, store: TokenStore, documents: np.ndarray, length: int, tokenizer: Tokenizer
 ) -> Rows:
-    """Documents as sequences, packed or padded as the stage's settings say; see `train.stage_data`."""
-    common = dict(length=length, tokenizer=tokenizer, include_prompts=settings['include_prompts'])
-    if settings['packing'] == 'pack':
-        return PackedRows(store, documents, **common)
-    padding = {k: settings[k] for k in ('long_documents', 'score_padding')}
-    return PaddedRows(store, documents, **common, **padding)
+    """Documents as sequences, as the stage's settings say."""
+    shape = {k: settings[k] for k in ('packing', 'include_prompts', 'long_documents', 'score_padding')}
+    return make_rows(store, documents, length=length, tokenizer=tokenizer, **shape)
 
 
 def given_text(names: Sequence[str], model: LMBase, run: StartedRun | None, max_bytes: int | None) -> HeldOut:

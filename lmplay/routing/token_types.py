@@ -59,7 +59,7 @@ def character_types(text: str, *, code: bool) -> np.ndarray:
         elif match.lastgroup == 'name':
             types[start:end] = WORD if not code else KEYWORD if keyword.iskeyword(match[0]) else IDENTIFIER
         else:
-            types[start:end] = kinds[match.lastgroup]
+            types[start:end] = kinds[str(match.lastgroup)]
     return types
 
 
@@ -90,5 +90,5 @@ def token_types(tokens: Sequence[int], pieces: Pieces, *, domain: str = '') -> n
     starts = np.cumsum([0, *(len(t) + len(pieces.separator) for t in texts[:-1])])
     text = pieces.separator.join(texts)
     types = character_types(text, code=is_code(text, domain))
-    first = [len(t) - len(t.lstrip()) if t and not t.isspace() else 0 for t in texts]
+    first = np.array([len(t) - len(t.lstrip()) if t and not t.isspace() else 0 for t in texts], np.int64)
     return np.append(types, np.int8(WHITESPACE))[starts + first]  # a token without text, at the very end

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.base_model import LMBase
-from ..base.routed import Experts
+from ..base.routed import Experts, RoutedLM
 from ..device import amp_dtype, find_device, keep_freed_memory
 from ..errors import ExperimentError
 from ..runs.checkpoint import find_checkpoint, load_model
@@ -51,12 +51,12 @@ def xray(
     return write(report, out or (run_dir if run else Path()) / 'routing')
 
 
-def _routed_checkpoint(path: Path, device: str, exp: str | None) -> tuple[Path, LMBase, dict]:
+def _routed_checkpoint(path: Path, device: str, exp: str | None) -> tuple[Path, RoutedLM, dict]:
     """(folder, model, state) of the best checkpoint, or of the last where the best is dense."""
     for prefer in ('best', 'last'):
         folder = find_checkpoint(path, prefer=prefer)
         model, state = load_model(folder, device=device, exp=exp)
-        if experts_of(model):
+        if isinstance(model, RoutedLM) and model.experts():
             return folder, model, state
     raise ExperimentError(
         f"'{path}' holds {model.name}, a model without experts: there is no routing to show."

@@ -143,7 +143,8 @@ class FinishedRun(StartedRun):
 
     @property
     def broken_contract(self) -> list[str]:
-        """What of the contract the trained model breaks; empty for one that diverged, whose loss says so already."""
+        """What of the contract the trained model breaks; empty for one that diverged,
+        whose loss says so already."""
         if not math.isfinite(self.loss()):
             return []
         return self.summary.get('contract', {}).get('broken', [])

@@ -31,10 +31,12 @@ def train(
     plan     name of a shipped plan, path of a JSON file, or its content as a dict
     dataset  train on this in all stages
     run_dir  default: runs/EXPERIMENT-PLAN
-    options  whatever lmp_trainer has a flag for, by its name: run options (device, amp, seed, keep, ...), keys of stages
-             (lr, tokens, batch_size, ...) and parameters of the model (num_blocks, embed_dim, ...)
+    options  whatever lmp_trainer has a flag for, by its name: run options (device, amp, seed, keep, ...),
+             keys of stages (lr, tokens, batch_size, ...) and parameters of the model (num_blocks, embed_dim,
+             ...)
 
-    Raises UserError where a command would exit with code 2, and where training had to stop (its state is saved).
+    Raises UserError where a command would exit with code 2, and where training had to stop (its state is
+    saved).
     """
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
     run, stage, model = sort_options(exp or parsed.exp or DEFAULT_EXPERIMENT, options)
@@ -57,7 +59,10 @@ def train(
 
 
 def sort_options(exp: str, options: dict[str, Any]) -> tuple[dict, dict, dict]:
-    """(options of the run, keys of stages, parameters of the model). Raises UserError for one that is none of them."""
+    """(options of the run, keys of stages, parameters of the model).
+
+    Raises UserError for one that is none of them.
+    """
     model_parameters = find_runner(exp).function().declared
     sorted_options: tuple[dict, dict, dict] = ({}, {}, {})
     for name, value in options.items():
@@ -82,7 +87,8 @@ def make_session(
     stage: dict[str, Any],
     model: dict[str, Any],
 ) -> Session:
-    """The session of a plan with options of the run, keys for every stage, and parameters of the model; see `train`.
+    """The session of a plan with options of the run, keys for every stage, and parameters of the model; see
+    `train`.
 
     Raises UserError for an unknown experiment or a bad value, before anything is opened.
     """

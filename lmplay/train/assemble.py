@@ -59,7 +59,8 @@ class RunContext:
 def prepare_stage(
     run: RunContext, stage: ResolvedStage, *, previous: Trainer | None, saved: SavedRun | None
 ) -> Trainer:
-    """The trainer of a stage. previous: of the stage before, in this process; saved: the checkpoint to continue from.
+    """The trainer of a stage. previous: of the stage before, in this process; saved: the checkpoint to
+    continue from.
 
     Raises UserError where the weights do not fit, the model breaks the contract, or the data can't be opened.
     """
@@ -100,7 +101,8 @@ def _model(run: RunContext, stage: ResolvedStage, previous: Trainer | None, save
 def _moments(
     stage: ResolvedStage, model: LMBase, previous: Trainer | None, saved: SavedRun | None
 ) -> dict | None:
-    """States of optimizer and gradient scaler to continue with; carried over where model and optimizer stay the same."""
+    """States of optimizer and gradient scaler to continue with;
+    carried over where model and optimizer stay the same."""
     if saved is not None:
         return saved.load_optimizer()
     if (
@@ -118,7 +120,8 @@ def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) 
         run.console.line(f'Stage "{stage.name}": the plan sets {", ".join(changes)}.')
     if not model.causal:
         run.console.line(
-            f'Stage "{stage.name}": {model.name} declares itself non-causal. Its loss is not a next-token loss, and it '
+            f'Stage "{stage.name}": {model.name} declares itself non-causal. Its loss is not a next-token '
+            'loss, and it '
             f'is never ranked against causal models.'
         )
 
@@ -186,7 +189,8 @@ def _compiles(
 
 
 def _first_mini_batch(stage: ResolvedStage, compute: Compute) -> int:
-    """Where "auto" begins: the whole batch on a GPU, halved when memory runs out; on a CPU about CPU_TOKENS tokens."""
+    """Where "auto" begins: the whole batch on a GPU, halved when memory runs out;
+    on a CPU about CPU_TOKENS tokens."""
     settings = stage.settings
     if settings.mini_batch_size != 'auto':
         return min(int(settings.mini_batch_size), settings.batch_size)

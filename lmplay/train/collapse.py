@@ -1,4 +1,7 @@
-"""Says when the routing of a mixture collapses onto one expert. What is done about it is the caller's decision."""
+"""Says when the routing of a mixture collapses onto one expert.
+
+What is done about it is the caller's decision.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Alarm:
-    """layer counts the routed layers from 0; share is the fraction of that layer's assignments that `expert` took."""
+    """layer counts the routed layers from 0; share is the fraction of that layer's assignments that `expert`
+    took."""
 
     status: Literal['ok', 'warning', 'collapse']
     layer: int
@@ -18,9 +22,11 @@ class Alarm:
 
 
 class CollapseAlarm:
-    """One expert above `threshold` of a layer's assignments is a warning; `patience` warnings in a row are a collapse.
+    """One expert above `threshold` of a layer's assignments is a warning; `patience` warnings in a row are a
+    collapse.
 
-    With k experts to a token no expert can take more than 1 / k of the assignments: there the threshold must lie below.
+    With k experts to a token no expert can take more than 1 / k of the assignments: there the threshold must
+    lie below.
     """
 
     def __init__(self, *, threshold: float = 0.6, patience: int = 3):
@@ -29,7 +35,10 @@ class CollapseAlarm:
         self.warnings = 0  # in a row, up to now
 
     def update(self, load: Tensor) -> Alarm:
-        """Takes the mean load over one window, (layers, E), fractions of each layer's assignments. Reads it from its device."""
+        """Takes the mean load over one window, (layers, E), fractions of each layer's assignments.
+
+        Reads it from its device.
+        """
         layers, experts = load.shape
         share, place = load.detach().float().cpu().flatten().max(0)
         share, (layer, expert) = float(share), divmod(int(place), experts)

@@ -39,7 +39,8 @@ class ConsoleReporter:
         told = stage.settings
         data = told.dataset or ', '.join(f'{name} {share:g}' for name, share in told.datasets.items())
         self.line(
-            f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps of '
+            f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps '
+            'of '
             f'{told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}.'
         )
         if not self.quiet and self.out.isatty():
@@ -71,7 +72,8 @@ class ConsoleReporter:
         """An evaluation, with one example as the original lmplay shows it."""
         text = (
             f'validation at {record["samples"]:,} sequences: loss {record["loss"]:.4f} accuracy '
-            f'{record["accuracy"]:.1%} perplexity {record["perplexity"]:.2f} bits/byte {record["bits_per_byte"]:.4f}'
+            f'{record["accuracy"]:.1%} perplexity {record["perplexity"]:.2f} bits/byte '
+            f'{record["bits_per_byte"]:.4f}'
         )
         if 'loss_with_pad' in record:
             text += f' loss with padding {record["loss_with_pad"]:.4f}'

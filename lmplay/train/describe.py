@@ -26,7 +26,10 @@ def console():
 
 
 def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
-    """Bytes that autograd keeps from the forward pass of `rows` rows, without the model's own. The meta device will do."""
+    """Bytes that autograd keeps from the forward pass of `rows` rows, without the model's own.
+
+    The meta device will do.
+    """
     seen: dict[int, int] = {}
 
     def pack(t):
@@ -47,7 +50,8 @@ def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
 
 
 def training_memory(model: LMBase, *, rows: int, length: int, amp: bool) -> dict[str, int]:
-    """Bytes needed to train with AdamW: weights, gradients, optimizer, activations of a micro-batch (halved by AMP, roughly)."""
+    """Bytes needed to train with AdamW: weights, gradients, optimizer,
+    activations of a micro-batch (halved by AMP, roughly)."""
     activations = activation_bytes(model, rows=rows, length=length)
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
@@ -79,7 +83,10 @@ def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:
 
 
 def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_json: bool) -> None:
-    """--describe: prints the figures of the plan's first stage. with_tokenizer: with the one that the plan asks for."""
+    """--describe: prints the figures of the plan's first stage.
+
+    with_tokenizer: with the one that the plan asks for.
+    """
     tokenizer = open_tokenizer(plan) if with_tokenizer else None
     stage = resolve(plan, settings, tokenizer)[0]
     check_runnable(stage.skeleton)
@@ -111,7 +118,8 @@ def print_description(model: LMBase, figures: dict, console) -> None:
         ('tokenizer', f'{figures["tokenizer"]}, {figures["vocabulary"]:,} entries'),
         (
             'memory to train',
-            f'about {gib["total"]} with AdamW and {figures["mini_batch_size"]} rows at a time: weights {gib["weights"]}, gradients '
+            f'about {gib["total"]} with AdamW and {figures["mini_batch_size"]} rows at a time: weights '
+            f'{gib["weights"]}, gradients '
             f'{gib["gradients"]}, optimizer {gib["optimizer"]}, activations {gib["activations"]}',
         ),
         *((k, str(v)) for k, v in figures['hyperparameters'].items()),
@@ -142,8 +150,10 @@ def dry_run(session: Session) -> None:
         total += seconds
     out.print(table)
     out.print(
-        f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches '
-        f'here. Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries take half a GiB '
+        f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
+        'product reaches '
+        'here. Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries '
+        'take half a GiB '
         f'more. Nothing was trained.',
         highlight=False,
     )

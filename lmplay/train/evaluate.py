@@ -1,4 +1,5 @@
-"""Evaluation over a fixed held-out set, without gradients: loss, accuracy, perplexity, bits per byte, also by domain."""
+"""Evaluation over a fixed held-out set, without gradients: loss, accuracy, perplexity, bits per byte,
+also by domain."""
 
 import math
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from .objective import Objective
 class Evaluation:
     """What one evaluation found.
 
-    metrics        loss (nats per real scored token), accuracy, perplexity, bits_per_byte, tokens, domains {name: the same}
+    metrics        loss (nats per real scored token), accuracy, perplexity, bits_per_byte, tokens, domains
+                   {name: the same}
     model_metrics  what the model reports of itself (LMOutput.metrics), averaged over the real tokens
-    documents      arrays of equal length with an entry per held-out document: hash, domain, loss (summed nats), tokens, bytes
+    documents      arrays of equal length with an entry per held-out document: hash, domain, loss (summed
+                   nats), tokens, bytes
     examples       domain -> x, y and the prediction of its first sequence
     """
 
@@ -29,8 +32,8 @@ class Evaluation:
     examples: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
     def example(self, tokenizer, domain: str | None = None, length: int = 64) -> dict:
-        """prompt, truth and prediction as text: the head of a domain's first held-out sequence, and for each next token what
-        the model predicts."""
+        """prompt, truth and prediction as text: the head of a domain's first held-out sequence, and for each
+        next token what the model predicts."""
         tokenizer = as_tokenizer(tokenizer)
         x, y, prediction = self.examples[domain if domain is not None else next(iter(self.examples))]
         scored = np.flatnonzero(y != IGNORE)
@@ -50,8 +53,8 @@ class Evaluation:
 class Evaluator:
     """Evaluates models on one held-out set.
 
-    padding_scored: where the padding is scored too (a stage with score_padding), its token id: `loss` remains that of real
-    tokens alone, and `loss_with_pad` counts the padding, as some published code does.
+    padding_scored: where the padding is scored too (a stage with score_padding), its token id: `loss` remains
+    that of real tokens alone, and `loss_with_pad` counts the padding, as some published code does.
     """
 
     held_out: HeldOut
@@ -95,7 +98,8 @@ class Evaluator:
         return Evaluation(metrics, sums.model_metrics(), table, examples)
 
     def _scored_padding(self, y: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
-        """(B, T) bool: targets that are padding, which stand where no real token follows; None where none is scored."""
+        """(B, T) bool: targets that are padding, which stand where no real token follows;
+        None where none is scored."""
         if self.padding_scored is None:
             return None
         behind = torch.arange(y.shape[1], device=y.device) >= lengths[:, None] - 1
@@ -103,7 +107,8 @@ class Evaluator:
 
 
 class _Sums:
-    """Summed over an evaluation: by document nats, right predictions and tokens; of the padding; of what the model reports."""
+    """Summed over an evaluation: by document nats, right predictions and tokens; of the padding;
+    of what the model reports."""
 
     def __init__(self, documents: int):
         self.nll = torch.zeros(documents, dtype=torch.float64)

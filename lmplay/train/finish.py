@@ -17,7 +17,10 @@ WIDTH = 100  # characters shown of a sample
 
 
 def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) -> None:
-    """Writes what remains of a finished run and tells its user where it is. A picture that fails is a warning."""
+    """Writes what remains of a finished run and tells its user where it is.
+
+    A picture that fails is a warning.
+    """
     state, model, console = trainer.state, trainer.model, trainer.console
     assert trainer.evaluation is not None
     texts = sample_texts(trainer)

@@ -18,7 +18,8 @@ class Due(NamedTuple):
 
 @dataclass
 class StageLength(ABC):
-    """batch_size: sequences of a step; log_every: steps between logging points, at which the device is waited for."""
+    """batch_size: sequences of a step; log_every: steps between logging points,
+    at which the device is waited for."""
 
     batch_size: int
     log_every: int

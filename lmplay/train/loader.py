@@ -33,7 +33,8 @@ class Loader:
         return batch.pin() if self.pin else batch
 
     def get(self, start: int, count: int, *, then: int) -> tuple[Batch, float]:
-        """(samples start to start + count, seconds waited for them); begins on the `then` samples that follow."""
+        """(samples start to start + count, seconds waited for them);
+        begins on the `then` samples that follow."""
         assert self._pool is not None
         began = time.perf_counter()
         if self._next is None or self._next[0] != (start, count):

@@ -52,7 +52,10 @@ class MetricAccumulator:
             _accumulate(self._reported, name, value)
 
     def pop(self) -> dict:
-        """The means since the last call, as Python numbers; waits for the device. `grad_norm` is the last step's."""
+        """The means since the last call, as Python numbers; waits for the device.
+
+        `grad_norm` is the last step's.
+        """
         scored = max(1, self.scored)
         record = {
             'steps': self.steps,

@@ -1,7 +1,8 @@
 """The objective: cross-entropy summed over scored tokens, divided by the scored tokens of the whole step.
 
-Micro-batches add up to the same gradient however a batch is cut, because the divisor is the step's, not theirs. Auxiliary
-losses are means over a micro-batch's tokens; they are weighed by its share of the step's tokens.
+Micro-batches add up to the same gradient however a batch is cut, because the divisor is the step's, not
+theirs. Auxiliary losses are means over a micro-batch's tokens; they are weighed by its share of the step's
+tokens.
 
 N tokens, D width, V vocabulary.
 """
@@ -22,10 +23,12 @@ from ..modules.matmul import matmul
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """scale * summed cross-entropy of features_ND @ weight_VD.T + bias_V, and the number of right predictions.
+    """scale * summed cross-entropy of features_ND @ weight_VD.T + bias_V, and the number of right
+    predictions.
 
-    Works through a chunk of tokens at a time: the gradient of the logits is formed in the forward pass and used at once, so
-    that N x V numbers are never in memory together (the idea of Wijmans et al. 2024, "Cut your losses", in plain torch).
+    Works through a chunk of tokens at a time: the gradient of the logits is formed in the forward pass and
+    used at once, so that N x V numbers are never in memory together (the idea of Wijmans et al. 2024, "Cut
+    your losses", in plain torch).
     """
 
     @staticmethod
@@ -91,10 +94,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 def softmax_minus_target_(
     logits_NV: Tensor, bias_V: Tensor | None, targets_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turns logits, in place, into the gradient of each row's cross-entropy: softmax of logits + bias, less one at the target.
+    """Turns logits, in place, into the gradient of each row's cross-entropy: softmax of logits + bias, less
+    one at the target.
 
-    Returns (cross-entropy (N,), whether the target was the most probable (N,)). A target of IGNORE counts as 0; the caller
-    drops such rows. On a CPU it goes by few rows, which stay in its cache from one operation to the next.
+    Returns (cross-entropy (N,), whether the target was the most probable (N,)). A target of IGNORE counts as
+    0; the caller drops such rows. On a CPU it goes by few rows, which stay in its cache from one operation to
+    the next.
     """
     rows = 8 if logits_NV.device.type == 'cpu' else len(logits_NV)
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
@@ -113,7 +118,8 @@ def softmax_minus_target_(
 
 @functools.cache
 def compiled_softmax():
-    """softmax_minus_target_ as one kernel; on a GPU its separate operations cost as much as the products around them."""
+    """softmax_minus_target_ as one kernel; on a GPU its separate operations cost as much as the products
+    around them."""
     return torch.compile(softmax_minus_target_)
 
 
@@ -134,10 +140,11 @@ class MicroLoss:
 
 
 class Objective(nn.Module):
-    """From a micro-batch to its loss. Training and evaluation take the logits from the same place: head(features).
+    """From a micro-batch to its loss. Training and evaluation take the logits from the same place:
+    head(features).
 
-    Head and loss are fused where `fused_head` allows it; a model with its own forward, or a head whose call does more than
-    a product, is trained through its forward.
+    Head and loss are fused where `fused_head` allows it; a model with its own forward, or a head whose call
+    does more than a product, is trained through its forward.
     """
 
     def __init__(self, model: LMBase):
@@ -165,8 +172,8 @@ class Objective(nn.Module):
     ) -> MicroLoss:
         """The part of a step's objective that a micro-batch gives.
 
-        x, y, mask (B, T); scored: scored tokens of the WHOLE step; tokens_share: this micro-batch's share of its real
-        tokens. Raises ExperimentError where the model returns no logits of the right shape.
+        x, y, mask (B, T); scored: scored tokens of the WHOLE step; tokens_share: this micro-batch's share of
+        its real tokens. Raises ExperimentError where the model returns no logits of the right shape.
         """
         output = self._run(self._passes['training'], x, mask)
         targets = y.reshape(-1)
@@ -194,7 +201,8 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):
-        """(loss (B, T) in nats, right (B, T) bool, prediction (B, T), output); 0 and False where nothing is scored."""
+        """(loss (B, T) in nats, right (B, T) bool, prediction (B, T), output);
+        0 and False where nothing is scored."""
         output = self.output(x, mask)
         targets = y.reshape(-1)
         inputs = output.features if self.fused else self._logits(output, x)

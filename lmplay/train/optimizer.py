@@ -15,8 +15,9 @@ from .plan import Stage
 def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step` (from 0): a pure function, so that resuming needs no state.
 
-    Linear warm-up from lr / warm-up steps; then constant, cosine (Loshchilov and Hutter 2017) or linear to final_lr * lr at
-    total_steps, or 'wsd': constant, then linear to final_lr * lr over the last fifth (Hu et al. 2024, MiniCPM).
+    Linear warm-up from lr / warm-up steps; then constant, cosine (Loshchilov and Hutter 2017) or linear to
+    final_lr * lr at total_steps, or 'wsd': constant, then linear to final_lr * lr over the last fifth (Hu et
+    al. 2024, MiniCPM).
     """
     warmup = round(stage.warmup * total_steps) if stage.warmup < 1 else round(stage.warmup)
     if step < warmup:
@@ -83,7 +84,8 @@ def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
     parameters = [p for g in groups for p in g['params']]
     if not parameters:
         raise PlanError(
-            'No parameter of the model is trainable; with --default-freeze mark those that are with `p.freeze = False`.'
+            'No parameter of the model is trainable; with --default-freeze mark those that are with '
+            '`p.freeze = False`.'
         )
     fused = parameters[0].device.type in ('cpu', 'cuda') and all(p.is_floating_point() for p in parameters)
     makers: dict[str, Callable[[], Optimizer]] = {
@@ -123,14 +125,16 @@ def restore_moments(optimizer: Optimizer, state: dict) -> None:
     for mine, saved in pairs:
         if 'parts' in mine or 'parts' in saved or _kind(mine) != _kind(saved):
             raise CheckpointError(
-                "The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer starts it afresh."
+                "The optimizer's saved state is of another optimizer or other parameters. --ignore-optimizer "
+                'starts it afresh.'
             )
         mine['state'] = saved['state']
     optimizer.load_state_dict(own)
 
 
 def _kind(state: dict) -> list:
-    """What tells optimizers apart: for each group the number of its parameters, and settings that only some optimizers have."""
+    """What tells optimizers apart: for each group the number of its parameters,
+    and settings that only some optimizers have."""
     return [
         (len(g['params']), {'betas', 'momentum', 'alpha', 'lr_decay'} & g.keys())
         for g in state['param_groups']
@@ -138,7 +142,8 @@ def _kind(state: dict) -> list:
 
 
 def clip_gradients(parameters: list[Tensor], largest: float | None) -> Tensor:
-    """Scales gradients down to norm `largest`; returns the norm before, on the device, without waiting for it."""
+    """Scales gradients down to norm `largest`; returns the norm before, on the device,
+    without waiting for it."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads, foreach=True if grads[0].is_cuda else None)
     if largest:

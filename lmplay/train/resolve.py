@@ -1,4 +1,5 @@
-"""From plan, version and command line to stages in which every setting is decided. Nothing after this asks the plan again.
+"""From plan, version and command line to stages in which every setting is decided. Nothing after this asks
+the plan again.
 
 Precedence: a model's defaults < its version's < the plan's < the stage's < the command line's.
 """
@@ -51,7 +52,8 @@ class ResolvedStage:
     init_from   where its weights come from: previous, scratch, stage:NAME, pretrained:NAME, a path
     continues   whether it trains the very model of the stage before
     datasets    name -> definition, None for a named dataset or a path
-    overridden  what the version sets of its model and the plan sets otherwise: parameter -> (the version's, the plan's)
+    overridden  what the version sets of its model and the plan sets otherwise: parameter -> (the version's,
+                the plan's)
     """
 
     index: int
@@ -90,7 +92,8 @@ class ResolvedStage:
 
     @cached_property
     def measurable(self) -> LMBase:
-        """A model whose cost can be counted: the skeleton, or one with weights where its forward pass reads values."""
+        """A model whose cost can be counted: the skeleton, or one with weights where its forward pass reads
+        values."""
         try:
             self.skeleton.flops_per_token(min(8, self.row_length))
         except (NotImplementedError, RuntimeError):
@@ -104,7 +107,10 @@ class ResolvedStage:
 
 
 def resolve(plan: Plan, settings: Settings, tokenizer: Tokenizer | None) -> list[ResolvedStage]:
-    """All stages of a plan. tokenizer: the plan's, None where it leaves that to the model. Raises UserError."""
+    """All stages of a plan.
+
+    tokenizer: the plan's, None where it leaves that to the model. Raises UserError.
+    """
     stages: list[ResolvedStage] = []
     exp = settings.exp
     for index, keys in enumerate(plan.stages.values()):
@@ -169,7 +175,8 @@ def _runner(
 
 
 def check_stages(stages: Sequence[ResolvedStage]) -> None:
-    """Raises UserError, before the first stage trains, for a model, a sequence length or a start that a stage could not have."""
+    """Raises UserError, before the first stage trains, for a model,
+    a sequence length or a start that a stage could not have."""
     models: dict[str, LMBase] = {}
     for stage in stages:
         try:
@@ -183,7 +190,8 @@ def check_stages(stages: Sequence[ResolvedStage]) -> None:
             earlier = models.get(stage.init_from.removeprefix('stage:'))
         if earlier is not None and not model.can_start_from(earlier):
             raise ExperimentError(
-                f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from {earlier.name}: its model defines '
+                f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from {earlier.name}: its '
+                'model defines '
                 f'no import_pretrained, and the architectures differ.'
             )
         models[stage.name] = model

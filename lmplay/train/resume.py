@@ -37,13 +37,18 @@ class SavedRun:
         at = self.state['progress']['stage']
         if self.state['stage'] not in list(stages)[at : at + 1]:
             raise CheckpointError(
-                f"The run in '{self.run_dir}' has reached stage {at + 1}, \"{self.state['stage']}\", and this plan's "
-                f'stages are {", ".join(stages)}. Use another --run-dir, or --reset-history to start this plan with '
+                f'The run in \'{self.run_dir}\' has reached stage {at + 1}, "{self.state["stage"]}", and '
+                "this plan's "
+                f'stages are {", ".join(stages)}. Use another --run-dir, or --reset-history to start this '
+                'plan with '
                 f'its weights.'
             )
 
     def load_model(self, stage: ResolvedStage, device: torch.device) -> LMBase:
-        """The stage's model with the saved weights. Raises CheckpointError where it is another model or tokenizer."""
+        """The stage's model with the saved weights.
+
+        Raises CheckpointError where it is another model or tokenizer.
+        """
         model = stage.runner.build(device)
         saved = self.state['tokenizer']
         if 'tokenizer' in stage.runner.declared and 'tokenizer' not in stage.runner.given:
@@ -52,7 +57,8 @@ class SavedRun:
             )  # imported weights may have brought it
         if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
             raise CheckpointError(
-                f"The run in '{self.run_dir}' was trained with another tokenizer ({saved['name']}). Use another --run-dir."
+                f"The run in '{self.run_dir}' was trained with another tokenizer ({saved['name']}). Use "
+                'another --run-dir.'
             )
         self._check_hyperparameters(model)
         try:
@@ -72,28 +78,34 @@ class SavedRun:
         changed = [f'{k} was {v!r} and is {own.get(k)!r}' for k, v in saved.items() if own.get(k) != v]
         if changed:
             raise CheckpointError(
-                f"The run in '{self.run_dir}' is of another architecture: {'; '.join(changed)}. Use another --run-dir "
+                f"The run in '{self.run_dir}' is of another architecture: {'; '.join(changed)}. Use another "
+                '--run-dir '
                 f'for this model.'
             )
 
 
 def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
-    """The last checkpoint in a run's directory, None where there is none. Raises CheckpointError where it is unusable."""
+    """The last checkpoint in a run's directory, None where there is none.
+
+    Raises CheckpointError where it is unusable.
+    """
     last = checkpoints / 'last'
     if (last / STATE).is_file():
         return SavedRun(run_dir, last, read_state(last))
-    # A run killed in its first save may leave one step without `last`; more of them mean that `last` got lost, as when
-    # links are not copied.
+    # A run killed in its first save may leave one step without `last`; more of them mean that `last` got
+    # lost, as when links are not copied.
     if last.is_symlink() or len({f.name[:13] for f in checkpoints.glob('step-*')}) > 1:
         raise CheckpointError(
-            f"The run in '{run_dir}' has no usable checkpoint '{last}': it is missing or points to a damaged one. Point it "
+            f"The run in '{run_dir}' has no usable checkpoint '{last}': it is missing or points to a damaged "
+            'one. Point it '
             f"to another (ln -sfn step-... '{last}'), or use another --run-dir."
         )
     return None
 
 
 def changed_settings(run_dir: Path, stages: Sequence[dict], *, first: int) -> list[str]:
-    """A sentence for each stage, from number `first` on, that a resumed run trains with other settings than before."""
+    """A sentence for each stage, from number `first` on, that a resumed run trains with other settings than
+    before."""
     try:
         before = json.loads((run_dir / 'settings.json').read_text())['stages']
     except (OSError, ValueError, KeyError, TypeError):

@@ -13,7 +13,10 @@ from .state import TrainState
 
 @dataclass
 class StageCheckpoints:
-    """Saves a stage's model, optimizer and state. header: what state.json holds that does not change within a stage."""
+    """Saves a stage's model, optimizer and state.
+
+    header: what state.json holds that does not change within a stage.
+    """
 
     checkpoints: Checkpoints
     header: dict
@@ -24,7 +27,8 @@ class StageCheckpoints:
     recorder: Recorder
 
     def save(self, *, link: str | None = None) -> None:
-        """Writes a checkpoint of now, and lets `last`, `link` and, where it is the best so far, `best` name it."""
+        """Writes a checkpoint of now, and lets `last`, `link` and, where it is the best so far,
+        `best` name it."""
         best = self.state.take_best()
         states = {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
         header = self.header | {'progress': self.state.to_dict(), 'logs': self.recorder.offsets()}

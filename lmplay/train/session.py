@@ -39,7 +39,8 @@ class Session:
         return stages
 
     def train(self) -> int:
-        """The exit code: 0 at the plan's end, 130 after Ctrl-C, 143 after SIGTERM, 1 where training had to stop."""
+        """The exit code: 0 at the plan's end, 130 after Ctrl-C, 143 after SIGTERM,
+        1 where training had to stop."""
         with self.directory.opened() as new:
             saved = find_saved(self.directory.path, self.directory.checkpoints)
             state = TrainState()
@@ -57,7 +58,8 @@ class Session:
 
     @contextlib.contextmanager
     def _running(self, saved: SavedRun | None, state: TrainState) -> Iterator[RunContext]:
-        """The run's records and checkpoints, opened where the saved run left them, and its signal handlers."""
+        """The run's records and checkpoints, opened where the saved run left them,
+        and its signal handlers."""
         directory, settings = self.directory, self.settings
         background = not self.compute.is_cpu
         checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=background)

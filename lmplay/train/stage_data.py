@@ -3,24 +3,32 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
-from ..data.rows import PackedRows, PaddedRows
+from ..data.rows import make_rows
 from ..data.sources import open_source
 from ..data.store import TokenStore, cache_dir, open_store, train_bpe
 from ..errors import DataError
 from ..tokenizers import Tokenizer, as_tokenizer, get_tokenizer
-from .plan import Plan, Stage
+from .plan import Plan
 from .resolve import ResolvedStage
 
 log = logging.getLogger(__name__)
+SHAPE = {
+    'packing',
+    'include_prompts',
+    'long_documents',
+    'score_padding',
+}  # settings of how documents become sequences
 
 
 @dataclass(frozen=True)
 class StageData:
-    """A stage's training sequences and its held-out text. padding_scored: the padding's token id where it is scored."""
+    """A stage's training sequences and its held-out text.
+
+    padding_scored: the padding's token id where it is scored.
+    """
 
     mixture: Mixture
     held_out: HeldOut
@@ -42,11 +50,15 @@ def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
 
 
 def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress=log.info) -> StageData:
-    """Opens a stage's data, tokenizing what is not yet. Raises PlanError and DataError for what can't be opened."""
+    """Opens a stage's data, tokenizing what is not yet.
+
+    Raises PlanError and DataError for what can't be opened.
+    """
     settings = stage.settings
+    shape = settings.model_dump(include=SHAPE)
 
     def rows(store: TokenStore, documents):
-        return make_rows(settings, store, documents, length=stage.row_length, tokenizer=tokenizer)
+        return make_rows(store, documents, length=stage.row_length, tokenizer=tokenizer, **shape)
 
     sources, held_out = [], []
     for name in settings.datasets:
@@ -68,25 +80,16 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
     return StageData(mixture, evaluated, tokenizer.pad_token if settings.score_padding else None)
 
 
-def make_rows(settings: Stage, store: TokenStore, documents, *, length: int, tokenizer: Tokenizer):
-    """These documents of a store as sequences of `length` tokens, packed or padded as the stage says."""
-    common: dict[str, Any] = dict(
-        length=length, tokenizer=tokenizer, include_prompts=settings.include_prompts
-    )
-    if settings.packing == 'pack':
-        return PackedRows(store, documents, **common)
-    padded: dict[str, Any] = dict(
-        long_documents=settings.long_documents, score_padding=settings.score_padding
-    )
-    return PaddedRows(store, documents, **common, **padded)
-
-
 def split(name: str, store: TokenStore, validation_fraction: float):
-    """(training documents, held-out documents) of a store. Raises DataError where nothing would be held out."""
+    """(training documents, held-out documents) of a store.
+
+    Raises DataError where nothing would be held out.
+    """
     training, validation = store.split(validation_fraction)
     if not len(validation):
         raise DataError(
-            f"Dataset '{name}' has no held-out documents: validation_fraction is {validation_fraction} and it has "
+            f"Dataset '{name}' has no held-out documents: validation_fraction is {validation_fraction} and "
+            'it has '
             f'no split of its own ({store.meta["documents"]} documents).'
         )
     return training, validation
@@ -95,7 +98,8 @@ def split(name: str, store: TokenStore, validation_fraction: float):
 def _nothing_left(name: str, store: TokenStore, held_out: int) -> str:
     equal = held_out > 1 and len(set(store.hashes.tolist())) == 1
     return (
-        f"Dataset '{name}' has no training sequences left: of its {store.meta['documents']} documents {held_out} are held out"
+        f"Dataset '{name}' has no training sequences left: of its {store.meta['documents']} documents "
+        f'{held_out} are held out'
         f'{", because all documents are identical" if equal else ""}.'
     )
 
@@ -112,6 +116,7 @@ def save_datasets(stages: Sequence[ResolvedStage], *, seed: int, tell: Callable[
         ready = f'{data.mixture.epoch_samples:,.0f} sequences of {stage.row_length} tokens'
         tell(f'Stage "{stage.name}": {ready} are ready.')
     tell(
-        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a network. "
+        f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a "
+        'network. '
         'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
     )

@@ -1,4 +1,5 @@
-"""How far a run is: all that resuming needs beside weights and optimizer, since everything else follows from (seed, step)."""
+"""How far a run is: all that resuming needs beside weights and optimizer,
+since everything else follows from (seed, step)."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,8 @@ class TrainState:
     stage_seconds      of those, spent in this stage
     first_seconds      of those, spent in the stage's first step, which compiles and fills caches
     mini_batch_size    sequences of a forward pass; 0 until decided, then what "auto" settled on
-    validation_loss    of the last evaluation, after `validated_step` steps of the run; best_loss the lowest of this stage
+    validation_loss    of the last evaluation, after `validated_step` steps of the run; best_loss the lowest
+                       of this stage
     """
 
     stage: int = 0
@@ -42,7 +44,10 @@ class TrainState:
         return asdict(self)
 
     def begin_stage(self, index: int) -> None:
-        """Puts the cursor at the beginning of a stage. Its losses start afresh: the held-out text may be another."""
+        """Puts the cursor at the beginning of a stage.
+
+        Its losses start afresh: the held-out text may be another.
+        """
         self.stage, self.step, self.samples, self.mini_batch_size = index, 0, 0, 0
         self.stage_seconds = self.first_seconds = 0.0
         self.validation_loss = self.best_loss = self.validated_step = None

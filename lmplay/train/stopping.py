@@ -19,8 +19,8 @@ class Interrupted(StopTraining):
 class StopSignal:
     """SIGINT and SIGTERM: the first lets the current step finish and saves, a second stops immediately.
 
-    Before the first step, when there is none to wait for, the first stops immediately. Outside the main thread, where
-    Python allows no signal handlers, signals do what they do without it.
+    Before the first step, when there is none to wait for, the first stops immediately. Outside the main
+    thread, where Python allows no signal handlers, signals do what they do without it.
     """
 
     def __init__(self, console: ConsoleReporter):
@@ -42,7 +42,8 @@ class StopSignal:
 
     @contextlib.contextmanager
     def waits_for_the_step(self) -> Iterator[None]:
-        """Inside it, a first signal waits for the step at hand; still so after an error, while the state is saved."""
+        """Inside it, a first signal waits for the step at hand; still so after an error,
+        while the state is saved."""
         self.stepping = True
         yield
         self.stepping = False

@@ -1,7 +1,7 @@
 """The one training loop.
 
-Everything a step depends on is a pure function of (seed, stage, step): data, learning rate, random numbers. So the state that
-a run needs to resume exactly is the weights, the optimizer's state and `TrainState`.
+Everything a step depends on is a pure function of (seed, stage, step): data, learning rate, random numbers.
+So the state that a run needs to resume exactly is the weights, the optimizer's state and `TrainState`.
 """
 
 import contextlib
@@ -38,7 +38,8 @@ MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run 
 
 @dataclass
 class Trainer:
-    """Trains one stage from where `state` stands to its end. Afterwards `evaluation` holds the last evaluation.
+    """Trains one stage from where `state` stands to its end. Afterwards `evaluation` holds the last
+    evaluation.
 
     flops_per_token: model FLOPs of training, forward and backward.
     """
@@ -99,8 +100,8 @@ class Trainer:
     def train_step(self, batch: Batch, total_steps: int, lr: float) -> Tensor:
         """One optimizer step over a batch; the gradient's norm before clipping, on the device.
 
-        When memory runs out, halves the micro-batch and starts the step over if the plan says mini_batch_size "auto";
-        raises UserError otherwise. `before_step` may therefore run more than once for a step.
+        When memory runs out, halves the micro-batch and starts the step over if the plan says mini_batch_size
+        "auto"; raises UserError otherwise. `before_step` may therefore run more than once for a step.
         """
         context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
         while True:
@@ -156,7 +157,8 @@ class Trainer:
                 self.metrics.add(micro, share)
 
     def _optimize(self, norm: Tensor) -> bool | Tensor:
-        """Steps unless the gradient is not finite; whether it did, as a tensor where the device decides by itself."""
+        """Steps unless the gradient is not finite; whether it did,
+        as a tensor where the device decides by itself."""
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -172,7 +174,10 @@ class Trainer:
         return False
 
     def log(self, lr: float) -> None:
-        """Records a point of the training curve. Raises StopTraining where gradients have not been finite for too long."""
+        """Records a point of the training curve.
+
+        Raises StopTraining where gradients have not been finite for too long.
+        """
         state, stage = self.state, self.stage
         measured = self.metrics.pop()
         state.count_skipped(measured['skipped'], measured['steps'])
@@ -189,7 +194,8 @@ class Trainer:
             self.event('skipped', f'step {step}: {skipped} step(s) skipped, the gradient was not finite')
             if stage.on_nan == 'stop' or state.skipped_in_a_row >= MAX_SKIPPED:
                 raise StopTraining(
-                    f'the gradient was not finite at step {step} of stage "{stage.name}"; the weights are those '
+                    f'the gradient was not finite at step {step} of stage "{stage.name}"; the weights are '
+                    'those '
                     f'before it. A lower --lr or a longer --warmup may help'
                 )
 
@@ -202,7 +208,8 @@ class Trainer:
         return self.evaluation
 
     def final_evaluation(self) -> Evaluation:
-        """Of the weights at the stage's end; where a run was resumed there, made again, and recorded if it was not."""
+        """Of the weights at the stage's end; where a run was resumed there, made again,
+        and recorded if it was not."""
         if self.evaluation is None and self.state.validated_step not in (None, self.state.total_step):
             self.validate()
         if self.state.validation_loss is None:

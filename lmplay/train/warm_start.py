@@ -21,7 +21,8 @@ def starting_model(
     checkpoints: Path,
     tell: Callable[[str], None],
 ) -> LMBase:
-    """A stage's model with the weights that its `init_from` names; `previous` itself where the stage continues it.
+    """A stage's model with the weights that its `init_from` names; `previous` itself where the stage
+    continues it.
 
     tell: is given each line about a warm start. Raises UserError where the weights do not fit.
     """
@@ -42,7 +43,8 @@ def starting_model(
 
 
 def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
-    """Gives the model the weights of a model, of a checkpoint or run, or of anything its `import_pretrained` reads."""
+    """Gives the model the weights of a model, of a checkpoint or run,
+    or of anything its `import_pretrained` reads."""
     if isinstance(source, LMBase):
         return list(model.import_pretrained(source) or [])
     if str(source).startswith('pretrained:'):

@@ -1,4 +1,7 @@
-"""The benchmarks run, and compare what is comparable: all contenders compute the same. No time is asserted."""
+"""The benchmarks run, and compare what is comparable: all contenders compute the same.
+
+No time is asserted.
+"""
 
 import argparse
 import json

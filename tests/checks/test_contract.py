@@ -1,4 +1,5 @@
-"""Models that break the contract are named, each by what is wrong with it; models that keep it pass, whatever their form."""
+"""Models that break the contract are named, each by what is wrong with it; models that keep it pass,
+whatever their form."""
 
 import copy
 

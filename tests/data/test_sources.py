@@ -50,7 +50,7 @@ def write_jsonl(file, records) -> None:
     Path(file).write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
 
 
-# -- formats ---------------------------------------------------------------------------------------------------------------
+# -- formats -----------------------------------------------------------------------------------------------
 
 ANY_TEXT = st.text(st.characters(exclude_categories=['Cs']), min_size=1).filter(lambda t: t.strip())
 
@@ -159,7 +159,7 @@ def test_lines_joined_to_documents(folder):
     assert texts({'path': 'a.jsonl', 'document_start': NAMED['wikitext']['document_start']}) == want
 
 
-# -- limits and splits -----------------------------------------------------------------------------------------------------
+# -- limits and splits -------------------------------------------------------------------------------------
 
 
 def test_own_validation_and_limits(folder):
@@ -196,7 +196,7 @@ def test_empty_documents_are_left_out_and_counted(folder, caplog):
     assert texts({'path': 'a.jsonl', 'limit': 1}) == ['one']
 
 
-# -- fingerprints ----------------------------------------------------------------------------------------------------------
+# -- fingerprints ------------------------------------------------------------------------------------------
 
 
 def test_fingerprint_follows_content_and_spec_not_place(folder):
@@ -248,7 +248,7 @@ def test_fingerprint_of_hub_data_asks_no_network():
     )
 
 
-# -- names and specs -------------------------------------------------------------------------------------------------------
+# -- names and specs ---------------------------------------------------------------------------------------
 
 
 def test_every_named_dataset_is_a_valid_spec_with_a_description():
@@ -404,7 +404,7 @@ def test_unknown_names(name, words):
         assert word in message
 
 
-# -- bad files -------------------------------------------------------------------------------------------------------------
+# -- bad files ---------------------------------------------------------------------------------------------
 
 
 def test_missing_files_patterns_and_folders(folder):
@@ -538,7 +538,7 @@ def test_rows_are_streamed(folder):
         assert next(open_source('mine', spec).rows()).text == 'x'
 
 
-# -- the hub, offline ------------------------------------------------------------------------------------------------------
+# -- the hub, offline --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -572,7 +572,8 @@ from lmplay.data.sources import open_source
 for spec in json.loads({specs!r}):
     try:
         rows = list(open_source('h', spec).rows())
-        print(json.dumps([len(rows), [r.text for r in rows[:2]], rows[0].prompt, sorted({{r.split for r in rows}})]))
+        splits = sorted({{r.split for r in rows}})
+        print(json.dumps([len(rows), [r.text for r in rows[:2]], rows[0].prompt, splits]))
     except DataError as error:
         print(json.dumps(str(error)))
 """
@@ -633,12 +634,13 @@ def test_hub_out_of_reach_is_one_sentence_with_remedies(folder):
 
 def test_importing_the_sources_is_light():
     run = _python(
-        "import sys, lmplay.data.sources; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+        'import sys, lmplay.data.sources; '
+        "print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     assert run.stdout == '[]\n', run.stderr
 
 
-# -- real data -------------------------------------------------------------------------------------------------------------
+# -- real data ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,10 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, cache):
 
 
 def test_importing_lmplay_imports_no_torch():
-    code = "import sys, lmplay; dir(lmplay); lmplay.train; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    code = (
+        'import sys, lmplay; dir(lmplay); lmplay.train; '
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
     done = subprocess.run(
         [sys.executable, '-c', code],
         env=os.environ | {'PYTHONPATH': str(ROOT)},

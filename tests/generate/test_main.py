@@ -202,7 +202,7 @@ def test_interrupts_and_closed_pipes(trained, tmp_path):
         (['RUN', '--num-samples', '0'], '--num-samples must be at least 1'),
         (['RUN', '--max-new-tokens', '-5'], 'max_new_tokens must be 0 or above'),
         (['RUN', '--prompt-file', 'nothing.txt'], "Can't read the prompt file 'nothing.txt'"),
-        (['RUN', '--prompt-file', 'bad.txt'], "The prompt file 'bad.txt' is no UTF-8"),
+        (['RUN', '--prompt-file', 'bad.txt'], "The prompt file 'bad.txt' is not UTF-8"),
         (['RUN', '--device', 'cuda:99'], "Device 'cuda:99'"),
         (['RUN', '--exp', 'test_runer'], "Did you mean 'test_runner'?"),
     ],
@@ -236,7 +236,8 @@ def test_help_is_quick_and_imports_no_torch(command):
     assert done.returncode == 0 and '--repetition-penalty' in done.stdout
     assert time.perf_counter() - started < 2  # 0.05 s; slow machines have time to spare
     script = (
-        'import sys\nfrom lmplay.generate.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
+        'import sys\nfrom lmplay.generate.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: '
+        'pass\n'
         'assert not {"torch", "numpy"} & set(sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', script], capture_output=True).returncode == 0

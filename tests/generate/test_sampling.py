@@ -11,7 +11,8 @@ from lmplay.generate.sampling import Sampling
 
 
 def naive(logits, temperature, top_k, top_p):
-    """Probability of each token, written down from the definitions: temperature, then the k best, then the nucleus."""
+    """Probability of each token, written down from the definitions: temperature, then the k best,
+    then the nucleus."""
     scaled = [x / temperature for x in logits]
     top = max(scaled)
     weights = [math.exp(x - top) for x in scaled]
@@ -37,7 +38,8 @@ def distribution(sampling, logits):
     return spread.numpy()
 
 
-# Whole numbers, all different: no ties, and no sum of probabilities within rounding of a top_p with two digits.
+# Whole numbers, all different: no ties, and no sum of probabilities within rounding of a top_p with two
+# digits.
 distinct = st.lists(st.integers(-8, 8), min_size=1, max_size=12, unique=True).map(
     lambda x: [float(v) for v in x]
 )

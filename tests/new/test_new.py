@@ -1,4 +1,5 @@
-"""lmp_new as a user runs it: a copy that trains at once under its own name; bad names are refused, nothing is written over."""
+"""lmp_new as a user runs it: a copy that trains at once under its own name; bad names are refused,
+nothing is written over."""
 
 import json
 import subprocess

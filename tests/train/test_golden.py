@@ -1,7 +1,7 @@
 """Golden runs: what lmplay computed at commit 23d61cc, before it was rebuilt, it computes today, bit for bit.
 
-Digests of weights hold on one kind of processor and one version of torch; elsewhere losses are compared within a tolerance.
-To record digests for another machine, run the old code with this file:
+Digests of weights hold on one kind of processor and one version of torch; elsewhere losses are compared
+within a tolerance. To record digests for another machine, run the old code with this file:
 
     git worktree add /tmp/lmplay-23d61cc 23d61cc
     PYTHONPATH=/tmp/lmplay-23d61cc python tests/train/test_golden.py
@@ -54,7 +54,10 @@ def machine() -> str:
 
 def write_data(folder: Path) -> None:
     rng = random.Random(7)
-    words = 'the a red old small ball tree river found took saw lost Ada Tom Lily and then because 12 7 houses'.split()
+    words = (
+        'the a red old small ball tree river found took saw lost Ada Tom Lily and then because 12 7 houses'
+    )
+    words = words.split()
 
     def text(least, most):
         return ' '.join(
@@ -127,7 +130,8 @@ def trained(folder: Path, name: str, *flags: str) -> dict:
 
 
 def result(run: Path) -> dict:
-    """Digests of the weights at the end of each stage, and all that was recorded but what is a process's own."""
+    """Digests of the weights at the end of each stage, and all that was recorded but what is a process's
+    own."""
     digests = {}
     for stage in ('first', 'second'):
         whole = hashlib.sha256()
@@ -183,7 +187,8 @@ def test_a_golden_run_comes_out_the_same(name, precision, tmp_path):
 
 @golden
 def test_a_run_begun_before_the_redesign_resumes(name, tmp_path):
-    """The directory was killed in its second stage by the old code; the end is that of the old code, uninterrupted."""
+    """The directory was killed in its second stage by the old code; the end is that of the old code,
+    uninterrupted."""
     recorded = json.loads(FILE.read_text())
     with tarfile.open(HERE / 'golden' / f'{name}.tar.xz') as archive:
         archive.extractall(tmp_path, filter='data')

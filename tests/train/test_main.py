@@ -433,7 +433,7 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_is(tiny_plan, tmp_path, caps
     renamed.write_text(
         json.dumps(content | {'stages': {f'{name}2': stage for name, stage in content['stages'].items()}})
     )
-    assert 'is in its stage 1' in refused(capsys, *base, renamed)
+    assert 'has reached stage 1' in refused(capsys, *base, renamed)
     metrics = (run / 'metrics.jsonl').read_bytes()
     last = run / 'checkpoints/last'
     target = last.readlink()

@@ -233,9 +233,9 @@ def test_a_mixture_of_the_same_shape_is_taken_over():
 
 
 def test_a_mixture_of_another_shape_is_refused():
-    with pytest.raises(CheckpointError, match='is a mixture already'):
+    with pytest.raises(CheckpointError, match='is upcycled already'):
         make(num_experts=2).import_pretrained(make())
-    with pytest.raises(CheckpointError, match='is a mixture already'):
+    with pytest.raises(CheckpointError, match='is upcycled already'):
         make(moe_layers='none').import_pretrained(make())
 
 

@@ -54,7 +54,7 @@ def test_command_on_a_folder(tmp_path, capsys):
         )
     ).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
-    assert 'mixtures in blocks [4, 5, 6, 7]' in capsys.readouterr().out
+    assert 'experts in blocks [4, 5, 6, 7]' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

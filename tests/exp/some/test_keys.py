@@ -205,7 +205,8 @@ import sys, torch, torch.distributed as dist
 from lmplay.exp.some.keys import Keys
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)
-both, alone = (Keys(6, 4, top_k=2, alpha=0.5, beta=0.1, delta=0.001, theta_percentile=0.05, warmup_steps=0, ema_decay=0.9,
+both, alone = (Keys(6, 4, top_k=2, alpha=0.5, beta=0.1, delta=0.001, theta_percentile=0.05, warmup_steps=0,
+ema_decay=0.9,
                     decay_fix=False).double() for _ in range(2))
 alone.load_state_dict(both.state_dict())
 queries, choices = torch.randn(10, 4, dtype=torch.float64), torch.rand(10, 6).argsort(1)[:, :2]
