@@ -1,4 +1,4 @@
-"""python -m benchmarks [SUBSET ...]: measures lmplay against its references, by turns, in one run."""
+"""python -m benchmarks [SUBSET ...]: measures lmplay against its references, interleaved, in one run."""
 
 import argparse
 import importlib
@@ -24,7 +24,7 @@ SUBSETS = {
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         'python -m benchmarks',
-        description='Measures lmplay against its references, by turns, in one run.',
+        description='Measures lmplay against its references, interleaved, in one run.',
         epilog='subsets:\n' + '\n'.join(f'  {name:12}{text}' for name, text in SUBSETS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""Measuring by turns: every contender is a process of its own, all are alive, and they run A B C A B C in
+"""Interleaved measurement: every contender is a process of its own, all are alive, and they run A B C A B C in
 short blocks.
 
 A block is as many steps as fit into some seconds, and beside each block the same process times a fixed matrix
@@ -81,7 +81,7 @@ def by_turns(
     """Runs (name, options) contenders in turn, `args.rounds` blocks of `args.seconds` each; returns them with
     samples and report.
 
-    All are started and warmed up before the first block. Not `together`: each is started anew for each of its
+    All are started and warmed up before the first block. Not `together`: each is restarted for each of its
     blocks, where there is no memory for all. One that fails is told, noted in `args.failures`, and left out.
     """
     if not together:
