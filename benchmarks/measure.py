@@ -1,5 +1,5 @@
-"""Interleaved measurement: every contender is a process of its own, all are alive, and they run A B C A B C in
-short blocks.
+"""Interleaved measurement: every contender is a process of its own, all are alive, and they run A B C A B C
+in short blocks.
 
 A block is as many steps as fit into some seconds, and beside each block the same process times a fixed matrix
 product, the reference for a machine whose speed drifts.

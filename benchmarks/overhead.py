@@ -1,5 +1,5 @@
-"""What the trainer's loop costs over the bare step: data, random state, counting, logging. Both interleaved in
-one process.
+"""What the trainer's loop costs over the bare step: data, random state, counting, logging; interleaved in one
+process.
 
 The bare step is forward, loss, backward, clipping and optimizer on one fixed batch, with the trainer's own
 parts.
