@@ -17,6 +17,7 @@ import pytest
 from lmplay.compare import comparison
 from lmplay.compare.__main__ import main
 from lmplay.compare.prepare import Budget, Prepared, Spec, apply_budget
+from lmplay.new.copying import copy_experiment
 from lmplay.runs.recorder import read_metrics
 
 SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
@@ -365,10 +366,10 @@ def test_help_is_quick_and_imports_no_torch():
     assert out.returncode == 0 and '--leaderboard' in out.stdout, out.stderr
 
 
-def test_an_edited_experiment_is_trained_again(tmp_path, experiments):
+def test_an_edited_experiment_is_trained_again(tmp_path):
     from lmplay.compare.prepare import code_digest
 
-    folder = shutil.copytree(experiments['same'].removesuffix('/versions.py'), tmp_path / 'mine')
+    folder = copy_experiment('edited', origin='gpt2ish', folder=tmp_path)  # a process knows one of a name
     before = code_digest(str(folder / 'versions.py'))
     assert code_digest(str(folder / 'versions.py')) == before
     (folder / 'model.py').write_text((folder / 'model.py').read_text() + '\n# changed\n')
