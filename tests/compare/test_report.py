@@ -149,27 +149,22 @@ def test_json_and_pictures_stand_beside_it(report):
 
 CHECK = r"""
 <script>
-function light(c) { const v = c.match(/[\d.]+/g).map(Number).slice(0, 3).map(x => x / 255).map(x => x <=
-0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+function light(c) { const v = c.match(/[\d.]+/g).map(Number).slice(0, 3).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
   return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; }
-function behind(e) { for (; e; e = e.parentElement) { const b = getComputedStyle(e).backgroundColor; if (b !==
-'rgba(0, 0, 0, 0)') return b; } return 'rgb(255, 255, 255)'; } addEventListener('load', () => {
+function behind(e) { for (; e; e = e.parentElement) { const b = getComputedStyle(e).backgroundColor; if (b !== 'rgba(0, 0, 0, 0)') return b; } return 'rgb(255, 255, 255)'; }
+addEventListener('load', () => {
   let least = 99, where = '';
   for (const e of document.querySelectorAll('body *')) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || e.closest('script, title,
-    desc, .skip, style')) continue; if (e.closest('svg') && /scale|shading/.test(e.getAttribute('style') ||
-    '')) continue; const style = getComputedStyle(e), a = light(e.closest('svg') ? (style.fill === 'none' ?
-    style.color : style.fill) : style.color), b = light(behind(e)); const ratio = (Math.max(a, b) + 0.05) /
-    (Math.min(a, b) + 0.05); if (ratio < least) { least = ratio; where = e.tagName + ' ' +
-    e.textContent.trim().slice(0, 40); } }
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || e.closest('script, title, desc, .skip, style')) continue;
+    if (e.closest('svg') && /scale|shading/.test(e.getAttribute('style') || '')) continue;
+    const style = getComputedStyle(e), a = light(e.closest('svg') ? (style.fill === 'none' ? style.color : style.fill) : style.color), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < least) { least = ratio; where = e.tagName + ' ' + e.textContent.trim().slice(0, 40); } }
   const narrow = [...document.querySelectorAll('main svg')].map(s => s.getBoundingClientRect().width);
-  const out = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right >
-  innerWidth + 1 && !e.closest('.scroll')); const found = { width: innerWidth, scroll:
-  document.documentElement.scrollWidth, least, where, out: out.map(e => e.tagName + ' ' +
-  e.textContent.slice(0, 40)),
+  const out = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll'));
+  const found = { width: innerWidth, scroll: document.documentElement.scrollWidth, least, where, out: out.map(e => e.tagName + ' ' + e.textContent.slice(0, 40)),
     background: getComputedStyle(document.body).backgroundColor, picture: Math.min(...narrow) };
-  parent.document.body.innerHTML = '<pre id="found">' + JSON.stringify(found).replace(/&/g,
-  '&amp;').replace(/</g, '&lt;') + '</pre>'; });
+  parent.document.body.innerHTML = '<pre id="found">' + JSON.stringify(found).replace(/&/g, '&amp;').replace(/</g, '&lt;') + '</pre>'; });
 </script>
 """  # noqa: E501
 
