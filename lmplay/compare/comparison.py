@@ -4,12 +4,12 @@ import copy
 import fcntl
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, UserError
+from ..files import write_text
 from ..runs.finished import FinishedRun, read_run
 from ..train.plan import load_plan
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
@@ -67,9 +67,8 @@ class Trial:
 
 
 def write_json(file: Path, content) -> None:
-    temporary = file.with_name(f'.{file.name}')
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    os.replace(temporary, file)
+    """Strict JSON, in one step."""
+    write_text(file, json.dumps(content, indent=1, allow_nan=False) + '\n')
 
 
 def read_json(file: Path, *keys: str) -> dict:

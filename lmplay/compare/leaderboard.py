@@ -4,10 +4,11 @@ import statistics
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import write_text
 from ..runs.finished import FinishedRun
 from .grouping import METRICS, find_runs, group
 from .numbers import figure_text, number
-from .report import page, write_csv, write_text
+from .report import page, write_csv
 
 COLUMNS = ('total_parameters', 'active_parameters', 'tokens', 'flops', 'seconds', 'memory')
 HEADINGS = ('parameters', 'active', 'tokens', 'FLOPs', 'seconds', 'memory')

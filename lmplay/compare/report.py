@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import write_text
 from ..plots.decoration import decoration
 from ..routing.page import XRay
 from ..routing.xray import xray
@@ -53,12 +53,6 @@ def write_report(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) 
     )
     write_text(out / PAGE, content)
     return out / PAGE
-
-
-def write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f'.{file.name}')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, file)
 
 
 def write_csv(file: Path, rows: list[dict]) -> None:
