@@ -14,6 +14,7 @@ test = [
     'hypothesis>=6.100',
     'ruff>=0.6',
     'tensorboard>=2.17',
+    'psutil>=5.9',
 ]
 setup(
     name='lmplay',
@@ -52,7 +53,7 @@ setup(
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
         'wandb': ['wandb>=0.18'],
-        'benchmark': ['accelerate>=1.1'],
+        'benchmark': ['accelerate>=1.1', 'psutil>=5.9', 'rapidfuzz>=3.6'],
         'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={

@@ -3,6 +3,7 @@ never on each other."""
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,21 @@ def test_every_dependency_is_used_and_explained():
         assert re.search(rf'(import|from) {module}\b', code), f'{name} is required and never imported'
     explained = re.findall(r'^\| `([\w-]+)` \|', page, re.M)
     assert set(explained) <= set(required)
+
+
+def test_benchmarks_and_tests_import_only_what_their_extras_install():
+    """A package that is there by accident (another one needs it) is missing in the next environment."""
+    root = PACKAGE.parent
+    setup = (root / 'setup.py').read_text()
+    declared = {MODULES.get(name, name) for name in re.findall(r"'([\w-]+)>=", setup)}
+    optional = {'pyright', 'triton'}
+    for file in [*(root / 'benchmarks').rglob('*.py'), *(root / 'tests').rglob('*.py')]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or '']
+            for name in {n.split('.')[0] for n in names}:
+                known = name in sys.stdlib_module_names or name in {'lmplay', 'tests', 'benchmarks'}
+                assert known or name in declared | optional, f'{file.relative_to(root)} imports {name}'
