@@ -140,7 +140,7 @@ def test_benchmarks_and_tests_import_only_what_their_extras_install():
     root = PACKAGE.parent
     setup = (root / 'setup.py').read_text()
     declared = {MODULES.get(name, name) for name in re.findall(r"'([\w-]+)>=", setup)}
-    optional = {'triton', 'tiktoken_ext'}  # come with torch and tiktoken
+    optional = {'triton', 'tiktoken_ext', 'pyarrow'}  # come with torch, tiktoken, datasets
     for file in [*(root / 'benchmarks').rglob('*.py'), *(root / 'tests').rglob('*.py')]:
         for node in ast.walk(ast.parse(file.read_text())):
             names = []
