@@ -7,14 +7,15 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r"__version__ = '(.+)'", (here / 'lmplay' / '__init__.py').read_text(encoding='utf-8'))[1]
+benchmark = ['psutil>=5.9', 'rapidfuzz>=3.6']
 test = [
+    *benchmark,
     'pytest>=8',
     'pytest-timeout>=2.3',
     'pytest-xdist>=3.5',
     'hypothesis>=6.100',
     'ruff>=0.6',
     'tensorboard>=2.17',
-    'psutil>=5.9',
 ]
 setup(
     name='lmplay',
@@ -53,7 +54,7 @@ setup(
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
         'wandb': ['wandb>=0.18'],
-        'benchmark': ['accelerate>=1.1', 'psutil>=5.9', 'rapidfuzz>=3.6'],
+        'benchmark': [*benchmark, 'accelerate>=1.1'],
         'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={
