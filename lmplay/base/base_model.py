@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import ExperimentError
 from ..tokenizers import Tokenizer, as_tokenizer, provide_gpt2
+from .lazy_dynamo import NoRandomInit, spare_dynamo
 from .parameters import model_parameters, typed_parameters
 
+spare_dynamo()
 provide_gpt2()  # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
 
 
@@ -215,6 +217,7 @@ class LMBase(nn.Module):
         Multiply and add count as two, attention counts in full (not halved for causality). A model with
         routed products computes its own.
         """
+        from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 
         counter = FlopCounterMode(display=False)
@@ -222,7 +225,11 @@ class LMBase(nn.Module):
         training = self.training
         self.eval()
         try:
-            with torch.no_grad(), counter:
+            with (
+                torch.no_grad(),
+                sdpa_kernel(SDPBackend.MATH),
+                counter,
+            ):  # it can't see into the CPU's fused one
                 self(torch.zeros(1, length, dtype=torch.int64, device=device))
         finally:
             self.train(training)
@@ -268,7 +275,7 @@ class BasicModelRunner:
 
         Raises ExperimentError where it breaks the contract.
         """
-        with torch.device(device):
+        with torch.device(device), NoRandomInit():
             model = self.model_class(**self.given)
         if not isinstance(model, LMBase):
             raise ExperimentError(

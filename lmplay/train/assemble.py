@@ -1,5 +1,6 @@
 """Puts a stage's trainer together: model, weights, data, optimizer, length."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,14 @@ def _moments(
     return {'optimizer': previous.optimizer.state_dict(), 'scaler': {}}
 
 
+def _flops_per_token(stage: ResolvedStage, model: LMBase) -> float:
+    """Counted on a copy of a small model, else on the meta device, which costs no arithmetic but imports
+    torch's compiler."""
+    if 2 * model.total_parameters() * stage.row_length < 5e10:  # half a second on a slow CPU
+        return copy.deepcopy(model).training_flops_per_token(stage.row_length)
+    return stage.flops_per_token
+
+
 def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) -> None:
     if stage.overridden:
         changes = (f'{k} {v} ({own} in {stage.exp})' for k, (own, v) in stage.overridden.items())
@@ -138,7 +147,8 @@ def _trainer(
             scaler.load_state_dict(moments['scaler'])
     if compute.is_cpu and compute.dtype is None:
         speed_up_linears(model)
-    step_flops = stage.flops_per_token * settings.batch_size * data.mixture.tokens_per_row
+    flops_per_token = _flops_per_token(stage, model)
+    step_flops = flops_per_token * settings.batch_size * data.mixture.tokens_per_row
     length = _length(stage, data, state, compute, step_flops)
     objective = Objective(model)
     if _compiles(run.settings.compile_model, compute, length, step_flops):
@@ -158,7 +168,7 @@ def _trainer(
         objective=objective,
         evaluator=Evaluator(data.held_out, compute, data.padding_scored),
         compute=compute,
-        flops_per_token=stage.flops_per_token,
+        flops_per_token=flops_per_token,
         recorder=run.recorder,
         console=run.console,
         checkpoints=StageCheckpoints(run.checkpoints, header, model, optimizer, scaler, state, run.recorder),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase
+from ..base.lazy_dynamo import step_without_dynamo
 from ..errors import CheckpointError, PlanError
 from .plan import Stage
 
@@ -96,7 +97,10 @@ def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
         'rmsprop': lambda: torch.optim.RMSprop(groups, lr=stage.lr),
         'muon': lambda: _muon(model, groups, stage),
     }
-    return makers[stage.optimizer]()
+    optimizer = makers[stage.optimizer]()
+    for part in getattr(optimizer, 'parts', [optimizer]):
+        step_without_dynamo(part)
+    return optimizer
 
 
 def _muon(model: LMBase, groups: list[dict], stage: Stage) -> MuonWithAdamW:
