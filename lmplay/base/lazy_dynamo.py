@@ -36,7 +36,7 @@ def _answer(wrapper: Callable) -> None:
 
 
 def step_without_dynamo(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer, its `step` stripped of the wrapper that imports the compiler at every call, and of hooks."""
+    """The optimizer, its `step` stripped of the wrapper that imports the compiler, and of hooks."""
     step = inspect.unwrap(type(optimizer).step)
     optimizer.step = MethodType(torch.no_grad()(step), optimizer)
     return optimizer
