@@ -4,7 +4,7 @@ B sequences, T positions, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 GRADIENT_POSITIONS = 16
 STEPS = 30  # after which every trainable parameter must have had a gradient
 CUTS = (0.02, 0.35, 0.51, 0.77, 1.0)  # of a sequence: where texts begin to differ
+FULL_LENGTH_CUTS = (0.37, 0.81)
 
 
 @dataclass(frozen=True)
@@ -101,32 +102,57 @@ def _tensors(model: LMBase) -> None:
 
 
 def _finite(probe: Probe) -> None:
+    longest = probe.model.max_len
+    for sequences, length in ((2, min(POSITIONS, longest)), (1, longest)):
+        x = probe.text(sequences, length)
+        for training in (False, True):
+            result = probe.result(x, training=training)
+            if not (result.isfinite().all() and probe.logits_of(result[:, -1]).isfinite().all()):
+                mode = 'training' if training else 'evaluation'
+                raise ExperimentError(
+                    f'logits are not finite (in {mode} mode, in a text of {length} positions).'
+                )
+
+
+def _repeatable(probe: Probe) -> None:
+    """In evaluation, the same text gives the same result, whatever was computed before."""
     x = probe.text(2, min(POSITIONS, probe.model.max_len))
-    for training in (False, True):
-        result = probe.result(x, training=training)
-        if not (result.isfinite().all() and probe.logits_of(result[:, -1]).isfinite().all()):
-            raise ExperimentError(
-                f'logits are not finite (in {"training" if training else "evaluation"} mode).'
-            )
+    before = probe.result(x)
+    probe.result(probe.other(x))
+    difference = (probe.result(x) - before).abs().max().item()
+    if not difference <= probe.limit(probe.precision.equal, before):
+        raise ExperimentError(
+            f'the same text gives another result after another text, by up to {difference:.2g}, in '
+            'evaluation mode: the model keeps a state from one batch to the next, or draws random numbers. '
+            'Its losses would depend on the order of the data.'
+        )
 
 
 def _causal(probe: Probe) -> None:
-    """No position sees a later one, in evaluation and in training."""
+    """No position sees a later one, in evaluation and in training, in short texts and at full length."""
     if not probe.model.causal or probe.model.max_len < 2:
         return
-    length = min(POSITIONS, probe.model.max_len)
+    longest = probe.model.max_len
+    _no_leak(probe, min(POSITIONS, longest), CUTS)
+    if longest > POSITIONS:
+        _no_leak(probe, longest, FULL_LENGTH_CUTS)
+
+
+def _no_leak(probe: Probe, length: int, shares: Sequence[float]) -> None:
     x = probe.text(1, length)
+    cuts = sorted({min(length - 1, max(1, round(share * length))) for share in shares})
     for training in (False, True):
-        for cut in sorted({min(length - 1, max(1, round(share * length))) for share in CUTS}):
+        before, limit = _baseline(probe, x, training=training)
+        for cut in cuts:
             changed = torch.cat([x[:, :cut], probe.other(x)[:, cut:]], dim=1)
-            differences, limit = _compare(probe, x, changed, training=training)
-            if (leak := differences[0, :cut].max().item()) > limit:
+            after = probe.result(changed, training=training)
+            leak = (after - before)[:, :cut].abs().max().item()
+            if not leak <= limit:
                 raise ExperimentError(
-                    f'changing the tokens from position {cut} on changes what the model computes before it, '
-                    'by up to '
-                    f'{leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, or declare '
-                    '`causal = False` '
-                    f'on the class, and it is never ranked against models that predict the next token.'
+                    f'changing the tokens from position {cut} on changes what the model computes before '
+                    f'it, by up to {leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, '
+                    'or declare `causal = False` on the class, and it is never ranked against models that '
+                    'predict the next token.'
                 )
 
 
@@ -135,26 +161,26 @@ def _independent(probe: Probe) -> None:
     if probe.model.batch_dependent:
         return
     x = probe.text(3, min(POSITIONS, probe.model.max_len))
-    mixed = torch.cat([x[:1], probe.other(x)[1:]])
     for training in (False, True):
-        differences, limit = _compare(probe, x, mixed, training=training)
-        if (mixing := differences[0].max().item()) > limit:
-            raise ExperimentError(
-                f'other sequences of a batch change what the model computes of a sequence, by up to '
-                f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that '
-                'choose tokens). '
-                f'Declare `batch_dependent = True` on the class if that is meant; reports then say so.'
-            )
+        before, limit = _baseline(probe, x, training=training)
+        for kept in range(len(x)):
+            mixed = probe.other(x)
+            mixed[kept] = x[kept]
+            mixing = (probe.result(mixed, training=training) - before)[kept].abs().max().item()
+            if not mixing <= limit:
+                raise ExperimentError(
+                    f'other sequences of a batch change what the model computes of a sequence, by up to '
+                    f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that '
+                    'choose tokens). Declare `batch_dependent = True` on the class if that is meant; reports '
+                    'then say so.'
+                )
 
 
-def _compare(probe: Probe, a: Tensor, b: Tensor, *, training: bool) -> tuple[Tensor, float]:
-    """(largest difference between the results of two texts at each position (B, T),
-    what of it is rounding)."""
-    before, after = (probe.result(text, training=training) for text in (a, b))
-    # a model that draws random numbers of its own differs from itself, too
-    noise = (probe.result(a, training=training) - before).abs().amax(-1)
-    limit = probe.limit(probe.precision.equal, before) + 2 * noise.max().item()
-    return (after - before).abs().amax(-1), limit
+def _baseline(probe: Probe, x: Tensor, *, training: bool) -> tuple[Tensor, float]:
+    """(result of x, what of a difference to it is rounding, or the model's own chance)."""
+    before = probe.result(x, training=training)
+    noise = (probe.result(x, training=training) - before).abs().max().item()
+    return before, probe.limit(probe.precision.equal, before) + 2 * noise
 
 
 def _in_mode(training: bool) -> str:
@@ -166,7 +192,7 @@ def _cache(probe: Probe) -> None:
     model = probe.model
     if not model.takes_cache or not model.causal:  # without causality the two cannot be the same
         return
-    x = probe.text(1, model.max_len)
+    x = probe.text(2, model.max_len)
     ends = _chunk_ends(model.max_len)
     whole = probe.logits_of(probe.result(x)[:, [end - 1 for end in ends]])
     limit = probe.limit(probe.precision.cached, whole, in_logits=True)
@@ -244,6 +270,7 @@ def _loss(output: LMOutput, x: Tensor) -> Tensor:
 
 CHECKS: dict[str, Callable[[Probe], None]] = {
     'finite logits': _finite,
+    'the same text gives the same result': _repeatable,
     'no position sees the future': _causal,
     'sequences of a batch are independent': _independent,
     'generation with the cache equals the whole pass': _cache,

@@ -6,9 +6,12 @@ B sequences, T positions, V vocabulary.
 
 import contextlib
 import copy
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +58,7 @@ class Probe:
     def __init__(self, model: LMBase):
         tokenizer = model.tokenizer
         self.vocabulary = as_tokenizer(tokenizer).n_vocab
-        self.model = copy.deepcopy(model, {id(tokenizer): tokenizer})
+        self.model = _copied(model, {id(tokenizer): tokenizer})
         self.device = next(model.parameters()).device
         self.precision = self._precision()
         self.model.to(self.precision.dtype)
@@ -88,10 +91,20 @@ class Probe:
         mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.forward_takes else {}
         return self.model(x, **mask)
 
-    def output(self, x: Tensor, *, training: bool = False) -> LMOutput:
-        """One pass over x (B, T), each with the same random numbers."""
+    def _prepare(self, training: bool) -> None:
+        """Mode, and the same random numbers for every pass, wherever the model draws them from."""
         self.model.train(training)
         torch.manual_seed(SEED)
+        random.seed(SEED)
+        np.random.seed(SEED)
+        for module in self.model.modules():
+            for value in vars(module).values():
+                if isinstance(value, torch.Generator):
+                    value.manual_seed(SEED)
+
+    def output(self, x: Tensor, *, training: bool = False) -> LMOutput:
+        """One pass over x (B, T), each with the same random numbers."""
+        self._prepare(training)
         out = self._pass(x)
         return out if isinstance(out, LMOutput) else LMOutput(logits=out)
 
@@ -103,8 +116,7 @@ class Probe:
             logits = self.output(x, training=training).logits
             assert logits is not None
             return logits
-        self.model.train(training)
-        torch.manual_seed(SEED)
+        self._prepare(training)
         mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.features_takes else {}
         out = self.model.features(x, **mask)
         features = out.features if isinstance(out, LMOutput) else out
@@ -139,8 +151,33 @@ class Probe:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
+def _copied(model: LMBase, memo: dict) -> LMBase:
+    """A deep copy. What cannot be copied (a lock, an open file, a tensor of a graph) is shared."""
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # noqa: BLE001  a class may raise anything when it is copied
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if name not in ('_parameters', '_buffers', '_modules') and not _can_be_copied(value, memo):
+                    memo[id(value)] = value
+        return copy.deepcopy(model, memo)
+
+
+def _can_be_copied(value: Any, memo: dict) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # noqa: BLE001
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def preserved_random_state(device: torch.device) -> Iterator[None]:
-    """What is drawn inside changes nothing outside."""
-    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
-        yield
+    """What is drawn inside, from torch, NumPy or Python, changes nothing outside."""
+    own, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy)
