@@ -102,11 +102,9 @@ def _tensors(model: LMBase) -> None:
 
 
 def _finite(probe: Probe) -> None:
-    longest = probe.model.max_len
-    for sequences, length in ((2, min(POSITIONS, longest)), (1, longest)):
-        x = probe.text(sequences, length)
+    for sequences, length in _sizes(probe):
         for training in (False, True):
-            result = probe.result(x, training=training)
+            result = probe.baseline(sequences, length, training=training)
             if not (result.isfinite().all() and probe.logits_of(result[:, -1]).isfinite().all()):
                 mode = 'training' if training else 'evaluation'
                 raise ExperimentError(
@@ -114,10 +112,16 @@ def _finite(probe: Probe) -> None:
                 )
 
 
+def _sizes(probe: Probe) -> list[tuple[int, int]]:
+    """Of the texts to try, (sequences, positions): several short ones, one as long as can be."""
+    longest = probe.model.max_len
+    return [(3, min(POSITIONS, longest)), *([(1, longest)] if longest > POSITIONS else [])]
+
+
 def _repeatable(probe: Probe) -> None:
     """In evaluation, the same text gives the same result, whatever was computed before."""
-    x = probe.text(2, min(POSITIONS, probe.model.max_len))
-    before = probe.result(x)
+    size = _sizes(probe)[0]
+    x, before = probe.text(*size), probe.baseline(*size)
     probe.result(probe.other(x))
     difference = (probe.result(x) - before).abs().max().item()
     if not difference <= probe.limit(probe.precision.equal, before):
@@ -132,37 +136,37 @@ def _causal(probe: Probe) -> None:
     """No position sees a later one, in evaluation and in training, in short texts and at full length."""
     if not probe.model.causal or probe.model.max_len < 2:
         return
-    longest = probe.model.max_len
-    _no_leak(probe, min(POSITIONS, longest), CUTS)
-    if longest > POSITIONS:
-        _no_leak(probe, longest, FULL_LENGTH_CUTS)
-
-
-def _no_leak(probe: Probe, length: int, shares: Sequence[float]) -> None:
-    x = probe.text(1, length)
-    cuts = sorted({min(length - 1, max(1, round(share * length))) for share in shares})
+    short, *long = _sizes(probe)
     for training in (False, True):
-        before, limit = _baseline(probe, x, training=training)
-        for cut in cuts:
-            changed = torch.cat([x[:, :cut], probe.other(x)[:, cut:]], dim=1)
-            after = probe.result(changed, training=training)
-            leak = (after - before)[:, :cut].abs().max().item()
-            if not leak <= limit:
-                raise ExperimentError(
-                    f'changing the tokens from position {cut} on changes what the model computes before '
-                    f'it, by up to {leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, '
-                    'or declare `causal = False` on the class, and it is never ranked against models that '
-                    'predict the next token.'
-                )
+        _no_leak(probe, short, CUTS, training=training)
+        for size in long:
+            _no_leak(probe, size, FULL_LENGTH_CUTS[training : training + 1], training=training)
+
+
+def _no_leak(probe: Probe, size: tuple[int, int], shares: Sequence[float], *, training: bool) -> None:
+    x, before = probe.text(*size), probe.baseline(*size, training=training)
+    length, limit = x.shape[1], _limit(probe, before, training=training)
+    for cut in sorted({min(length - 1, max(1, round(share * length))) for share in shares}):
+        changed = torch.cat([x[:, :cut], probe.other(x)[:, cut:]], dim=1)
+        leak = (probe.result(changed, training=training) - before)[:, :cut].abs().max().item()
+        if not leak <= limit:
+            raise ExperimentError(
+                f'changing the tokens from position {cut} on changes what the model computes before it, by '
+                f'up to {leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, or declare '
+                '`causal = False` on the class, and it is never ranked against models that predict the next '
+                'token.'
+            )
 
 
 def _independent(probe: Probe) -> None:
     """What is computed of a sequence does not depend on the rest of its batch."""
     if probe.model.batch_dependent:
         return
-    x = probe.text(3, min(POSITIONS, probe.model.max_len))
+    size = _sizes(probe)[0]
+    x = probe.text(*size)
     for training in (False, True):
-        before, limit = _baseline(probe, x, training=training)
+        before = probe.baseline(*size, training=training)
+        limit = _limit(probe, before, training=training)
         for kept in range(len(x)):
             mixed = probe.other(x)
             mixed[kept] = x[kept]
@@ -176,11 +180,12 @@ def _independent(probe: Probe) -> None:
                 )
 
 
-def _baseline(probe: Probe, x: Tensor, *, training: bool) -> tuple[Tensor, float]:
-    """(result of x, what of a difference to it is rounding, or the model's own chance)."""
-    before = probe.result(x, training=training)
-    noise = (probe.result(x, training=training) - before).abs().max().item()
-    return before, probe.limit(probe.precision.equal, before) + 2 * noise
+def _limit(probe: Probe, result: Tensor, *, training: bool) -> float:
+    """What of a difference to this result is rounding, or chance that the model keeps to itself."""
+    size = _sizes(probe)[0]
+    again = probe.result(probe.text(*size), training=training)
+    noise = (again - probe.baseline(*size, training=training)).abs().max().item()
+    return probe.limit(probe.precision.equal, result) + 2 * noise
 
 
 def _in_mode(training: bool) -> str:
@@ -192,9 +197,14 @@ def _cache(probe: Probe) -> None:
     model = probe.model
     if not model.takes_cache or not model.causal:  # without causality the two cannot be the same
         return
-    x = probe.text(2, model.max_len)
-    ends = _chunk_ends(model.max_len)
-    whole = probe.logits_of(probe.result(x)[:, [end - 1 for end in ends]])
+    for size in _sizes(probe):
+        _through_cache(probe, size)
+
+
+def _through_cache(probe: Probe, size: tuple[int, int]) -> None:
+    model, x = probe.model, probe.text(*size)
+    ends = _chunk_ends(x.shape[1])
+    whole = probe.logits_of(probe.baseline(*size)[:, [end - 1 for end in ends]])
     limit = probe.limit(probe.precision.cached, whole, in_logits=True)
     cache: list = []
     at = 0

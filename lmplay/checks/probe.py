@@ -64,6 +64,7 @@ class Probe:
         self.model.to(self.precision.dtype)
         self.head = fused_head(self.model)
         self._context: dict[bool, float] = {}
+        self._results: dict[tuple, Tensor] = {}
 
     def _precision(self) -> Precision:
         """float64 where device and model support it, else float32."""
@@ -111,17 +112,29 @@ class Probe:
     @torch.no_grad()
     def result(self, x: Tensor, *, training: bool = False) -> Tensor:
         """What the model computes of x: (B, T, D) features where its head only multiplies them, else (B, T,
-        V) logits."""
-        if self.head is None:
-            logits = self.output(x, training=training).logits
-            assert logits is not None
-            return logits
+        V) logits. What training keeps in buffers (running averages) is put back."""
+        kept = {name: b.clone() for name, b in self.model.named_buffers()} if training else {}
+        out = (
+            self._features(x, training) if self.head is not None else self.output(x, training=training).logits
+        )
+        for name, buffer in self.model.named_buffers():
+            if name in kept:
+                buffer.data = kept[name]
+        assert out is not None
+        return out
+
+    def _features(self, x: Tensor, training: bool) -> Tensor | None:
         self._prepare(training)
         mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.features_takes else {}
         out = self.model.features(x, **mask)
-        features = out.features if isinstance(out, LMOutput) else out
-        assert features is not None
-        return features
+        return out.features if isinstance(out, LMOutput) else out
+
+    def baseline(self, sequences: int, positions: int, *, training: bool = False) -> Tensor:
+        """`result` of `text(sequences, positions)`, computed once: others are compared with it."""
+        key = (sequences, positions, training)
+        if key not in self._results:
+            self._results[key] = self.result(self.text(sequences, positions), training=training)
+        return self._results[key]
 
     @torch.no_grad()
     def logits_of(self, result: Tensor) -> Tensor:
