@@ -119,7 +119,7 @@ class Probe:
         )
         for name, buffer in self.model.named_buffers():
             if name in kept:
-                buffer.data = kept[name]
+                buffer.copy_(kept[name])
         assert out is not None
         return out
 
