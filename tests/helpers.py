@@ -73,12 +73,20 @@ def mixture(*counts, weights=None, seed=0, stage='s', exhaust='first_exhausted',
 
 def held_out(*documents, length=8, max_bytes=10**6, **options) -> HeldOut:
     """All of these documents, one a sequence."""
-    store = Memory(list(documents), domains=options.pop('domains', None))
+    about = {name: options.pop(name, None) for name in ('prompts', 'domains')}
+    store = Memory(list(documents), **about)
 
     def rows(store, documents):
         return PaddedRows(store, documents, length=length, tokenizer=BytesTokenizer(), **options)
 
-    return HeldOut([(store, np.arange(len(documents)))], make_rows=rows, length=length, max_bytes=max_bytes)
+    prompts = options.get('include_prompts', True)
+    return HeldOut(
+        [(store, np.arange(len(documents)))],
+        make_rows=rows,
+        length=length,
+        max_bytes=max_bytes,
+        include_prompts=prompts,
+    )
 
 
 def ragged(seed=0, rows=4, length=24) -> Batch:

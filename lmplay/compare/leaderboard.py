@@ -1,5 +1,6 @@
 """All finished runs of a folder, ranked within each group that may be compared."""
 
+import math
 import statistics
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def _show(tables: list[dict], metric: str) -> None:
                 str(place),
                 row['experiment'],
                 str(row['seeds']),
-                f'{row[metric]:.4f}',
+                f'{row[metric]:.4f}' if math.isfinite(row[metric]) else '–',
                 number(row['sd'], 2),
                 *(figure_text(c, row[c]) for c in COLUMNS),
             )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .rows import Batch, Rows, make_batch
+from .scored import scored_spans
 from .store import TokenStore
 
 
@@ -32,7 +33,9 @@ class HeldOut:
 
     Documents are whole, and taken in the order of their hashes, which depends on no tokenizer, seed or length
     of sequences. Where the first alone exceeds its domain's share, only its head is taken. `documents` has an
-    entry per document: domain, hash, bytes scored, tokens.
+    entry per document: domain, hash, tokens, and of those the ones that are scored with their bytes.
+
+    unscored: how many sequences have no target that is scored.
     """
 
     def __init__(
@@ -64,20 +67,27 @@ class HeldOut:
                     part, tokens=int(store.lengths[documents[0]]), share=share, size=int(sizes[0])
                 )
             self.rows.append(part)
+        self.unscored = sum(self._count_scored(part) for part in self.rows)
+
+    def _count_scored(self, part: Part) -> int:
+        """Enters what is scored of each document; returns the number of sequences that score nothing."""
+        found = scored_spans(part.rows, part.count)
+        for document, tokens, size in zip(found.documents, found.tokens, found.bytes):
+            self.documents[part.index[document]] |= {'scored': int(tokens), 'bytes': int(size)}
+        return found.unscored
 
     def _part(self, store: TokenStore, documents: np.ndarray, domain: str, rows: Rows) -> Part:
         """All of these documents, entered into `documents`."""
         index = np.zeros(int(documents.max()) + 1, np.int64)
         index[documents] = np.arange(len(documents)) + len(self.documents)
         for d in documents:
-            scored = int(store.text_bytes[d, 0 if self.include_prompts else 1 :].sum())
-            covered = rows.covered(int(d)) / int(store.lengths[d])  # below 1 where long documents are cut
             self.documents.append(
                 {
                     'domain': domain,
                     'hash': int(store.hashes[d]),
-                    'bytes': round(scored * covered),
                     'tokens': int(store.lengths[d]),
+                    'scored': 0,
+                    'bytes': 0,
                 }
             )
         return Part(rows, domain, index, rows.count)
@@ -85,8 +95,6 @@ class HeldOut:
     def _head(self, part: Part, *, tokens: int, share: int, size: int) -> Part:
         """The head, `share` bytes, of a part whose only document has that many tokens and bytes."""
         count = max(1, int(tokens * share / size) // self.length)
-        document = self.documents[-1]
-        document['bytes'] = int(document['bytes'] * min(1.0, count * self.length / tokens))
         return part._replace(count=min(part.count, count))
 
     def batches(self, rows_per_batch: int) -> Iterator[Batch]:

@@ -1,14 +1,15 @@
 """Rows: how a store's documents become sequences of T inputs with T targets.
 
-A sequence's `y[t]` is the token that follows `x[t]`, or IGNORE where nothing is scored. The order of the
-sequences is a pure function of (seed, stage, epoch): any position can be reached at once, and a resumed run
-sees what it would have seen.
+A sequence's `y[t]` is the token that follows `x[t]`, or IGNORE where nothing is scored. Packed or padded, a
+document's first token is the target of an end-of-text token, so the same tokens are scored either way. The
+order of the sequences is a pure function of (seed, stage, epoch): any position can be reached at once, and a
+resumed run sees what it would have seen.
 
 B sequences, T positions, V vocabulary.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class Batch:
     x, y       (B, T) int64: inputs and targets
     lengths    (B,) int64: real tokens of each sequence; the rest is padding
     scored     number of targets that are not IGNORE
+    padding    how many of those are padding, which stands behind a sequence's real tokens
     documents  (B, T) int64: the held-out document of each target; in evaluation only
     """
 
@@ -36,6 +38,7 @@ class Batch:
     lengths: Tensor
     scored: int
     documents: Tensor | None = None
+    padding: int = 0
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -46,9 +49,7 @@ class Batch:
 
     def pin(self) -> 'Batch':
         """The same in page-locked memory, which a GPU copies from asynchronously."""
-        return Batch(
-            self.x.pin_memory(), self.y.pin_memory(), self.lengths.pin_memory(), self.scored, self.documents
-        )
+        return replace(self, x=self.x.pin_memory(), y=self.y.pin_memory(), lengths=self.lengths.pin_memory())
 
 
 def permutation(n: int, *key: int | str) -> np.ndarray:
@@ -74,16 +75,24 @@ class PackedRows:
         tokenizer: Tokenizer,
         include_prompts: bool = True,
     ):
-        self.store, self.documents, self.length = store, documents, length
-        self.eot, self.pad = tokenizer.eot_token, tokenizer.pad_token
+        self.store, self.documents, self.length, self.tokenizer = store, documents, length, tokenizer
+        self.eot, self.pad, self.score_padding = tokenizer.eot_token, tokenizer.pad_token, False
         self.include_prompts = include_prompts or not store.prompt_lengths.any()
         self.total = int(store.lengths[documents].sum())
         self.count = -(-self.total // length)
         self.tokens_per_row = self.total / max(1, self.count)
 
-    def covered(self, document: int) -> int:
-        """Tokens of a document that are part of a sequence."""
-        return int(self.store.lengths[document])
+    def unscored(self, *key: int | str) -> tuple[int, int]:
+        """How many sequences of `order(*key)`, and how many documents, have no target that is scored."""
+        if self.include_prompts:
+            return 0, 0
+        documents, ends, _ = self.order(*key)
+        lengths, hidden = self.store.lengths[documents], self.store.prompt_lengths[documents]
+        edges = np.minimum(np.arange(self.count + 1) * self.length, self.total)
+        i = np.minimum(np.searchsorted(ends, edges, side='right'), len(documents) - 1)
+        before = np.concatenate([[0], np.cumsum(lengths - hidden)])[i]
+        scored = before + np.maximum(0, edges - (ends - lengths)[i] - hidden[i])
+        return int((np.diff(scored) == 0).sum()), int((lengths == hidden).sum())
 
     def order(self, *key: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(documents, their ends in the stream, sequences), each in order; without a key, unshuffled."""
@@ -124,8 +133,9 @@ class PackedRows:
 class PaddedRows:
     """One document per sequence, padded; a longer one is split at sentence ends ('split') or cut off ('cut').
 
-    A continuation begins with the token that the sequence before it predicts last, so nothing is lost or
-    scored twice. With `score_padding` the padding is scored too, as some published code does.
+    A sequence begins with an end-of-text token as input; the continuation of a document with the token that
+    the sequence before it predicts last. So every token is a target once, and nothing is lost unless it is
+    cut off. With `score_padding` the padding is scored too, as some published code does.
     """
 
     def __init__(
@@ -139,12 +149,11 @@ class PaddedRows:
         long_documents: str = 'split',
         score_padding: bool = False,
     ):
-        self.store, self.length, self.pad = store, length, tokenizer.pad_token
+        self.store, self.length, self.tokenizer = store, length, tokenizer
+        self.eot, self.pad = tokenizer.eot_token, tokenizer.pad_token
         self.include_prompts = include_prompts or not store.prompt_lengths.any()
         self.score_padding = score_padding
         lengths = store.lengths[documents]
-        usable = lengths >= 2  # a single token leaves nothing to predict
-        documents, lengths = documents[usable], lengths[usable]
         heads = np.stack([documents, np.zeros_like(lengths), np.minimum(lengths, length)], axis=1)
         parts = [heads]  # (parts, 3) each: document, first token, end
         long = np.flatnonzero(lengths > length)
@@ -157,15 +166,17 @@ class PaddedRows:
                 parts.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
         table = np.concatenate(parts)
         self.table = table[np.lexsort((table[:, 1], table[:, 0]))]
-        self.continues = long_documents == 'split'
         self.count = len(self.table)
         self.total = int((self.table[:, 2] - self.table[:, 1]).sum())
         self.tokens_per_row = self.total / max(1, self.count)
 
-    def covered(self, document: int) -> int:
-        """Tokens of a document that are part of a sequence."""
-        start, end = (np.searchsorted(self.table[:, 0], document, side=side) for side in ('left', 'right'))
-        return int((self.table[start:end, 2] - self.table[start:end, 1]).sum())
+    def unscored(self, *_: int | str) -> tuple[int, int]:
+        """See PackedRows.unscored; padding does not count."""
+        if self.include_prompts:
+            return 0, 0
+        documents, _, ends = self.table.T
+        nothing = ends <= self.store.prompt_lengths[documents]
+        return int(nothing.sum()), len(np.setdiff1d(documents, documents[~nothing]))
 
     def order(self, *key: int | str) -> np.ndarray:
         return permutation(self.count, *key) if key else np.arange(self.count)
@@ -175,18 +186,14 @@ class PaddedRows:
     ) -> int:
         """See PackedRows.fill."""
         document, start, end = (int(v) for v in self.table[order[row]])
-        n, first = end - start, int(self.store.starts[document])
-        follows = self.continues and end < self.store.lengths[document]
-        x[:n] = self.store.tokens[first + start : first + end]
+        n, first = end - start, int(self.store.starts[document]) + start
+        y[:n] = self.store.tokens[first : first + n]
+        y[n:] = self.pad if self.score_padding else IGNORE
+        x[0] = self.store.tokens[first - 1] if start else self.eot
+        x[1:n] = y[: n - 1]
         x[n:] = self.pad
-        y[: n - 1] = x[1:n]
-        y[n - 1 :] = IGNORE
-        if follows:
-            y[n - 1] = self.store.tokens[first + end]
-        elif self.score_padding:
-            y[n - 1 : -1] = self.pad
         if not self.include_prompts:
-            y[: min(n, max(0, int(self.store.prompt_lengths[document]) - start - 1))] = IGNORE
+            y[: min(n, max(0, int(self.store.prompt_lengths[document]) - start))] = IGNORE
         if which is not None:
             which[:] = document
         return n
@@ -217,15 +224,18 @@ def make_batch(
     x: np.ndarray, y: np.ndarray, lengths: np.ndarray, documents: np.ndarray | None = None
 ) -> Batch:
     """A Batch without the columns, in steps of 64, in which there is no token and nothing is scored."""
-    used = np.flatnonzero((y != IGNORE).any(axis=0))
+    scored = y != IGNORE
+    behind = np.arange(y.shape[1]) >= lengths[:, None]
+    used = np.flatnonzero(scored.any(axis=0))
     width = max(int(lengths.max()), int(used[-1]) + 1 if len(used) else 0)
     width = min(x.shape[1], -(-width // 64) * 64)
     return Batch(
         torch.from_numpy(x[:, :width].copy()),
         torch.from_numpy(y[:, :width].copy()),
         torch.from_numpy(lengths),
-        int((y != IGNORE).sum()),
+        int(scored.sum()),
         None if documents is None else torch.from_numpy(documents[:, :width].copy()),
+        int((scored & behind).sum()),
     )
 
 

@@ -99,6 +99,7 @@ def read_curves(folder: str | Path, name: str | None = None) -> Curves:
     folder = Path(folder)
     records = read_metrics(folder)
     train, validation = ([r for r in records if r.get('kind') == kind] for kind in KINDS)
+    train = _real_tokens(train, validation)
     stages = [
         (str(r['stage']), i)
         for i, r in enumerate(train)
@@ -112,6 +113,21 @@ def read_curves(folder: str | Path, name: str | None = None) -> Curves:
     }
     name = name or folder.resolve().name
     return Curves(name, _columns(train), _columns(validation), folder.resolve(), domains, stages)
+
+
+def _real_tokens(train: list[dict], validation: list[dict]) -> list[dict]:
+    """Training records whose `loss` and `accuracy` are of real tokens, as those of the validations are.
+
+    In stages that score the padding, earlier versions of lmplay counted it in both.
+    """
+    with_pad = [{r.get('stage') for r in kind if 'loss_with_pad' in r} for kind in (validation, train)]
+    counted = with_pad[0] - with_pad[1]
+    return [
+        {k: v for k, v in r.items() if k not in ('loss', 'accuracy')} | {'loss_with_pad': r.get('loss')}
+        if r.get('stage') in counted
+        else r
+        for r in train
+    ]
 
 
 def _columns(records: Sequence[dict]) -> Columns:

@@ -12,6 +12,7 @@ from .curves import KINDS, Curves, difference, read_curves, smooth
 X_LABELS = {'samples': 'samples', 'tokens': 'tokens', 'seconds': 'training time (s)'}
 LABELS = {
     'loss': 'loss (nats per token)',
+    'loss_with_pad': 'loss with padding (nats per target)',
     'accuracy': 'accuracy (fraction of tokens)',
     'perplexity': 'perplexity',
     'bits_per_byte': 'bits per byte',

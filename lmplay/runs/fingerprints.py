@@ -12,7 +12,7 @@ import numpy as np
 from ..base.base_model import LMBase
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
-from ..data.rows import PaddedRows, Rows
+from ..data.rows import PackedRows, Rows
 from ..files import write_json
 from ..tokenizers import Tokenizer, as_tokenizer
 
@@ -28,11 +28,12 @@ def _digest(*parts) -> str:
 
 
 def _rows(rows: Rows) -> list:
-    return [type(rows).__name__, rows.length, rows.include_prompts, getattr(rows, 'score_padding', False)]
+    kind = 'PackedRows' if isinstance(rows, PackedRows) else 'padded, first tokens scored'
+    return [kind, rows.length, rows.include_prompts, rows.score_padding]
 
 
 def _documents(rows: Rows) -> bytes:
-    return np.ascontiguousarray(rows.table if isinstance(rows, PaddedRows) else rows.documents).tobytes()
+    return np.ascontiguousarray(rows.documents if isinstance(rows, PackedRows) else rows.table).tobytes()
 
 
 def fingerprints(stage: str, mixture: Mixture, held_out: HeldOut, tokenizer: Tokenizer) -> dict[str, str]:
@@ -48,8 +49,9 @@ def fingerprints(stage: str, mixture: Mixture, held_out: HeldOut, tokenizer: Tok
     ]
     scored = [(_rows(rows), rows.store.meta['source'], count) for rows, _, _, count in held_out.rows]
     documents = [(d['domain'], d['hash'], d['tokens']) for d in held_out.documents]
+    order = [mixture.quota.tolist()] if len(mixture.sources) == 1 else ['evenly spread', mixture.weights]
     return {
-        'data': _digest(stage, mixture.quota.tolist(), *training),
+        'data': _digest(stage, *order, *training),
         'tokenizer': tokenizer.fingerprint,
         'evaluation': _digest(tokenizer.fingerprint, scored, documents),
         'text': _digest([(domain, digest) for domain, digest, _ in documents]),

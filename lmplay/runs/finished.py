@@ -186,10 +186,14 @@ class FinishedRun(StartedRun):
         return self.documents['loss'] / math.log(2), self.documents['bytes']
 
     def loss(self, metric: str = 'loss', domain: str | None = None) -> float:
-        """The held-out loss in nats per token, or its 'bits_per_byte', of all documents or of one domain."""
+        """The held-out loss in nats per token, or its 'bits_per_byte', of all documents or of one domain.
+
+        NaN where nothing of them is scored.
+        """
         losses, weights = self.sums(metric)
         chosen = slice(None) if domain is None else self.documents['domain'] == domain
-        return float(losses[chosen].sum() / max(1, weights[chosen].sum()))
+        total = float(weights[chosen].sum())
+        return float(losses[chosen].sum()) / total if total else math.nan
 
     def model(self, which: Literal['best', 'last'] = 'best', *, device: str = 'cpu') -> 'LMBase':
         """The model of the run's best or last checkpoint. Raises CheckpointError."""

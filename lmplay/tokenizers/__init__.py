@@ -218,6 +218,10 @@ class BPETokenizer:
         # A whitespace pre-tokenizer forgets where spaces were; reattach punctuation to its word.
         return re.sub(r'\s+([.,!?;:])', r'\1', text)
 
+    def spells_bytes(self, token: int) -> bool:
+        """Each character of the token's entry in the vocabulary stands for a byte."""
+        return self._lossless and token not in self.backend.get_added_tokens_decoder()
+
     def save(self, folder: Path) -> None:
         (Path(folder) / self.FILE).write_text(self.backend.to_str(), encoding='utf-8')
 

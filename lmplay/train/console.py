@@ -71,15 +71,15 @@ class ConsoleReporter:
     def validation(self, record: dict, example: dict) -> None:
         """An evaluation, with one example as the original lmplay shows it."""
         text = (
-            f'validation at {record["samples"]:,} sequences: loss {record["loss"]:.4f} accuracy '
-            f'{record["accuracy"]:.1%} perplexity {record["perplexity"]:.2f} bits/byte '
-            f'{record["bits_per_byte"]:.4f}'
+            f'validation at {record["samples"]:,} sequences: loss {_number(record["loss"], ".4f")} accuracy '
+            f'{_number(record["accuracy"], ".1%")} perplexity {_number(record["perplexity"], ".2f")} '
+            f'bits/byte {_number(record["bits_per_byte"], ".4f")}'
         )
         if 'loss_with_pad' in record:
             text += f' loss with padding {record["loss_with_pad"]:.4f}'
         if len(record['domains']) > 1:
             text += ' | ' + ' '.join(
-                f'{name} {found["loss"]:.3f}' for name, found in record['domains'].items()
+                f'{name} {_number(found["loss"], ".3f")}' for name, found in record['domains'].items()
             )
         self.line(text)
         for part in ('prompt', 'truth', 'prediction'):
@@ -103,8 +103,13 @@ class ConsoleReporter:
             self.bar = None
 
 
+def _number(value: float | None, form: str) -> str:
+    """A number, or - for the mean of nothing."""
+    return '-' if value is None else format(value, form)
+
+
 def _figures(record: dict, state: TrainState) -> str:
-    parts = [f'loss {record["loss"]:.4f}']
+    parts = [f'loss {_number(record["loss"], ".4f")}']
     if state.validation_loss is not None:
         parts.append(f'val {state.validation_loss:.4f}')
     parts.append(f'lr {record["lr"]:.2e} |g| {record["grad_norm"]:.2f}')
@@ -112,6 +117,9 @@ def _figures(record: dict, state: TrainState) -> str:
     if 'mfu' in record:
         parts.append(f'MFU {record["mfu"]:.0%}')
     parts.append(f'{record["memory"] / 2**30:.1f} GiB')
+    if 'not_finite' in record:
+        left_out = (f'{name} in {steps}' for name, steps in record['not_finite'].items())
+        parts.append(f'not finite, in how many steps: {", ".join(left_out)}')
     if record['data_wait'] > 0.01:
         parts.append(f'data wait {record["data_wait"]:.0%}')
     return ' '.join(parts)

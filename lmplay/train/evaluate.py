@@ -18,12 +18,13 @@ from .objective import Objective
 class Evaluation:
     """What one evaluation found.
 
-    metrics        loss (nats per real scored token), accuracy, perplexity, bits_per_byte, tokens, domains
-                   {name: the same}
+    metrics        loss (nats per real scored token), accuracy, perplexity, bits_per_byte (bits over the bytes
+                   of the scored text), tokens (scored), domains {name: the same}; None where nothing is
+                   scored
     model_metrics  what the model reports of itself (LMOutput.metrics), averaged over the real tokens
     documents      arrays of equal length with an entry per held-out document: hash, domain, loss (summed
-                   nats), tokens, bytes
-    examples       domain -> x, y and the prediction of its first sequence
+                   nats), tokens and bytes that are scored, right (predictions)
+    examples       domain -> x, y and the prediction of its first sequence that scores anything
     """
 
     metrics: dict
@@ -53,13 +54,13 @@ class Evaluation:
 class Evaluator:
     """Evaluates models on one held-out set.
 
-    padding_scored: where the padding is scored too (a stage with score_padding), its token id: `loss` remains
-    that of real tokens alone, and `loss_with_pad` counts the padding, as some published code does.
+    padding_scored: the padding is scored too (a stage with score_padding): `loss` remains that of real tokens
+    alone, and `loss_with_pad` counts the padding, as some published code does.
     """
 
     held_out: HeldOut
     compute: Compute
-    padding_scored: int | None = None
+    padding_scored: bool = False
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, *, sequences_per_batch: int = 8) -> Evaluation:
@@ -73,17 +74,17 @@ class Evaluator:
             x, y, lengths = (t.to(device) for t in (batch.x, batch.y, batch.lengths))
             mask = torch.arange(x.shape[1], device=device) < lengths[:, None]
             with self.compute.autocast():
-                losses, hit, prediction, output = objective.token_losses(x, y, mask)
+                losses, right, prediction, output = objective.token_losses(x, y, mask)
             assert batch.documents is not None
             domain = documents[int(batch.documents[0, 0])]['domain']  # a batch is of one domain
-            if domain not in examples:
-                examples[domain] = (batch.x[0].numpy(), batch.y[0].numpy(), prediction[0].cpu().numpy())
+            if domain not in examples or (examples[domain][1] == IGNORE).all():
+                i = int((batch.y != IGNORE).any(dim=1).int().argmax())
+                examples[domain] = (batch.x[i].numpy(), batch.y[i].numpy(), prediction[i].cpu().numpy())
             sums.add_reported(output.metrics, batch.tokens)
-            padding = self._scored_padding(y, lengths)
-            if padding is not None:
-                sums.add_padding(losses, padding)
-            scored = y != IGNORE if padding is None else (y != IGNORE) & ~padding
-            sums.add(batch, losses, hit, scored)
+            scored = y != IGNORE
+            sums.add(batch, losses, right, scored & mask)
+            if self.padding_scored:
+                sums.add_padding(losses, scored & ~mask)
         table = {
             'hash': np.array([d['hash'] for d in documents], np.uint64),
             'domain': np.array([d['domain'] for d in documents]),
@@ -93,17 +94,9 @@ class Evaluator:
             'tokens': sums.tokens.numpy(),
         }
         metrics = _summary(table) | {'domains': _by_domain(table)}
-        if self.padding_scored is not None:
+        if self.padding_scored:
             metrics |= sums.with_padding()
         return Evaluation(metrics, sums.model_metrics(), table, examples)
-
-    def _scored_padding(self, y: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
-        """(B, T) bool: targets that are padding, which stand where no real token follows;
-        None where none is scored."""
-        if self.padding_scored is None:
-            return None
-        behind = torch.arange(y.shape[1], device=y.device) >= lengths[:, None] - 1
-        return behind & (y != IGNORE) & (y == self.padding_scored)
 
 
 class _Sums:
@@ -117,12 +110,12 @@ class _Sums:
         self.reported: dict[str, torch.Tensor] = {}
         self.real_tokens = 0
 
-    def add(self, batch: Batch, losses: torch.Tensor, hit: torch.Tensor, scored: torch.Tensor) -> None:
+    def add(self, batch: Batch, losses: torch.Tensor, right: torch.Tensor, scored: torch.Tensor) -> None:
         scored = scored.cpu()
         assert batch.documents is not None
         index = batch.documents[scored]
         self.nll.index_add_(0, index, losses.cpu()[scored].double())
-        self.right.index_add_(0, index, hit.cpu()[scored].float())
+        self.right.index_add_(0, index, right.cpu()[scored].float())
         self.tokens.index_add_(0, index, torch.ones(len(index)))
 
     def add_padding(self, losses: torch.Tensor, padding: torch.Tensor) -> None:
@@ -149,12 +142,15 @@ def _by_domain(table: dict[str, np.ndarray]) -> dict[str, dict]:
 
 
 def _summary(table: dict[str, np.ndarray]) -> dict:
-    tokens = max(1.0, float(table['tokens'].sum()))
-    loss = float(table['loss'].sum()) / tokens
+    tokens, size = int(table['tokens'].sum()), int(table['bytes'].sum())
+    if not tokens:  # the mean of nothing is not 0
+        return dict.fromkeys(('loss', 'accuracy', 'perplexity', 'bits_per_byte')) | {'tokens': 0}
+    nats = float(table['loss'].sum())
+    loss = nats / tokens
     return {
         'loss': loss,
         'accuracy': float(table['right'].sum()) / tokens,
         'perplexity': math.exp(min(loss, 700.0)) if not math.isnan(loss) else math.nan,
-        'bits_per_byte': float(table['loss'].sum()) / math.log(2) / max(1, int(table['bytes'].sum())),
-        'tokens': int(tokens),
+        'bits_per_byte': nats / math.log(2) / size if size else None,
+        'tokens': tokens,
     }

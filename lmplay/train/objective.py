@@ -23,8 +23,8 @@ from ..modules.matmul import matmul
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """scale * summed cross-entropy of features_ND @ weight_VD.T + bias_V, and the number of right
-    predictions.
+    """scale * summed cross-entropy of features_ND @ weight_VD.T + bias_V; the same of the targets where
+    `real` (N,) holds, without a gradient; and how many of those are predicted right.
 
     Works through a chunk of tokens at a time: the gradient of the logits is formed in the forward pass and
     used at once, so that N x V numbers are never in memory together (the idea of Wijmans et al. 2024, "Cut
@@ -32,7 +32,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features, weight, bias, targets, scale: float, chunk: int | None):
+    def forward(ctx, features, weight, bias, targets, real, scale: float, chunk: int | None):
         needs = ctx.needs_input_grad
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
@@ -47,18 +47,22 @@ class LinearCrossEntropy(torch.autograd.Function):
             )
             grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
             loss = torch.zeros((), dtype=wide, device=features.device)
-            correct = torch.zeros((), dtype=torch.int64, device=features.device)
-            for x, t, start in zip(
-                features.split(chunk), targets.split(chunk), range(0, len(targets), chunk)
+            real_loss, correct = torch.zeros_like(loss), torch.zeros_like(loss)
+            for x, t, r, start in zip(
+                features.split(chunk),
+                targets.split(chunk),
+                real.split(chunk),
+                range(0, len(targets), chunk),
             ):
                 logits = matmul(x, w)
                 scored = t != IGNORE
-                row_loss, hit = (compiled_softmax() if device == 'cuda' else softmax_minus_target_)(
+                row_loss, right = (compiled_softmax() if device == 'cuda' else softmax_minus_target_)(
                     logits, bias, t
                 )
                 grad = logits  # d row_loss / d logits; the rows' scale is applied to the small factors below
                 loss += torch.where(scored, row_loss, 0.0).sum()
-                correct += (hit & scored).sum()
+                real_loss += torch.where(scored & r, row_loss, 0.0).sum()
+                correct += torch.where(scored & r, right, 0.0).sum()
                 if grad_features is not None:
                     grad_features[start : start + len(x)] = (
                         matmul(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
@@ -74,11 +78,11 @@ class LinearCrossEntropy(torch.autograd.Function):
             grad_weight = grad_weight_DV.t().contiguous() if grad_weight_DV is not None else None
         ctx.save_for_backward(grad_features, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
-        ctx.mark_non_differentiable(correct)
-        return loss * scale, correct
+        ctx.mark_non_differentiable(real_loss, correct)
+        return loss * scale, real_loss * scale, correct
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
+    def backward(ctx, grad_loss, *_):
         one = (
             grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0
         )  # elsewhere reading it would wait for the device
@@ -88,7 +92,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for i, dtype in enumerate(ctx.dtypes, start=1):
             grad = grads[i]
             grads[i] = None if grad is None else grad.to(dtype)
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 def softmax_minus_target_(
@@ -97,23 +101,43 @@ def softmax_minus_target_(
     """Turns logits, in place, into the gradient of each row's cross-entropy: softmax of logits + bias, less
     one at the target.
 
-    Returns (cross-entropy (N,), whether the target was the most probable (N,)). A target of IGNORE counts as
-    0; the caller drops such rows. On a CPU it goes by few rows, which stay in its cache from one operation to
-    the next.
+    Returns (cross-entropy (N,), whether the target was the most probable (N,), see `share_right`). A target
+    of IGNORE counts as 0; the caller drops such rows. On a CPU it goes by few rows, which stay in its cache
+    from one operation to the next.
     """
     rows = 8 if logits_NV.device.type == 'cpu' else len(logits_NV)
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    losses, hits = [], []
+    losses, rights = [], []
     for block, targets in zip(logits_NV.split(rows), targets_N.clamp(min=0)[:, None].split(rows)):
         logits = block.to(wide) if bias_V is None else block + bias_V.to(wide)
         largest, picked = logits.amax(-1, keepdim=True), logits.gather(1, targets)
         p = torch.softmax(logits, -1)
         # log of the largest probability never underflows, the target's may
         losses.append((largest - picked - p.amax(-1, keepdim=True).log())[:, 0])
-        hits.append((picked == largest)[:, 0])
+        rights.append(_share_right(logits, picked, largest)[:, 0])
         p.scatter_add_(1, targets, torch.full_like(picked, -1.0))
         block.copy_(p)
-    return torch.cat(losses), torch.cat(hits)
+    return torch.cat(losses), torch.cat(rights)
+
+
+def share_right(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """(N,) 1 where the target is the most probable, 1/k where it is one of k that are, else 0.
+
+    So a uniform model is right in 1/V of all cases. A target of IGNORE counts as 0.
+    """
+    picked = logits_NV.gather(1, targets_N.clamp(min=0)[:, None])
+    return _share_right(logits_NV, picked, logits_NV.amax(-1, keepdim=True))[:, 0]
+
+
+def _share_right(logits_NV: Tensor, picked_N1: Tensor, largest_N1: Tensor) -> Tensor:
+    right = (picked_N1 == largest_N1).to(logits_NV.dtype)
+    if logits_NV.device.type != 'cpu':
+        return right / (logits_NV == largest_N1).sum(-1, keepdim=True).clamp(min=1)
+    hits = right[:, 0].nonzero()[
+        :, 0
+    ]  # counting ties in every row would take a tenth of the time of the head
+    right[hits] /= (logits_NV[hits] == largest_N1[hits]).sum(-1, keepdim=True)
+    return right
 
 
 @functools.cache
@@ -128,15 +152,19 @@ class MicroLoss:
     """What one micro-batch adds to a step.
 
     objective  what to call backward on
-    loss       its cross-entropy summed and divided by the step's scored tokens, on the device
-    correct    how many targets were predicted right, on the device
+    loss       cross-entropy of its real targets, summed and divided by the step's scored tokens
+    correct    how many real targets were predicted right; see `share_right`
     output     the model's own, for its losses and metrics
+    padding    cross-entropy of its padding, where that is scored, divided like `loss`
+
+    All are on the device.
     """
 
     objective: Tensor
     loss: Tensor
     correct: Tensor
     output: LMOutput
+    padding: Tensor | float = 0.0
 
 
 class Objective(nn.Module):
@@ -172,28 +200,32 @@ class Objective(nn.Module):
     ) -> MicroLoss:
         """The part of a step's objective that a micro-batch gives.
 
-        x, y, mask (B, T); scored: scored tokens of the WHOLE step; tokens_share: this micro-batch's share of
-        its real tokens. Raises ExperimentError where the model returns no logits of the right shape.
+        x, y, mask (B, T); mask: the real tokens, behind which targets are padding; scored: scored tokens of
+        the WHOLE step; tokens_share: this micro-batch's share of its real tokens. Raises ExperimentError
+        where the model returns no logits of the right shape.
         """
         output = self._run(self._passes['training'], x, mask)
-        targets = y.reshape(-1)
+        targets, real = y.reshape(-1), mask.reshape(-1)
         if self.fused:
             assert output.features is not None
             features = output.features.reshape(len(targets), -1)
-            loss, correct = LinearCrossEntropy.apply(
-                features, *self._head_weights(), targets, 1.0 / max(1, scored), chunk
+            loss, real_loss, correct = LinearCrossEntropy.apply(
+                features, *self._head_weights(), targets, real, 1.0 / max(1, scored), chunk
             )
         else:
             logits = self._logits(output, x).reshape(len(targets), -1)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='sum') / max(1, scored)
+            losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='none')
+            loss = losses.sum() / max(1, scored)
             with torch.no_grad():
-                correct = ((logits.argmax(-1) == targets) & (targets != IGNORE)).sum()
+                real_loss = torch.where(real, losses, 0.0).sum() / max(1, scored)
+                right = share_right(logits, targets)
+                correct = torch.where(real & (targets != IGNORE), right, 0.0).sum()
         objective = loss
         for value, weight in output.losses.values():
             if weight:
                 objective = objective + value * (weight * tokens_share)
-        return MicroLoss(objective, loss.detach(), correct, output)
+        return MicroLoss(objective, real_loss, correct, output, padding=loss.detach() - real_loss)
 
     def output(self, x: Tensor, mask: Tensor) -> LMOutput:
         """One eager pass: features where head and loss are fused, else logits."""
@@ -201,21 +233,21 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):
-        """(loss (B, T) in nats, right (B, T) bool, prediction (B, T), output);
-        0 and False where nothing is scored."""
+        """(loss (B, T) in nats, right (B, T) as in `share_right`, prediction (B, T), output);
+        0 where nothing is scored."""
         output = self.output(x, mask)
         targets = y.reshape(-1)
         inputs = output.features if self.fused else self._logits(output, x)
         assert inputs is not None
-        losses, predictions = [], []
+        losses, rights, predictions = [], [], []
         for part, t in zip(inputs.reshape(len(targets), -1).split(chunk), targets.split(chunk)):
             logits = self.model.fc(part)[:, : self.n_vocab] if self.fused else part
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses.append(F.cross_entropy(logits, t, ignore_index=IGNORE, reduction='none'))
+            rights.append(torch.where(t != IGNORE, share_right(logits, t), 0.0))
             predictions.append(logits.argmax(-1))
-        prediction = torch.cat(predictions)
-        right = (prediction == targets) & (targets != IGNORE)
-        return torch.cat(losses).view_as(y), right.view_as(y), prediction.view_as(y), output
+        found = (torch.cat(parts).view_as(y) for parts in (losses, rights, predictions))
+        return *found, output
 
     @property
     def n_vocab(self) -> int:

@@ -27,12 +27,12 @@ SHAPE = {
 class StageData:
     """A stage's training sequences and its held-out text.
 
-    padding_scored: the padding's token id where it is scored.
+    padding_scored: the padding is a target too.
     """
 
     mixture: Mixture
     held_out: HeldOut
-    padding_scored: int | None
+    padding_scored: bool
 
 
 def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
@@ -52,7 +52,7 @@ def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
 def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress=log.info) -> StageData:
     """Opens a stage's data, tokenizing what is not yet.
 
-    Raises PlanError and DataError for what can't be opened.
+    Raises PlanError and DataError for what can't be opened, and where no target is scored.
     """
     settings = stage.settings
     shape = settings.model_dump(include=SHAPE)
@@ -77,7 +77,37 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
         max_bytes=settings.validation_bytes,
         include_prompts=settings.include_prompts,
     )
-    return StageData(mixture, evaluated, tokenizer.pad_token if settings.score_padding else None)
+    _check_scored(stage, mixture, evaluated)
+    return StageData(mixture, evaluated, settings.score_padding)
+
+
+def _check_scored(stage: ResolvedStage, mixture: Mixture, held_out: HeldOut) -> None:
+    """Warns of sequences without a target; raises DataError where training or held-out text has no other."""
+    for i, (name, rows) in enumerate(zip(stage.settings.datasets, mixture.sources, strict=True)):
+        sequences, documents = mixture.unscored(i)
+        _tell_unscored(f"Dataset '{name}', training", sequences, rows.count, documents, stage)
+    documents = sum(not d['scored'] for d in held_out.documents)
+    sequences = sum(part.count for part in held_out.rows)
+    _tell_unscored('Held-out text', held_out.unscored, sequences, documents, stage)
+    scored = {d['domain'] for d in held_out.documents if d['scored']}
+    if without := sorted({d['domain'] for d in held_out.documents} - scored):
+        log.warning(
+            'Stage "%s": nothing is scored of the held-out text of %s, which has no loss.',
+            stage.name,
+            ', '.join(without),
+        )
+
+
+def _tell_unscored(what: str, unscored: int, sequences: int, documents: int, stage: ResolvedStage) -> None:
+    counted = f'{unscored:,} of {sequences:,} sequences score nothing, and {documents:,} documents'
+    if unscored == sequences:
+        raise DataError(
+            f'Stage "{stage.name}": {what}: no target is scored ({counted}), because prompts are not scored '
+            f'and no answer is reached within sequences of {stage.row_length} tokens. Use a longer '
+            'row_length, long_documents "split", or include_prompts.'
+        )
+    if unscored:
+        log.warning('Stage "%s": %s: %s.', stage.name, what, counted)
 
 
 def split(name: str, store: TokenStore, validation_fraction: float):

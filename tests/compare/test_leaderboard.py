@@ -1,6 +1,7 @@
 """Finished runs ranked."""
 
 import csv
+import math
 from dataclasses import replace
 
 from lmplay.compare.__main__ import main
@@ -26,3 +27,11 @@ def test_runs_share_a_table_only_where_they_may_be_compared(trained, baseline):
     assert [len(t['rows']) for t in tables] == [1, 1, 1] and tables[0]['rows'][0]['seeds'] == 3
     assert [t['causal'] for t in tables].count(False) == 1
     assert sorted(len(t['rows']) for t in rank([*baseline, shorter, blind], 'bits_per_byte')) == [1, 2]
+
+
+def test_a_run_that_scored_nothing_is_ranked_last(baseline, wide):
+    """The mean of nothing is not 0."""
+    documents = {k: v if k in ('hash', 'domain') else v * 0 for k, v in wide[0].documents.items()}
+    for metric in ('loss', 'bits_per_byte'):
+        (table,) = rank([replace(wide[0], documents=documents), *baseline], metric)
+        assert [math.isnan(row[metric]) for row in table['rows']] == [False, True]

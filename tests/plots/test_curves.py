@@ -1,5 +1,6 @@
 """What is read of runs, and what is computed from their curves."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmplay.errors import DataError
-from lmplay.plots.curves import difference, find_curves, smooth
+from lmplay.plots.curves import difference, find_curves, read_curves, smooth
 
 
 @given(st.lists(st.floats(-100, 100) | st.just(math.nan), max_size=30), st.integers(1, 12))
@@ -81,3 +82,23 @@ def test_a_models_metrics_have_two_names(make_run, tmp_path):
 def test_a_folder_without_runs(tmp_path):
     with pytest.raises(DataError, match='holds no run'):
         find_curves(tmp_path)
+
+
+def test_a_loss_that_counts_padding_is_not_drawn_beside_one_that_does_not(tmp_path):
+    """Earlier versions called both `loss`."""
+    at = {'stage': 's', 'tokens': 1}
+    old = [
+        {'kind': 'train', 'samples': 1, 'loss': 2.0, 'accuracy': 0.9} | at,
+        {'kind': 'validation', 'samples': 1, 'loss': 3.0, 'loss_with_pad': 2.1, 'accuracy': 0.4} | at,
+    ]
+    new = [old[0] | {'loss': 2.9, 'loss_with_pad': 2.0}, old[1]]
+    for name, records in (('old', old), ('new', new)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+    before, now = (read_curves(tmp_path / name) for name in ('old', 'new'))
+    for run in (before, now):
+        assert run.curve('train', 'samples', 'loss_with_pad')[1] == [2.0]
+        assert run.curve('validation', 'samples', 'loss_with_pad')[1] == [2.1]
+    assert len(before.curve('train', 'samples', 'loss')[1]) == 0
+    assert len(before.curve('train', 'samples', 'accuracy')[1]) == 0
+    assert now.curve('train', 'samples', 'loss')[1] == [2.9]

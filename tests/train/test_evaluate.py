@@ -19,14 +19,14 @@ CPU = Compute(torch.device('cpu'))
 DOCUMENTS = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-def evaluate(model, held, *, sequences=8, padding=None):
+def evaluate(model, held, *, sequences=8, padding=False):
     return Evaluator(held, CPU, padding).evaluate(Objective(model), sequences_per_batch=sequences)
 
 
 @torch.no_grad()
 def naive(model, document, length=8):
     """(summed nats, right predictions, tokens) of a document, its tokens one by one; longer ones are cut."""
-    tokens = [*document, EOT][:length]
+    tokens = [EOT, *document, EOT][: length + 1]
     nats = right = 0.0
     for i in range(1, len(tokens)):
         logits = model(torch.tensor([tokens[:i]]))[0, -1]
@@ -60,7 +60,7 @@ def test_domains_are_evaluated_apart_and_add_up():
     model, documents = experiment('mean'), ([1, 2, 3], [4, 5], [6, 7, 8, 9])
     found = evaluate(model, held_out(*documents, domains=[0, 1, 0]))
     domains = found.metrics['domains']
-    assert set(domains) == {'d0', 'd1'} and domains['d1']['tokens'] == 2
+    assert set(domains) == {'d0', 'd1'} and domains['d1']['tokens'] == 3
     parts = sum(d['loss'] * d['tokens'] for d in domains.values())
     assert parts / found.metrics['tokens'] == pytest.approx(found.metrics['loss'])
     alone = evaluate(model, held_out(documents[1]))
@@ -68,20 +68,31 @@ def test_domains_are_evaluated_apart_and_add_up():
     assert set(found.examples) == {'d0', 'd1'}
 
 
+@pytest.mark.parametrize('score_padding', [False, True])
+def test_a_domain_in_which_nothing_is_scored_has_no_figures(score_padding):
+    """The mean of nothing is not 0, and does not touch the others."""
+    model, documents = experiment('mean'), ([1, 2, 3], [4, 5, 6, 7, 8, 9])
+    options = dict(prompts=[0, 6], include_prompts=False, score_padding=score_padding, length=5)
+    held = held_out(*documents, domains=[0, 1], long_documents='cut', **options)
+    found = evaluate(model, held, padding=score_padding)
+    none = dict.fromkeys(('loss', 'accuracy', 'perplexity', 'bits_per_byte'))
+    assert found.metrics['domains']['d1'] == none | {'tokens': 0}
+    assert held.unscored == 1 and found.metrics['tokens'] == 4
+    assert found.metrics['loss'] == found.metrics['domains']['d0']['loss'] > 0
+
+
 def test_scored_padding_is_counted_apart():
     """As some published code scores it: padding is predicted too, `loss` remains that of the text."""
     model = experiment('mean')
     documents = ([1, 2], [3, 4, 5, 6, 7])
     plain = evaluate(model, held_out(*documents))
-    padded = evaluate(
-        model, held_out(*documents, score_padding=True), padding=BytesTokenizer.pad_token, sequences=1
-    )
+    padded = evaluate(model, held_out(*documents, score_padding=True), padding=True, sequences=1)
     assert padded.metrics['loss'] == pytest.approx(plain.metrics['loss'])
     assert padded.metrics['tokens'] == plain.metrics['tokens']
     assert 'loss_with_pad' not in plain.metrics
-    rows = torch.tensor([[1, 2, EOT, *[EOT] * 5], [3, 4, 5, 6, 7, EOT, EOT, EOT]])
+    rows = torch.tensor([[EOT, 1, 2, EOT, *[EOT] * 5], [EOT, 3, 4, 5, 6, 7, EOT, EOT, EOT]])
     with torch.no_grad():
-        expected = F.cross_entropy(model(rows)[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+        expected = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
     assert padded.metrics['loss_with_pad'] == pytest.approx(expected.item(), rel=1e-5)
     assert padded.metrics['perplexity_with_pad'] == pytest.approx(math.exp(expected), rel=1e-4)
 
@@ -89,7 +100,7 @@ def test_scored_padding_is_counted_apart():
 def test_what_a_model_reports_is_averaged_over_real_tokens():
     class Reporting(type(experiment('mean'))):
         def forward(self, x):
-            metrics = {'first': x[:, 0].float().mean()}
+            metrics = {'first': x[:, 1].float().mean()}
             return LMOutput(self.logits(x), metrics=metrics)
 
     found = evaluate(Reporting(), held_out([10] * 2, [100] * 5), sequences=1)

@@ -1,5 +1,8 @@
 """Golden runs: what lmplay computed at commit 23d61cc, before it was rebuilt, it computes today, bit for bit.
 
+That is of packed sequences of one dataset. Padded sequences have since begun with an end-of-text token, and
+mixtures have another order, exact at every length.
+
 Digests of weights hold on one kind of processor and one version of torch; elsewhere losses are compared
 within a tolerance. To record digests for another machine, run the old code with this file:
 
@@ -91,10 +94,9 @@ def write_plan(folder: Path, model: dict | None = None) -> None:
             | {'dataset': 'stories', 'steps': 20, 'row_length': 32, 'init_from': 'scratch', 'lr': 0.003},
             'second': common
             | {
-                'mix': {'stories': 2, 'tasks': 1},
+                'dataset': 'tasks',
                 'steps': 20,
                 'row_length': 24,
-                'packing': 'pad',
                 'include_prompts': False,
                 'schedule': 'linear',
                 'weight_decay': 0.1,
@@ -167,6 +169,15 @@ def assert_close(ours, golden, where=''):
         assert ours == golden, where
 
 
+def without_accuracy(value):
+    """Records without their accuracy, those of domains included."""
+    if isinstance(value, list):
+        return [without_accuracy(v) for v in value]
+    if isinstance(value, dict):
+        return {k: without_accuracy(v) for k, v in value.items() if k != 'accuracy'}
+    return value
+
+
 @golden
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 def test_a_golden_run_comes_out_the_same(name, precision, tmp_path):
@@ -178,8 +189,11 @@ def test_a_golden_run_comes_out_the_same(name, precision, tmp_path):
     if here:
         expected = here[f'{name} {precision}']
         assert ours['weights'] == expected['weights']
-        strip = [{k: r[k] for k in e} for r, e in zip(ours['records'], expected['records'], strict=True)]
-        assert strip == expected['records']
+        recorded = expected['records']
+        strip = [{k: r[k] for k in e} for r, e in zip(ours['records'], recorded, strict=True)]
+        if precision == 'bf16':  # logits are often equal there; a tie was right, and now is in part
+            strip, recorded = without_accuracy(strip), without_accuracy(recorded)
+        assert strip == recorded
     elif precision == 'fp32':
         some_machine = next(iter(recorded.values()))
         assert_close(ours['records'], some_machine[f'{name} {precision}']['records'])

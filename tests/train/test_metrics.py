@@ -92,13 +92,64 @@ def test_steps_without_a_finite_gradient_are_counted():
     assert (record['skipped'], record['grad_norm']) == (2, 2.0)
 
 
-def test_a_window_in_which_nothing_was_scored_has_no_mean_to_divide_by():
+def test_the_mean_of_a_window_in_which_nothing_was_scored_is_none():
     metrics = MetricAccumulator(CPU)
     metrics.begin_step()
     metrics.add(micro(0.0), 1.0)
     metrics.end_step(batch(5, 0), torch.tensor(0.0), seconds=0.0, waited=0.0)
     record = metrics.pop()
-    assert (record['loss'], record['accuracy'], record['tokens_per_second']) == (0.0, 0.0, None)
+    assert (record['loss'], record['accuracy'], record['tokens_per_second']) == (None, None, None)
+
+
+def test_a_metric_is_averaged_over_the_steps_and_parts_that_report_it():
+    metrics = MetricAccumulator(CPU)
+    for step in range(10):
+        metrics.begin_step()
+        metrics.add(micro(1.0, **({'own': 8.0} if step == 3 else {})), 0.25)
+        metrics.add(micro(1.0), 0.75)
+        metrics.end_step(batch(5, 5), torch.tensor(1.0), seconds=1.0, waited=0.0)
+    assert metrics.pop()['model/own'] == 8.0
+
+
+NAN = float('nan')
+
+
+@given(st.lists(st.tuples(FINITE, FINITE, st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_what_is_not_finite_is_left_out_and_counted(steps):
+    metrics = MetricAccumulator(CPU)
+    for loss, own, bad_loss, bad_own in steps:
+        metrics.begin_step()
+        load = torch.tensor([NAN if bad_own else own, 1.0])
+        found = LMOutput(metrics={'load': load})
+        value = torch.tensor(NAN if bad_loss else loss)
+        metrics.add(MicroLoss(value, value, torch.tensor(2), found), 1.0)
+        metrics.end_step(batch(5, 4), value, seconds=1.0, waited=0.0)
+    record = metrics.pop()
+    losses = [loss for loss, _, bad, _ in steps if not bad]
+    owns = [own for _, own, _, bad in steps if not bad]
+    mean = sum(losses) / len(losses) if losses else NAN
+    assert record['loss'] == pytest.approx(mean, rel=1e-4, abs=1e-4, nan_ok=True)
+    assert record['accuracy'] == pytest.approx(0.5 if losses else NAN, nan_ok=True)
+    mean = sum(owns) / len(owns) if owns else NAN
+    assert record['model/load'] == pytest.approx([mean, 1.0], rel=1e-4, abs=1e-4, nan_ok=True)
+    left_out = {'loss': len(steps) - len(losses), 'accuracy': len(steps) - len(losses)}
+    left_out['model/load'] = len(steps) - len(owns)
+    assert record.get('not_finite', {}) == {name: n for name, n in left_out.items() if n}
+    assert record['skipped'] == left_out['loss']
+
+
+def test_loss_is_of_real_tokens_and_loss_with_pad_of_the_padding_too():
+    metrics = MetricAccumulator(CPU)
+    for loss, padding in ((3.0, 1.0), (1.0, 0.5)):
+        metrics.begin_step()
+        part = torch.tensor(loss)
+        metrics.add(MicroLoss(part, part, torch.tensor(1), LMOutput(), torch.tensor(padding)), 1.0)
+        x = torch.zeros(1, 4, dtype=torch.int64)
+        step = Batch(x, x, torch.tensor([4]), 8, padding=4)
+        metrics.end_step(step, torch.tensor(1.0), seconds=1.0, waited=0.0)
+    record = metrics.pop()
+    assert record['loss'] == (3.0 + 1.0) * 8 / 8 and record['accuracy'] == 2 / 8
+    assert record['loss_with_pad'] == (4.0 + 1.5) * 8 / 16
 
 
 def test_losses_are_logged_unweighted_beside_metrics_of_any_shape():

@@ -33,7 +33,8 @@ def test_fused_head_and_loss_equal_the_plain_form(n, d, v, chunk, bias, seed):
     t = torch.randint(0, v, (n,))
     t[torch.rand(n) < 0.3] = IGNORE
     inputs = [x, w] + ([b] if bias else [])
-    loss, correct = LinearCrossEntropy.apply(x, w, b, t, 1 / 7, chunk)
+    real = torch.rand(n) < 0.7
+    loss, real_loss, correct = LinearCrossEntropy.apply(x, w, b, t, real, 1 / 7, chunk)
     grads = torch.autograd.grad(3 * loss, inputs)
     logits = F.linear(x, w, b)
     plain = F.cross_entropy(logits, t, ignore_index=IGNORE, reduction='sum') / 7
@@ -45,7 +46,9 @@ def test_fused_head_and_loss_equal_the_plain_form(n, d, v, chunk, bias, seed):
     torch.testing.assert_close(loss, plain)
     for ours, theirs in zip(grads, expected):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
-    assert correct == ((logits.argmax(-1) == t) & (t != IGNORE)).sum()
+    assert correct == ((logits.argmax(-1) == t) & (t != IGNORE) & real).sum()
+    each = F.cross_entropy(logits, t, ignore_index=IGNORE, reduction='none')
+    torch.testing.assert_close(real_loss, each[real].sum() / 7)
 
 
 def test_fused_head_under_autocast_is_near_the_exact_gradient():
@@ -58,7 +61,7 @@ def test_fused_head_under_autocast_is_near_the_exact_gradient():
     t = torch.randint(0, 97, (50,))
     exact = torch.autograd.grad(F.cross_entropy(F.linear(x, w, b), t), (x, w, b))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        loss, _ = LinearCrossEntropy.apply(x, w, b, t, 1 / 50, 16)
+        loss, *_ = LinearCrossEntropy.apply(x, w, b, t, t == t, 1 / 50, 16)
     for ours, theirs in zip(torch.autograd.grad(loss, (x, w, b)), exact):
         assert ours.dtype == theirs.dtype
         assert F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.999
@@ -117,8 +120,43 @@ def test_the_loss_is_cross_entropy_per_scored_token():
     )
     losses, right, prediction, _ = Objective(model).token_losses(batch.x, batch.y, mask, chunk=5)
     assert losses.sum().item() / batch.scored == pytest.approx(loss, rel=1e-12)
-    assert (losses[batch.y == IGNORE] == 0).all() and not right[batch.y == IGNORE].any()
+    assert (losses[batch.y == IGNORE] == 0).all() and (right[batch.y == IGNORE] == 0).all()
     assert torch.equal(prediction, logits.argmax(-1))
+
+
+def uniform(cls):
+    """A model of a class of this file to which all tokens are equally probable."""
+    model = cls()
+    for name, parameter in model.named_parameters():
+        if name.startswith(('fc', 'out')):
+            nn.init.zeros_(parameter)
+    return model
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_a_uniform_model_is_right_in_one_of_v_cases_in_training_and_evaluation(fused):
+    model, batch = uniform(Headed if fused else WithAuxiliaryLoss), ragged()
+    objective, mask = Objective(model), mask_of(batch)
+    assert objective.fused is fused
+    micro = objective(batch.x, batch.y, mask, scored=batch.scored, tokens_share=1.0)
+    assert micro.correct.item() / batch.scored == pytest.approx(1 / 257)
+    right = objective.token_losses(batch.x, batch.y, mask)[1]
+    assert right.sum().item() / batch.scored == pytest.approx(1 / 257)
+
+
+@pytest.mark.parametrize('make', [lambda: Headed(), WithAuxiliaryLoss])
+def test_scored_padding_is_trained_and_measured_apart(make):
+    model, batch = make().double(), ragged()
+    mask = mask_of(batch)
+    padding = ~mask & (torch.arange(24) < 20)
+    batch.y[padding] = 5
+    batch.scored, batch.padding = int((batch.y != IGNORE).sum()), int(padding.sum())
+    micro = Objective(model)(batch.x, batch.y, mask, scored=batch.scored, tokens_share=0.0)
+    losses, right, *_ = Objective(model).token_losses(batch.x, batch.y, mask)
+    torch.testing.assert_close(micro.objective, losses.sum() / batch.scored)
+    torch.testing.assert_close(micro.loss, losses[mask].sum() / batch.scored)
+    torch.testing.assert_close(micro.padding, losses[padding].sum() / batch.scored)
+    torch.testing.assert_close(micro.correct, right[mask].sum())
 
 
 def test_a_batch_with_nothing_to_score_gives_no_gradient_and_no_nan():

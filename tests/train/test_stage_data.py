@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -30,9 +31,9 @@ def test_packed_or_padded_as_the_stage_says(corpus):
     for data, kind in ((packed, PackedRows), (padded, PaddedRows)):
         assert {type(rows) for rows in data.mixture.sources} == {kind}
         assert {type(rows) for rows, *_ in data.held_out.rows} == {kind}
-        assert data.padding_scored is None
+        assert data.padding_scored is False
     scored = data_of(plan_of(corpus, packing='pad', score_padding=True))
-    assert scored.padding_scored == BYTES.pad_token
+    assert scored.padding_scored is True
 
 
 def test_no_document_is_trained_on_and_held_out(corpus):
@@ -47,6 +48,49 @@ def test_no_document_is_trained_on_and_held_out(corpus):
 def test_nothing_held_out_is_refused(corpus):
     with pytest.raises(DataError, match="'mine' has no held-out documents: validation_fraction is 0 "):
         data_of(plan_of(corpus, fraction=0))
+
+
+def prompted(folder, *lengths, held_out=None, **keys):
+    """A plan on a document per prompt length, whose prompts are not scored; `held_out`: those of a split."""
+    data = {'loader': 'json', 'prompt': 'q', 'text': 'a', 'domain_column': 'kind'}
+    for key, prompts in (('path', lengths), ('validation', held_out or ())):
+        if prompts:
+            file = folder / f'{key}.jsonl'
+            rows = [
+                {'q': f'{i:03}' + 'q' * n, 'a': 'answer', 'kind': 'ab'[i % 2]} for i, n in enumerate(prompts)
+            ]
+            file.write_text('\n'.join(map(json.dumps, rows)))
+            data[key] = str(file)
+    stage = {'dataset': 'mine', 'steps': 2, 'row_length': 32, 'include_prompts': False} | keys
+    return parse_plan({'datasets': {'mine': data}, 'validation_fraction': 0.5, 'stages': {'s': stage}})
+
+
+CUT = {'packing': 'pad', 'long_documents': 'cut'}
+
+
+def test_a_stage_in_which_nothing_is_scored_is_refused(tmp_path):
+    """And says of how many sequences and documents."""
+    plan = prompted(tmp_path, *[40] * 30, **CUT)
+    with pytest.raises(
+        DataError, match=r"'mine', training: no target .*\(20 of 20 .* nothing, and 20 documents"
+    ):
+        data_of(plan)
+    assert data_of(prompted(tmp_path, *[40] * 30, packing='pad')).held_out.unscored
+    assert data_of(prompted(tmp_path, *[40] * 30, **CUT | {'include_prompts': True})).held_out.unscored == 0
+
+
+def test_held_out_text_in_which_nothing_is_scored_is_refused(tmp_path):
+    plan = prompted(tmp_path, *[0] * 9, held_out=[60] * 5, **CUT)
+    with pytest.raises(DataError, match='Held-out text: no target is scored .5 of 5 .* 5 documents'):
+        data_of(plan)
+
+
+def test_sequences_and_domains_that_score_nothing_are_told(tmp_path, caplog):
+    plan = prompted(tmp_path, *[40, 0] * 20, **CUT)  # all of domain a, none of b
+    data_of(plan)
+    told = caplog.text
+    assert re.search(r"'mine', training: \d+ of \d+ sequences score nothing, and \d+ documents", told)
+    assert 'nothing is scored of the held-out text of a, which has no loss' in told
 
 
 def test_identical_documents_can_not_be_split(tmp_path):
