@@ -58,6 +58,7 @@ class Memory:
         self.prompt_lengths = np.array(prompts or [0] * len(documents))
         self.text_bytes = np.array([[0, len(d)] for d in documents])
         self.domains = np.array(domains or [0] * len(documents))
+        self.splits, self.folder = np.zeros(len(documents), np.uint8), Path('memory')
         self.hashes = np.arange(len(documents), dtype=np.uint64)[::-1].copy()
         self.meta = {'domains': [f'd{i}' for i in range(max(self.domains, default=0) + 1)]}
 
@@ -84,7 +85,9 @@ def held_out(*documents, length=8, max_bytes=10**6, **options) -> HeldOut:
         [(store, np.arange(len(documents)))],
         make_rows=rows,
         length=length,
+        tokenizer=BytesTokenizer(),
         max_bytes=max_bytes,
+        document_bytes=None,
         include_prompts=prompts,
     )
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..tokenizers import Tokenizer
 from .rows import Batch, Rows, make_batch
-from .scored import scored_spans
+from .scored import heads_of, scored_spans
+from .split import LEAST
 from .store import TokenStore
 
 
@@ -29,12 +31,15 @@ class Part(NamedTuple):
 
 
 class HeldOut:
-    """Held-out documents of one or several stores; every domain has an equal share of `max_bytes`.
+    """Held-out documents of one or several stores. Every domain has an equal share of `max_bytes`, and at
+    least LEAST documents where it has them.
 
-    Documents are whole, and taken in the order of their hashes, which depends on no tokenizer, seed or length
-    of sequences. Where the first alone exceeds its domain's share, only its head is taken. `documents` has an
-    entry per document: domain, hash, tokens, and of those the ones that are scored with their bytes.
+    Documents are taken in the order of their hashes, which depends on no tokenizer, seed or length of
+    sequences. Of a longer one only the first `document_bytes` count, so that many documents are heard instead
+    of a few long ones; a prompt that is not scored comes on top. `documents` has an entry per document:
+    domain, hash, tokens, and of those the ones that are scored with their bytes.
 
+    document_bytes: None for whole documents.
     unscored: how many sequences have no target that is scored.
     """
 
@@ -43,11 +48,13 @@ class HeldOut:
         stores: list[tuple[TokenStore, np.ndarray]],
         *,
         make_rows: Callable[[TokenStore, np.ndarray], Rows],
+        tokenizer: Tokenizer,
         length: int,
         max_bytes: int,
+        document_bytes: int | None,
         include_prompts: bool = True,
     ):
-        self.length, self.include_prompts = length, include_prompts
+        self.tokenizer, self.length, self.include_prompts = tokenizer, length, include_prompts
         self.rows: list[Part] = []
         self.documents: list[dict] = []
         domains = [
@@ -59,15 +66,17 @@ class HeldOut:
         for store, documents, domain in domains:
             share = max(1, max_bytes // len(domains))
             documents = documents[np.lexsort((documents, store.hashes[documents]))]
-            sizes = store.text_bytes[documents].sum(axis=1)
-            documents = documents[: max(1, int(np.searchsorted(np.cumsum(sizes), share, side='right')))]
-            part = self._part(store, documents, domain, make_rows(store, documents))
-            if len(documents) == 1 and sizes[0] > share:
-                part = self._head(
-                    part, tokens=int(store.lengths[documents[0]]), share=share, size=int(sizes[0])
-                )
-            self.rows.append(part)
+            sizes = self._sizes(store, documents, document_bytes)
+            fit = int(np.searchsorted(np.cumsum(sizes), share, side='right'))
+            documents = documents[: max(1, fit, LEAST if document_bytes else 1)]
+            self.rows.append(self._part(store, documents, domain, make_rows, document_bytes or share))
         self.unscored = sum(self._count_scored(part) for part in self.rows)
+
+    def _sizes(self, store: TokenStore, documents: np.ndarray, most: int | None) -> np.ndarray:
+        """Bytes of each document, of a longer one the first `most`."""
+        prompts, texts = store.text_bytes[documents].T
+        sizes = prompts + texts if self.include_prompts else texts
+        return np.minimum(sizes, most) if most else prompts + texts
 
     def _count_scored(self, part: Part) -> int:
         """Enters what is scored of each document; returns the number of sequences that score nothing."""
@@ -76,26 +85,23 @@ class HeldOut:
             self.documents[part.index[document]] |= {'scored': int(tokens), 'bytes': int(size)}
         return found.unscored
 
-    def _part(self, store: TokenStore, documents: np.ndarray, domain: str, rows: Rows) -> Part:
-        """All of these documents, entered into `documents`."""
-        index = np.zeros(int(documents.max()) + 1, np.int64)
-        index[documents] = np.arange(len(documents)) + len(self.documents)
-        for d in documents:
-            self.documents.append(
-                {
-                    'domain': domain,
-                    'hash': int(store.hashes[d]),
-                    'tokens': int(store.lengths[d]),
-                    'scored': 0,
-                    'bytes': 0,
-                }
-            )
-        return Part(rows, domain, index, rows.count)
-
-    def _head(self, part: Part, *, tokens: int, share: int, size: int) -> Part:
-        """The head, `share` bytes, of a part whose only document has that many tokens and bytes."""
-        count = max(1, int(tokens * share / size) // self.length)
-        return part._replace(count=min(part.count, count))
+    def _part(
+        self,
+        store: TokenStore,
+        documents: np.ndarray,
+        domain: str,
+        make_rows: Callable[[TokenStore, np.ndarray], Rows],
+        most: int,
+    ) -> Part:
+        """The heads of these documents, entered into `documents`."""
+        heads = heads_of(store, documents, self.tokenizer, most, include_prompts=self.include_prompts)
+        numbers = np.arange(len(documents))
+        rows, first = make_rows(heads, numbers), len(self.documents)
+        self.documents += [
+            {'domain': domain, 'hash': int(digest), 'tokens': int(tokens), 'scored': 0, 'bytes': 0}
+            for digest, tokens in zip(heads.hashes, heads.lengths)
+        ]
+        return Part(rows, domain, first + numbers, rows.count)
 
     def batches(self, rows_per_batch: int) -> Iterator[Batch]:
         """Every held-out sequence once, as Batches of at most that many with `documents` set."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..tokenizers import BPETokenizer, BytesTokenizer, TiktokenTokenizer, Tokenizer
 from .rows import IGNORE, Rows
+from .store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,45 @@ def _text_bytes(rows: Rows, document: int, scored: np.ndarray | None) -> int:
     return round(whole * token_bytes(rows.tokenizer, scored) / spelled) if spelled else 0
 
 
+def heads_of(
+    store: TokenStore, documents: np.ndarray, tokenizer: Tokenizer, most: int, *, include_prompts: bool
+) -> TokenStore:
+    """A store of these documents alone, of longer ones the first `most` bytes to the last whole token.
+
+    A prompt that is not scored comes on top. A head that was cut off does not end in an end-of-text token.
+    """
+    free = np.zeros(len(documents), np.int64) if include_prompts else store.prompt_lengths[documents]
+    parts, text_bytes = [], store.text_bytes[documents].copy()
+    for i, (document, first) in enumerate(zip(documents, free)):
+        tokens = store.tokens[store.starts[document] : store.starts[document + 1]]
+        whole = int(text_bytes[i, 0 if include_prompts else 1 :].sum())
+        if whole > most:
+            spelled = np.cumsum(token_sizes(tokenizer, tokens[first:]))
+            spelled = spelled * (whole / max(1, int(spelled[-1])))
+            n = max(1, int(np.searchsorted(spelled, most, side='right')))
+            tokens = tokens[: int(first) + n]
+            text_bytes[i] = [0 if include_prompts else text_bytes[i, 0], round(float(spelled[n - 1]))]
+        parts.append(np.asarray(tokens))
+    heads = TokenStore(store.folder, store.meta)
+    heads.tokens = np.concatenate(parts)
+    heads.starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    heads.prompt_lengths = np.minimum(store.prompt_lengths[documents], heads.lengths)
+    heads.text_bytes = text_bytes
+    heads.domains, heads.hashes = store.domains[documents], store.hashes[documents]
+    heads.splits = store.splits[documents]
+    return heads
+
+
 def token_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
     """UTF-8 bytes that these tokens spell; the end of text spells none."""
-    unique, counts = np.unique(ids, return_counts=True)
-    sizes = (0 if i == tokenizer.eot_token else _size(tokenizer, int(i)) for i in unique)
-    return sum(size * int(n) for size, n in zip(sizes, counts))
+    return int(token_sizes(tokenizer, ids).sum())
+
+
+def token_sizes(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """UTF-8 bytes that each of these tokens spells, of the shape of `ids`."""
+    unique, index = np.unique(ids, return_inverse=True)
+    sizes = [0 if i == tokenizer.eot_token else _size(tokenizer, int(i)) for i in unique]
+    return np.array(sizes, np.int64)[index]
 
 
 def _size(tokenizer: Tokenizer, token: int) -> int:

@@ -146,6 +146,7 @@ COMMON_KEYS: dict[str, Any] = {
     'limit': int,
     'validation_limit': int,
     'max_bytes': int,
+    'hold_out': str,
 }
 TYPE_NAMES = {
     str: 'a string',
@@ -297,6 +298,14 @@ def _rules(spec: dict[str, Any]) -> Iterable[tuple[bool, str]]:
         (
             ('language' in keys) != ('snapshot' in keys),
             '"language" and "snapshot" go together, as in Wikipedia\'s config 20231101.en',
+        ),
+        (
+            spec.get('hold_out') not in (None, 'documents', 'ends'),
+            f'"hold_out" is "documents" or "ends" (the last 5 % of each), not {spec.get("hold_out")!r}',
+        ),
+        (
+            'hold_out' in keys and 'validation' in keys,
+            '"hold_out" divides a dataset that has no "validation" of its own',
         ),
         (
             'validation_limit' in keys and 'validation' not in keys,

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,14 +20,15 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import new_folder, write_json
-from ..tokenizers import BPETokenizer, Tokenizer, in_lists
+from ..tokenizers import BPE_OPTIONS, BPETokenizer, Tokenizer, in_lists
 from .sources import Row, Source
+from .split import SPLITS, group_hash, held_out, require_training_text, training_documents
+from .split import documents as split_documents
 
 log = logging.getLogger(__name__)
 VERSION = 1  # of the format; raised when it changes, so that stores are made again
 CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
 REPORT_SECONDS = 2
-SPLITS = {'': 0, 'train': 1, 'validation': 2}
 
 
 def cache_dir() -> Path:
@@ -35,22 +36,6 @@ def cache_dir() -> Path:
     if os.environ.get('LMP_DATASETS'):
         return Path(os.environ['LMP_DATASETS'])
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lmplay'
-
-
-def group_hash(row: Row) -> int:
-    """64 bits that decide a document's side of the split: from its group, else from its content."""
-    key = row.group or f'{row.prompt}\0{row.text}'
-    return int.from_bytes(
-        hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little'
-    )
-
-
-def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """(documents,) bool: which their hashes put into validation; of two or more groups, at least one."""
-    chosen = hashes < np.uint64(min(fraction, 1.0) * (2**64 - 1))
-    if fraction > 0 and len(hashes) and not chosen.any():
-        chosen = hashes == hashes.min()
-    return chosen if not chosen.all() or fraction >= 1 else hashes == hashes.min()
 
 
 @dataclass
@@ -102,11 +87,9 @@ class TokenStore:
 
     def split(self, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Indices of training and validation documents, by the dataset's own split where it has one."""
-        if (self.splits == SPLITS['validation']).any():
-            validation = self.splits == SPLITS['validation']
-        else:
-            validation = held_out(np.asarray(self.hashes), validation_fraction)
-        return np.flatnonzero(~validation), np.flatnonzero(validation)
+        sizes = self.text_bytes.sum(axis=1)
+        out = held_out(self.hashes, sizes, self.domains, self.splits, validation_fraction)
+        return np.flatnonzero(~out), np.flatnonzero(out)
 
 
 def store_key(source: Source, tokenizer: Tokenizer) -> str:
@@ -141,21 +124,6 @@ def _writing() -> Iterator[None]:
             f"Can't write the token cache '{cache_dir()}': {error.strerror or error}. "
             f'Set LMP_DATASETS to another folder.'
         ) from error
-
-
-def _with_own_split(rows: Iterator[Row]) -> Iterator[Row]:
-    """Passes documents on; a lone one is cut in two, as no document can be on both sides of the split."""
-    head = list(itertools.islice(rows, 2))
-    if len(head) == 1 and not head[0].split and len(head[0].text) > 200:
-        row = head[0]
-        end = int(len(row.text) * 0.95)
-        cut = row.text.rfind('\n', 0, end) + 1 or end
-        log.info('The dataset is one document: its last 5 %% is held out for validation.')
-        head = [
-            replace(row, text=row.text[:cut], split='train'),
-            replace(row, text=row.text[cut:], prompt='', split='validation'),
-        ]
-    return itertools.chain(head, rows)
 
 
 @dataclass
@@ -203,7 +171,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     documents = _Documents(source.name)
     began = reported = time.monotonic()
     with open(folder / 'tokens.bin', 'wb') as out:
-        for row, ids, prompt_length in _encoded(_with_own_split(iter(source.rows())), tokenizer, dtype):
+        for row, ids, prompt_length in _encoded(split_documents(source), tokenizer, dtype):
             out.write(ids.tobytes())
             documents.add(row, len(ids), prompt_length)
             if (now := time.monotonic()) - reported > REPORT_SECONDS:
@@ -258,7 +226,7 @@ def train_bpe(
     documents = options.get('documents', 20_000)
     if not isinstance(documents, int) or documents < 1:
         raise DataError(f"A tokenizer's 'documents' must be a positive whole number; given: {documents!r}.")
-    key = _key(VERSION, [s.fingerprint() for s in sources], options, validation_fraction)
+    key = _key('held out by domain', [s.fingerprint() for s in sources], options, validation_fraction)
     folder = cache_dir() / 'tokenizers' / key
     file = folder / BPETokenizer.FILE
     if file.is_file():
@@ -266,17 +234,15 @@ def train_bpe(
     began = time.monotonic()
     share = -(-documents // len(sources))
     rows = itertools.chain.from_iterable(
-        itertools.islice(_training_rows(source, validation_fraction), share) for source in sources
+        itertools.islice(training_documents(source, validation_fraction), share) for source in sources
     )
-    tokenizer = BPETokenizer.train((row.prompt + row.text for row in rows), **options)
+    texts = require_training_text(row.prompt + row.text for row in rows)
+    tokenizer = BPETokenizer.train(texts, **options)
+    if tokenizer.n_vocab < 0.9 * (asked := (BPE_OPTIONS | options)['vocab_size']):
+        log.warning(
+            'The training text gave a BPE of %d entries only, of the %d asked for.', tokenizer.n_vocab, asked
+        )
     progress(f'trained a BPE of {tokenizer.n_vocab:,} entries in {time.monotonic() - began:.1f} s')
     with _writing(), new_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer
-
-
-def _training_rows(source: Source, validation_fraction: float) -> Iterator[Row]:
-    threshold = int(validation_fraction * (2**64 - 1))
-    for row in source.rows():
-        if row.split == 'train' or not row.split and group_hash(row) >= threshold:
-            yield row

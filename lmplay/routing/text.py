@@ -47,8 +47,10 @@ def own_text(
     return HeldOut(
         stores,
         make_rows=lambda store, documents: _rows(settings, store, documents, length, tokenizer),
+        tokenizer=tokenizer,
         length=length,
         max_bytes=max_bytes or settings['validation_bytes'],
+        document_bytes=settings.get('validation_document_bytes'),
         include_prompts=settings['include_prompts'],
     )
 
@@ -78,4 +80,11 @@ def given_text(names: Sequence[str], model: LMBase, run: StartedRun | None, max_
     def rows(store: TokenStore, documents: np.ndarray) -> Rows:
         return PackedRows(store, documents, length=model.max_len, tokenizer=tokenizer)
 
-    return HeldOut(stores, make_rows=rows, length=model.max_len, max_bytes=max_bytes or MAX_BYTES)
+    return HeldOut(
+        stores,
+        make_rows=rows,
+        tokenizer=tokenizer,
+        length=model.max_len,
+        max_bytes=max_bytes or MAX_BYTES,
+        document_bytes=None,
+    )

@@ -66,6 +66,11 @@ class StageKeys(BaseModel):
         gt=0,
         description='size of the held-out text that is evaluated, in equal shares of its domains',
     )
+    validation_document_bytes: int = Field(
+        2048,
+        ge=0,
+        description='how much of each held-out document is evaluated, from its start; 0 for whole documents',
+    )
     epochs: float | None = Field(
         None, gt=0, description='length: passes over the data; 1 if no length is given'
     )

@@ -73,8 +73,10 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
     evaluated = HeldOut(
         held_out,
         make_rows=rows,
+        tokenizer=tokenizer,
         length=stage.row_length,
         max_bytes=settings.validation_bytes,
+        document_bytes=settings.validation_document_bytes or None,
         include_prompts=settings.include_prompts,
     )
     _check_scored(stage, mixture, evaluated)

@@ -129,8 +129,10 @@ def test_held_out_rows_hold_whole_documents_of_every_domain(cls):
     held = HeldOut(
         [(store, np.arange(20, 40))],
         make_rows=lambda s, d: cls(s, d, length=16, tokenizer=BYTES),
+        tokenizer=BYTES,
         length=16,
         max_bytes=400,
+        document_bytes=None,
     )
     batches = list(held.batches(3))
     per_document = torch.zeros(len(held.documents), dtype=torch.int64)
@@ -150,7 +152,14 @@ def test_the_bytes_of_a_cut_document_are_those_that_are_scored(long_documents, s
     def rows(s, d):
         return PaddedRows(s, d, length=8, tokenizer=BYTES, long_documents=long_documents)
 
-    held = HeldOut([(store, np.arange(2))], make_rows=rows, length=8, max_bytes=10**6)
+    held = HeldOut(
+        [(store, np.arange(2))],
+        make_rows=rows,
+        tokenizer=BYTES,
+        length=8,
+        max_bytes=10**6,
+        document_bytes=None,
+    )
     assert sorted(d['bytes'] for d in held.documents) == [3, round(20 * share)]
 
 

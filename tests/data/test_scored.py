@@ -56,7 +56,7 @@ def spelled(tokenizer, ids):
     return sum(len(BPE.backend.id_to_token(i)) for i in ids)
 
 
-def held_out(pairs, tokenizer, tmp_path, *, length, **shape):
+def held_out(pairs, tokenizer, tmp_path, *, length, document_bytes=None, **shape):
     file = tmp_path / 'pairs.jsonl'
     file.write_text('\n'.join(json.dumps({'q': q, 'a': a}) for q, a in pairs))
     source = open_source('pairs', {'loader': 'json', 'path': str(file), 'prompt': 'q', 'text': 'a'})
@@ -64,8 +64,10 @@ def held_out(pairs, tokenizer, tmp_path, *, length, **shape):
     return HeldOut(
         [(store, np.arange(len(pairs)))],
         make_rows=lambda s, d: make_rows(s, d, length=length, tokenizer=tokenizer, **shape),
+        tokenizer=tokenizer,
         length=length,
         max_bytes=10**6,
+        document_bytes=document_bytes,
         include_prompts=shape['include_prompts'],
     )
 
@@ -91,6 +93,23 @@ def test_a_uniform_model_has_the_bits_per_byte_of_exactly_what_is_scored(
     expected = np.log2(tokenizer.n_vocab) * len(scored) / size
     assert found.metrics['bits_per_byte'] == pytest.approx(expected, rel=1e-5)
     assert found.metrics['accuracy'] == pytest.approx(1 / tokenizer.n_vocab, rel=1e-4)
+
+
+@files
+@given(pairs=PAIRS, name=st.sampled_from(sorted(TOKENIZERS)), most=st.integers(4, 80), shape=ANY)
+def test_of_a_long_document_its_head_is_scored_and_counted(pairs, name, most, shape, tmp_path, cache):
+    tokenizer = TOKENIZERS[name]
+    shape |= {'long_documents': 'split', 'score_padding': False}
+    whole = held_out(pairs, tokenizer, tmp_path, length=16, **shape)
+    heads = held_out(pairs, tokenizer, tmp_path, length=16, document_bytes=most, **shape)
+    for cut, full in zip(heads.documents, whole.documents, strict=True):
+        assert cut['hash'] == full['hash']
+        if full['bytes'] <= most:
+            assert cut == full
+        else:
+            assert most - 4 <= cut['bytes'] <= most and cut['scored'] < full['scored']
+    tokens = [int(t) for b in heads.batches(4) for row in b.y for t in row if t != IGNORE]
+    assert spelled(tokenizer, tokens) == sum(d['bytes'] for d in heads.documents)
 
 
 @files

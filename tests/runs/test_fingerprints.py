@@ -17,6 +17,8 @@ class Texts:
 
     name = 'texts'
 
+    spec: dict = {}
+
     def __init__(self, mark=''):
         self.mark = mark
 
@@ -35,7 +37,14 @@ def prints(*, source=None, tokenizer=BYTES, length=16, kind=PackedRows, max_byte
         return kind(store, documents, length=length, tokenizer=tokenizer)
 
     mixture = Mixture([rows(store, training)], [1.0], seed=seed, stage=stage)
-    held = HeldOut([(store, validation)], make_rows=rows, length=length, max_bytes=max_bytes)
+    held = HeldOut(
+        [(store, validation)],
+        make_rows=rows,
+        tokenizer=tokenizer,
+        length=length,
+        max_bytes=max_bytes,
+        document_bytes=None,
+    )
     return fingerprints(stage, mixture, held, tokenizer)
 
 

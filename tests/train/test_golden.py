@@ -1,7 +1,7 @@
 """Golden runs: what lmplay computed at commit 23d61cc, before it was rebuilt, it computes today, bit for bit.
 
-That is of packed sequences of one dataset. Padded sequences have since begun with an end-of-text token, and
-mixtures have another order, exact at every length.
+That is of packed sequences of one dataset with validation text of its own. Padded sequences have since begun
+with an end-of-text token, mixtures have another order, exact at every length, and more documents are held out.
 
 Digests of weights hold on one kind of processor and one version of torch; elsewhere losses are compared
 within a tolerance. To record digests for another machine, run the old code with this file:
@@ -70,7 +70,14 @@ def write_data(folder: Path) -> None:
 
     stories = [{'text': text(1, 14), 'kind': rng.choice(['a', 'b'])} for _ in range(160)]
     tasks = [{'question': text(1, 2), 'answer': text(1, 4)} for _ in range(90)]
-    for name, rows in (('stories', stories), ('tasks', tasks)):
+    held_stories = [{'text': text(1, 3), 'kind': 'ab'[i % 2]} for i in range(6)]
+    held_tasks = [{'question': text(1, 2), 'answer': text(1, 2)} for _ in range(6)]
+    for name, rows in (
+        ('stories', stories),
+        ('tasks', tasks),
+        ('stories_held', held_stories),
+        ('tasks_held', held_tasks),
+    ):
         (folder / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
 
 
@@ -85,10 +92,20 @@ def write_plan(folder: Path, model: dict | None = None) -> None:
     plan = {
         'seed': 3,
         'datasets': {
-            'stories': {'loader': 'json', 'path': 'stories.jsonl', 'domain_column': 'kind'},
-            'tasks': {'loader': 'json', 'path': 'tasks.jsonl', 'prompt': 'question', 'text': 'answer'},
+            'stories': {
+                'loader': 'json',
+                'path': 'stories.jsonl',
+                'validation': 'stories_held.jsonl',
+                'domain_column': 'kind',
+            },
+            'tasks': {
+                'loader': 'json',
+                'path': 'tasks.jsonl',
+                'validation': 'tasks_held.jsonl',
+                'prompt': 'question',
+                'text': 'answer',
+            },
         },
-        'validation_fraction': 0.1,
         'stages': {
             'first': common
             | {'dataset': 'stories', 'steps': 20, 'row_length': 32, 'init_from': 'scratch', 'lr': 0.003},
