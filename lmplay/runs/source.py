@@ -29,22 +29,27 @@ MOST_FILES, MOST_FOLDERS = 500, 200  # of an experiment; its versions.py may sta
 def keep_source(run_dir: Path, experiments: Iterable[Entry]) -> None:
     """Copies the source of these experiments into the run, in one step.
 
-    What the run kept before moves to RUN/source-before-1, -2, ...
+    Where the run has kept another source, that moves to RUN/source-before-1, -2, ...
     """
     places = dict.fromkeys(place for entry in experiments if (place := origin(entry)).exists())
     origins: dict[str, Path] = {}
     for place in places:
         name = place.name if len(places) > 1 else ''
         origins[_free(name, origins)] = place
+    files = {
+        f'{name}/{path}' if name else path: content
+        for name, place in origins.items()
+        for path, content in read_files(place).items()
+    }
     folder = run_dir / SOURCE
     if folder.exists():
+        if read_files(folder) == files:
+            return
         os.rename(folder, run_dir / _free(f'{SOURCE}-before-1', os.listdir(run_dir)))
     with new_folder(folder) as temporary:
-        for name, place in origins.items():
-            for path, content in read_files(place).items():
-                file = temporary / name / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content)
+        for path, content in files.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(content)
         write_json(temporary / ORIGINS, {name: str(place) for name, place in origins.items()})
 
 

@@ -108,7 +108,8 @@ def _add_run_options(parser: CommandParser) -> None:
     add(
         '--reset-history',
         action='store_true',
-        help='keep the weights of the existing run, forget its history, and start the plan over',
+        help="start the run's history again: the plan from its first step, from the weights of the last "
+        'checkpoint, with a fresh optimizer; the old history moves to DIR/history-N',
     )
     add('--ignore-optimizer', action='store_true', help="do not load the optimizer's state")
     add(

@@ -100,6 +100,10 @@ def make_session(
         plan.stage(index, None, stage)
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
+    if run.get('reset_history') and run.get('initial_model'):
+        raise UserError(
+            '--reset-history starts from the weights in --run-dir, --initial-model from others; give one.'
+        )
     folder = run_dir or Path('runs') / f'{entry.name}-{plan.name}'
     settings = Settings(exp=exp, run_dir=str(folder), overrides=stage, model=model, **run)
     return Session(plan, settings, console=console)

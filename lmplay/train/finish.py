@@ -8,7 +8,9 @@ from ..files import write_json, write_text
 from ..generate.generator import generate
 from ..plots.plot import plot_run
 from ..runs.directory import RunDirectory
+from ..runs.recorder import read_metrics
 from ..tokenizers import as_tokenizer
+from .record import EVENTS
 from .trainer import Trainer
 
 TEXTS = 4  # texts generated, each after a prompt of another domain
@@ -24,6 +26,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
     state, model, console = trainer.state, trainer.model, trainer.console
     assert trainer.evaluation is not None
     texts = sample_texts(trainer)
+    changes = [r for r in read_metrics(directory.path) if r.get('event') in EVENTS]
     broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
     summary = {
         'model': model.name,
@@ -43,6 +46,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         'prompt': texts[0]['prompt'],
         'sample': texts[0]['sample'],
         'texts': texts,
+        'changes': [{key: r.get(key) for key in ('event', 'stage', 'step', 'message')} for r in changes],
         'contract': {'broken': broken, 'causal': model.causal, 'batch_dependent': model.batch_dependent},
     }
     write_json(directory.path / 'summary.json', summary)
@@ -53,7 +57,8 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         f'Checkpoint: {directory.checkpoints / "best"}\n'
         f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
     )
-    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
+    notes = ''.join(f'\nAfter {r.get("step"):,} steps: {r.get("message")}' for r in changes)
+    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}{notes}\n')
     console.line('\nSamples, each after the end of a held-out prompt:')
     for text in texts:
         prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))

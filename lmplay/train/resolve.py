@@ -4,13 +4,12 @@ the plan again.
 Precedence: a model's defaults < its version's < the plan's < the stage's < the command line's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..base.base_model import BasicModelRunner, LMBase
 from ..base.runner_list import find_entry, find_runner
-from ..errors import ExperimentError, PlanError, UserError
+from ..errors import PlanError, UserError
 from ..tokenizers import Tokenizer, as_tokenizer
 from .plan import Plan, Stage
 
@@ -172,26 +171,3 @@ def _runner(
             f"{own.name}: give its model a parameter `tokenizer`, or leave the plan's out."
         )
     return function(**parameters)
-
-
-def check_stages(stages: Sequence[ResolvedStage]) -> None:
-    """Raises UserError, before the first stage trains, for a model,
-    a sequence length or a start that a stage could not have."""
-    models: dict[str, LMBase] = {}
-    for stage in stages:
-        try:
-            model = stage.skeleton
-        except UserError as error:
-            raise type(error)(f'Stage "{stage.name}": {error}') from error
-        _ = stage.row_length
-        if stage.init_from == 'previous':
-            earlier = next(reversed(models.values()), None)
-        else:
-            earlier = models.get(stage.init_from.removeprefix('stage:'))
-        if earlier is not None and not model.can_start_from(earlier):
-            raise ExperimentError(
-                f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from {earlier.name}: its '
-                'model defines '
-                f'no import_pretrained, and the architectures differ.'
-            )
-        models[stage.name] = model

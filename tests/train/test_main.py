@@ -167,7 +167,7 @@ def test_a_start_that_failed_takes_back_no_more_than_it_made(capsys, tmp_path, t
         (tmp_path / 'run/notes.txt').write_text('mine')
         raise UserError('no')
 
-    monkeypatch.setattr('lmplay.train.assemble.open_data', opened)
+    monkeypatch.setattr('lmplay.train.readiness.open_data', opened)
     refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(), *TINY)
     assert [f.name for f in (tmp_path / 'run').iterdir()] == ['notes.txt']
 
@@ -180,7 +180,7 @@ def test_a_signal_before_the_first_step_stops_at_once(tmp_path, tiny_plan, monke
             time.sleep(0.01)
         raise AssertionError('it went on')
 
-    monkeypatch.setattr('lmplay.train.assemble.open_data', slow)
+    monkeypatch.setattr('lmplay.train.readiness.open_data', slow)
     assert main(['--run-dir', str(tmp_path / 'run'), '--training-plan', str(tiny_plan()), *TINY]) == code
 
 

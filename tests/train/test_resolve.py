@@ -5,7 +5,8 @@ import pytest
 from lmplay.errors import ExperimentError, PlanError, UserError
 from lmplay.tokenizers import BytesTokenizer, get_tokenizer
 from lmplay.train.plan import parse_plan
-from lmplay.train.resolve import Settings, check_stages, resolve
+from lmplay.train.readiness import check_stages
+from lmplay.train.resolve import Settings, resolve
 from tests.helpers import EXPERIMENTS
 
 BYTES = BytesTokenizer()
