@@ -163,6 +163,11 @@ class FinishedRun(StartedRun):
         return self.summary.get('contract', {}).get('broken', [])
 
     @property
+    def not_applied(self) -> dict:
+        """Model parameters that the plan sets and the model of some stage lacks."""
+        return {k: v for stage in self.stages.values() for k, v in stage.get('not_applied', {}).items()}
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Those of data and tokenizer over all stages, those of the held-out tokens and text at the end."""
         each = [stage['fingerprints'] for stage in self.stages.values()]

@@ -184,7 +184,7 @@ def _model_parameters(
     args: argparse.Namespace, config: dict, rest: list[str], parser: CommandParser
 ) -> dict[str, Any]:
     """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
-    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).exp
+    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).first_exp
     runner = find_runner(exp or DEFAULT_EXPERIMENT).function()
     model = getattr(runner.model_class, '__name__', '')
     texts = []

@@ -39,7 +39,7 @@ def train(
     saved).
     """
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
-    run, stage, model = sort_options(exp or parsed.exp or DEFAULT_EXPERIMENT, options)
+    run, stage, model = sort_options(exp or parsed.first_exp or DEFAULT_EXPERIMENT, options)
     session = make_session(
         exp,
         parsed,
@@ -94,6 +94,8 @@ def make_session(
     """
     if dataset:
         plan.use_dataset(dataset)
+    if exp is not None:
+        _check_clash(exp, plan)
     exp = exp or plan.exp or DEFAULT_EXPERIMENT
     entry = find_entry(exp)
     for index in range(len(plan.stages)):
@@ -107,6 +109,15 @@ def make_session(
     folder = run_dir or Path('runs') / f'{entry.name}-{plan.name}'
     settings = Settings(exp=exp, run_dir=str(folder), overrides=stage, model=model, **run)
     return Session(plan, settings, console=console)
+
+
+def _check_clash(exp: str, plan: Plan) -> None:
+    """Raises UserError where the plan's first stage names another experiment than the one asked for."""
+    name, first = next(iter(plan.stages.items()))
+    if first.get('exp') and find_entry(first['exp']).name != find_entry(exp).name:
+        raise UserError(
+            f'--exp names {exp}, and stage "{name}" of plan {plan.where} names {first["exp"]}; leave one out.'
+        )
 
 
 def _check(options: dict, name: str, holds: Callable[[int], bool], allowed: str) -> None:

@@ -94,6 +94,7 @@ def prepare_stage(
         'row_length': stage.row_length,
         'samples': length.samples if counted else None,
         'steps': length.steps if counted else None,
+        'not_applied': stage.lacking,
         'fingerprints': prints,
     }
     record_stage(run.directory.path, stage.name, facts, index=stage.index)
@@ -140,9 +141,8 @@ def _moments(
 
 
 def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) -> None:
-    if stage.overridden:
-        changes = (f'{k} {v} ({own} in {stage.exp})' for k, (own, v) in stage.overridden.items())
-        run.console.line(f'Stage "{stage.name}": the plan sets {", ".join(changes)}.')
+    for note in stage.notes:
+        run.console.line(note)
     if not model.causal:
         run.console.line(
             f'Stage "{stage.name}": {model.name} declares itself non-causal. Its loss is not a next-token '

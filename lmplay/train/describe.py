@@ -150,6 +150,9 @@ def dry_run(session: Session) -> None:
         table.add_row(*row)
         total += seconds
     out.print(table)
+    for stage in stages:
+        for note in stage.notes:
+            out.print(note, highlight=False, markup=False)
     out.print(
         f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
         'product reaches '

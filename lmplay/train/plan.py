@@ -332,6 +332,11 @@ class Plan:
         self.datasets: dict[str, dict | None] = raw.get('datasets', {})
         self.stages: dict[str, dict] = raw['stages']
 
+    @property
+    def first_exp(self) -> str | None:
+        """The experiment that the plan itself names for its first stage."""
+        return next(iter(self.stages.values())).get('exp') or self.exp
+
     def stage(self, index: int, version: dict | None = None, overrides: dict | None = None) -> Stage:
         """Stage `index` with everything resolved. A length replaces one of another kind. Raises PlanError."""
         name = list(self.stages)[index]

@@ -100,7 +100,7 @@ class Session:
         try:
             trainer = self._stages(run, beginning)
             self.console.close()
-            finish(self.directory, trainer, exp=stages[-1].entry_name, plan=self.plan.name)
+            finish(self.directory, trainer, stages, plan=self.plan.name)
             return 0
         except StopTraining as stopped:
             self.console.close()
