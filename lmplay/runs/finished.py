@@ -9,6 +9,7 @@ Needs NumPy alone; only `model` imports torch.
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ NOT_SETTINGS = (
     'exp',
     'ignore_optimizer',
 )
+HISTORY = re.compile(r'(^|/)history-\d+/')  # where --reset-history moves what a run wrote before
 MODEL_METRIC = 'model/'  # what precedes the name of a metric that the model reports of itself
 # What reading a damaged file raises.
 DAMAGE = (OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError)
@@ -243,6 +245,11 @@ class FinishedRun(StartedRun):
         return found | {
             'lmplay commit': git.get('commit', '')[:12] + (' with changes' if git.get('dirty') else '')
         }
+
+
+def find_below(place: Path, pattern: str) -> list[Path]:
+    """The files of runs at and below a directory, sorted; those of earlier histories are left out."""
+    return sorted(f for f in place.rglob(pattern) if not HISTORY.search(f.relative_to(place).as_posix()))
 
 
 def read_run(folder: str | Path) -> FinishedRun:

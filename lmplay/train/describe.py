@@ -98,6 +98,8 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
         print(json.dumps(figures, indent=1, default=str))
     else:
         print_description(stage.skeleton, figures, console())
+        for note in stage.notes:
+            console().print(note, highlight=False, markup=False)
 
 
 def print_description(model: LMBase, figures: dict, console) -> None:

@@ -1,4 +1,4 @@
-"""The template of docs/gpt2ish.md trains as it stands, next to the baseline, by the recommended comparison."""
+"""The template of docs/gpt2ish.md trains as it stands, by the recommended comparison."""
 
 import json
 import re

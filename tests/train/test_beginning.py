@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.runs.finished import read_run
+from lmplay.runs.finished import find_below, read_run
 from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import main
 from tests.conftest import sentences
@@ -271,6 +271,15 @@ def test_a_reset_starts_at_step_0_from_the_weights_with_a_fresh_optimizer(projec
     assert {'metrics.jsonl', 'summary.json', 'stages.json', 'checkpoints/best', 'source'} <= moved
     assert (project.run / 'history-1/metrics.jsonl').read_bytes() == kept['metrics.jsonl']
     read_run(project.run / 'history-1').model()
+
+
+def test_earlier_histories_are_no_runs_to_compare_or_draw(project):
+    assert project.train() == 0 and project.train('--reset-history') == 0
+    for file in ('summary.json', 'metrics.jsonl', '*train_stats.csv'):
+        (found,) = find_below(project.folder, file)
+        assert found.parent == project.run
+    (found,) = find_below(project.run / 'history-1', 'summary.json')  # asked for by its path
+    assert found.parent == project.run / 'history-1'
 
 
 def test_a_reset_that_is_stopped_is_resumed_by_the_same_command(project):
