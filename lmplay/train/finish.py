@@ -26,11 +26,42 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
     A picture that fails is a warning.
     """
     state, model, console = trainer.state, trainer.model, trainer.console
-    assert trainer.evaluation is not None
     texts = sample_texts(trainer)
     changes = [r for r in read_metrics(directory.path) if r.get('event') in EVENTS]
     broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
-    summary = {
+    summary = _summary(trainer, stages, plan, texts, changes, broken)
+    write_json(directory.path / 'summary.json', summary)
+    told = (
+        f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
+        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
+        f'Curves:     {_curves(directory)}\n'
+        f'Checkpoint: {directory.checkpoints / "best"}\n'
+        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
+    )
+    told = '\n'.join([told, *_notes(stages, changes)])
+    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
+    console.line('\nSamples, each after the end of a held-out prompt:')
+    for text in texts:
+        prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
+        console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
+    console.line(f'\n{told}')
+    for problem in broken:
+        console.line(
+            f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
+        )
+
+
+def _summary(
+    trainer: Trainer,
+    stages: Sequence[ResolvedStage],
+    plan: str,
+    texts: list[dict[str, str]],
+    changes: list[dict],
+    broken: list[str],
+) -> dict[str, Any]:
+    state, model = trainer.state, trainer.model
+    assert trainer.evaluation is not None
+    return {
         'model': model.name,
         'exp': stages[-1].entry_name,
         'plan': plan,
@@ -52,25 +83,6 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
         'not_applied': {stage.name: stage.lacking for stage in stages if stage.lacking},
         'contract': {'broken': broken, 'causal': model.causal, 'batch_dependent': model.batch_dependent},
     }
-    write_json(directory.path / 'summary.json', summary)
-    told = (
-        f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
-        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
-        f'Curves:     {_curves(directory)}\n'
-        f'Checkpoint: {directory.checkpoints / "best"}\n'
-        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
-    )
-    told = '\n'.join([told, *_notes(stages, changes)])
-    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
-    console.line('\nSamples, each after the end of a held-out prompt:')
-    for text in texts:
-        prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
-        console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
-    console.line(f'\n{told}')
-    for problem in broken:
-        console.line(
-            f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
-        )
 
 
 def _notes(stages: Sequence[ResolvedStage], changes: list[dict]) -> list[str]:
