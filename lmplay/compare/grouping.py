@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError, UserError
-from ..runs.finished import STAGES, SUMMARY, FinishedRun, read_run
+from ..runs.finished import STAGES, SUMMARY, FinishedRun, find_below, read_run
 
 METRICS = {'loss': 'nats per token', 'bits_per_byte': 'bits per byte'}
 FINGERPRINTS = {
@@ -22,11 +22,11 @@ def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
     for place in places:
         if not Path(place).is_dir():
             raise DataError(f"No directory '{place}'.")
-        found = sorted(
+        found = [
             f.parent
-            for f in Path(place).rglob(SUMMARY)
+            for f in find_below(Path(place), SUMMARY)
             if (f.parent / STAGES).is_file() and 'tuning' not in f.relative_to(place).parts
-        )  # 'tuning' holds the trials of a comparison
+        ]  # 'tuning' holds the trials of a comparison
         if not found:
             raise DataError(f"'{place}' holds no finished run, here or below.")
         runs |= {f.resolve(): read_run(f) for f in found}

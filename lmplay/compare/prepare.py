@@ -20,7 +20,8 @@ from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
 from ..train.length import SampleLength, stage_length
 from ..train.plan import LENGTHS, MOST_SECONDS, SETTABLE, Plan, parse_plan, stage_value
-from ..train.resolve import ResolvedStage, Settings, check_stages, resolve
+from ..train.readiness import check_stages
+from ..train.resolve import ResolvedStage, Settings, resolve
 from ..train.stage_data import open_data, open_tokenizer
 
 BUDGETS = ('tokens', 'flops', 'seconds')

@@ -166,6 +166,7 @@ def warnings(runs: dict[str, list[FinishedRun]], experiments: list[dict], settin
     return [
         *(text for entry in others for text in _mismatches(entry, baseline)),
         *_few_documents(runs[baseline['label']][0]),
+        *_not_applied(runs),
         *_skipped_steps(runs),
         *(
             f'The experiments differ in {row["setting"]}: '
@@ -199,6 +200,17 @@ def _few_documents(run: FinishedRun) -> list[str]:
         f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if there '
         f'were {effective:.1f}: what holds over them may not hold for text in general. A larger '
         'validation_bytes gives more.'
+    ]
+
+
+def _not_applied(runs: dict[str, list[FinishedRun]]) -> list[str]:
+    """What the plan sets and a model lacks."""
+    lacking = {label: sorted({k for r in members for k in r.not_applied}) for label, members in runs.items()}
+    return [
+        f'{label} lacks model parameters that the plan sets, which applied to the others alone: '
+        f'{", ".join(names)}.'
+        for label, names in lacking.items()
+        if names
     ]
 
 

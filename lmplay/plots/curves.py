@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, UserError
-from ..runs.finished import metric_key
+from ..runs.finished import find_below, metric_key
 from ..runs.recorder import METRICS, read_metrics
 
 KINDS = ('train', 'validation')
@@ -82,9 +82,9 @@ def find_curves(path: str | Path) -> list[Curves]:
     if (path / METRICS).is_file():
         return [read_curves(path)]
     runs = [
-        read_curves(file.parent, str(file.parent.relative_to(path))) for file in sorted(path.rglob(METRICS))
+        read_curves(file.parent, str(file.parent.relative_to(path))) for file in find_below(path, METRICS)
     ]
-    for file in sorted(path.rglob(f'*{TRAIN_TABLE}')):
+    for file in find_below(path, f'*{TRAIN_TABLE}'):
         if not (file.parent / METRICS).is_file():
             prefix = str(file).removesuffix(TRAIN_TABLE)
             name = str(Path(prefix.rstrip('_')).relative_to(path)) if Path(prefix) != path else path.name

@@ -1,7 +1,9 @@
 """A run's directory while it is written: created, locked, and removed where the run could not start."""
 
 import contextlib
+import itertools
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,9 +13,26 @@ from ..errors import UserError
 from ..files import locked, write_json
 from .fingerprints import STAGES
 from .recorder import LOGS
+from .source import SOURCE
 
 LOCK, SETTINGS, PLAN, ENVIRONMENT = '.lock', 'settings.json', 'plan.json', 'environment.json'
 CHECKPOINTS = 'checkpoints'
+RESET = 'checkpoints.reset'  # of a history that is about to begin
+# What a run writes; a directory may hold other things too.
+WRITTEN = (
+    *(
+        SETTINGS,
+        PLAN,
+        ENVIRONMENT,
+        STAGES,
+        *LOGS,
+        'summary.json',
+        'summary.txt',
+        'curves.png',
+        'held_out-*.npz',
+    ),
+    *(SOURCE, f'{SOURCE}-before-*', 'tensorboard', 'wandb', 'wandb_id', CHECKPOINTS),
+)
 
 
 class RunDirectory:
@@ -22,6 +41,7 @@ class RunDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.checkpoints = self.path / CHECKPOINTS
+        self.reset_checkpoints = self.path / RESET
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[bool]:
@@ -38,10 +58,29 @@ class RunDirectory:
                 raise UserError(f"Can't write the run directory '{self.path}': {error.strerror}.") from error
             yield new
 
+    def complete_reset(self) -> Path | None:
+        """Moves what the run wrote to DIR/history-N, and the checkpoints of its next history into place.
+
+        Does nothing unless those are whole, with a `last`. Begun and killed, it is completed by the next
+        call. Returns DIR/history-N.
+        """
+        if not (self.reset_checkpoints / 'last').exists():
+            shutil.rmtree(self.reset_checkpoints, ignore_errors=True)
+            return None
+        numbered = (self.path / f'history-{i}' for i in itertools.count(1))
+        history = next(h for h in numbered if not (h / CHECKPOINTS).exists())  # they are moved last
+        history.mkdir(exist_ok=True)
+        for pattern in WRITTEN:
+            for entry in self.path.glob(pattern):
+                os.rename(entry, history / entry.name)
+        os.rename(self.reset_checkpoints, self.checkpoints)
+        return history
+
     def take_back(self) -> None:
         """After a failed start: removes what it wrote, and the directory unless it holds anything else."""
         for name in (LOCK, SETTINGS, PLAN, ENVIRONMENT, STAGES, *LOGS):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / SOURCE, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 

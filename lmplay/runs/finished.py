@@ -9,6 +9,7 @@ Needs NumPy alone; only `model` imports torch.
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..errors import DataError, unknown
 from .recorder import read_metrics
+from .source import changed_source, kept_source
 
 if TYPE_CHECKING:
     from ..base.base_model import LMBase
@@ -46,6 +48,7 @@ NOT_SETTINGS = (
     'exp',
     'ignore_optimizer',
 )
+HISTORY = re.compile(r'(^|/)history-\d+/')  # where --reset-history moves what a run wrote before
 MODEL_METRIC = 'model/'  # what precedes the name of a metric that the model reports of itself
 # What reading a damaged file raises.
 DAMAGE = (OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError)
@@ -95,6 +98,18 @@ class StartedRun:
     @property
     def checkpoints(self) -> Path:
         return self.folder / 'checkpoints'
+
+    @cached_property
+    def source(self) -> dict[str, str]:
+        """The source of the models that it trains, as the run keeps it: relative path -> text.
+
+        Empty for a run that kept none. It is there to be read; nothing of it is ever executed.
+        """
+        return kept_source(self.folder)
+
+    def source_changed(self) -> list[str]:
+        """The files of `source` that are edited, new or gone where they came from."""
+        return changed_source(self.folder)
 
     def origin(self, stage: str) -> str:
         """Where a stage's weights came from: 'scratch', 'stage:NAME', 'pretrained:NAME', or a path."""
@@ -148,6 +163,11 @@ class FinishedRun(StartedRun):
         if not math.isfinite(self.loss()):
             return []
         return self.summary.get('contract', {}).get('broken', [])
+
+    @property
+    def not_applied(self) -> dict:
+        """Model parameters that the plan sets and the model of some stage lacks."""
+        return {k: v for stage in self.stages.values() for k, v in stage.get('not_applied', {}).items()}
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -229,6 +249,11 @@ class FinishedRun(StartedRun):
         return found | {
             'lmplay commit': git.get('commit', '')[:12] + (' with changes' if git.get('dirty') else '')
         }
+
+
+def find_below(place: Path, pattern: str) -> list[Path]:
+    """The files of runs at and below a directory, sorted; those of earlier histories are left out."""
+    return sorted(f for f in place.rglob(pattern) if not HISTORY.search(f.relative_to(place).as_posix()))
 
 
 def read_run(folder: str | Path) -> FinishedRun:

@@ -108,7 +108,8 @@ def _add_run_options(parser: CommandParser) -> None:
     add(
         '--reset-history',
         action='store_true',
-        help='keep the weights of the existing run, forget its history, and start the plan over',
+        help="start the run's history again: the plan from its first step, from the weights of the last "
+        'checkpoint, with a fresh optimizer; the old history moves to DIR/history-N',
     )
     add('--ignore-optimizer', action='store_true', help="do not load the optimizer's state")
     add(
@@ -183,7 +184,7 @@ def _model_parameters(
     args: argparse.Namespace, config: dict, rest: list[str], parser: CommandParser
 ) -> dict[str, Any]:
     """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
-    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).exp
+    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).first_exp
     runner = find_runner(exp or DEFAULT_EXPERIMENT).function()
     model = getattr(runner.model_class, '__name__', '')
     texts = []

@@ -39,7 +39,7 @@ def train(
     saved).
     """
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
-    run, stage, model = sort_options(exp or parsed.exp or DEFAULT_EXPERIMENT, options)
+    run, stage, model = sort_options(exp or parsed.first_exp or DEFAULT_EXPERIMENT, options)
     session = make_session(
         exp,
         parsed,
@@ -94,15 +94,30 @@ def make_session(
     """
     if dataset:
         plan.use_dataset(dataset)
+    if exp is not None:
+        _check_clash(exp, plan)
     exp = exp or plan.exp or DEFAULT_EXPERIMENT
     entry = find_entry(exp)
     for index in range(len(plan.stages)):
         plan.stage(index, None, stage)
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
+    if run.get('reset_history') and run.get('initial_model'):
+        raise UserError(
+            '--reset-history starts from the weights in --run-dir, --initial-model from others; give one.'
+        )
     folder = run_dir or Path('runs') / f'{entry.name}-{plan.name}'
     settings = Settings(exp=exp, run_dir=str(folder), overrides=stage, model=model, **run)
     return Session(plan, settings, console=console)
+
+
+def _check_clash(exp: str, plan: Plan) -> None:
+    """Raises UserError where the plan's first stage names another experiment than the one asked for."""
+    name, first = next(iter(plan.stages.items()))
+    if first.get('exp') and find_entry(first['exp']).name != find_entry(exp).name:
+        raise UserError(
+            f'--exp names {exp}, and stage "{name}" of plan {plan.where} names {first["exp"]}; leave one out.'
+        )
 
 
 def _check(options: dict, name: str, holds: Callable[[int], bool], allowed: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,13 +16,14 @@ from ..runs.checkpoint import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.fingerprints import fingerprints, model_facts, record_stage
 from ..runs.recorder import Recorder
-from ..tokenizers import as_tokenizer
+from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
 from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
 from .optimizer import make_optimizer, restore_moments
+from .record import data_record
 from .resolve import ResolvedStage, Settings
 from .resume import SavedRun
 from .saving import StageCheckpoints
@@ -39,12 +41,18 @@ CPU_TOKENS = 4096  # of a micro-batch on a CPU, where mini_batch_size is "auto"
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share."""
+    """What all stages of a run share.
+
+    record  what every checkpoint of it records (record.py)
+    data    of the stages that are still to come, by their numbers
+    """
 
     settings: Settings
     seed: int
     compute: Compute
     state: TrainState
+    record: dict[str, Any]
+    data: dict[int, StageData]
     directory: RunDirectory
     recorder: Recorder
     checkpoints: Checkpoints
@@ -58,37 +66,43 @@ class RunContext:
 
 
 def prepare_stage(
-    run: RunContext, stage: ResolvedStage, *, previous: Trainer | None, saved: SavedRun | None
+    run: RunContext,
+    stage: ResolvedStage,
+    *,
+    previous: Trainer | None = None,
+    resumed: tuple[SavedRun, LMBase] | None = None,
 ) -> Trainer:
-    """The trainer of a stage. previous: of the stage before, in this process; saved: the checkpoint to
-    continue from.
+    """The trainer of a stage.
+
+    previous: of the stage before, in this process; resumed: the checkpoint to continue from, and its model.
 
     Raises UserError where the weights do not fit, the model breaks the contract, or the data can't be opened.
     """
-    model = _model(run, stage, previous, saved)
+    model = resumed[1] if resumed is not None else _first_model(run, stage, previous)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
     require_contract(model)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
-    data = open_data(stage, tokenizer, seed=run.seed, progress=run.console.line)
-    moments = None if run.settings.ignore_optimizer else _moments(stage, model, previous, saved)
-    trainer = _trainer(run, stage, model, data, moments)
+    data = _data(run, stage, tokenizer)
+    prints = fingerprints(stage.name, data.mixture, data.held_out, tokenizer)
+    moments = None if run.settings.ignore_optimizer else _moments(stage, model, previous, resumed)
+    record = run.record | data_record(stage, data, prints)
+    trainer = _trainer(run, stage, model, data, moments, checkpoint_header(stage, model, run.seed, record))
     length = trainer.length
     counted = isinstance(length, SampleLength)
     facts = model_facts(model, exp=stage.entry_name) | {
         'row_length': stage.row_length,
         'samples': length.samples if counted else None,
         'steps': length.steps if counted else None,
-        'fingerprints': fingerprints(stage.name, data.mixture, data.held_out, tokenizer),
+        'not_applied': stage.lacking,
+        'fingerprints': prints,
     }
     record_stage(run.directory.path, stage.name, facts, index=stage.index)
     return trainer
 
 
-def _model(run: RunContext, stage: ResolvedStage, previous: Trainer | None, saved: SavedRun | None) -> LMBase:
-    if saved is not None:
-        return saved.load_model(stage, run.compute.device)
+def _first_model(run: RunContext, stage: ResolvedStage, previous: Trainer | None) -> LMBase:
     return starting_model(
         stage,
         previous.model if previous is not None else None,
@@ -99,13 +113,25 @@ def _model(run: RunContext, stage: ResolvedStage, previous: Trainer | None, save
     )
 
 
+def _data(run: RunContext, stage: ResolvedStage, tokenizer: Tokenizer) -> StageData:
+    """The stage's data as it was opened before the run began; again where imported weights have brought
+    another tokenizer."""
+    data = run.data.pop(stage.index, None)
+    if data is not None and data.mixture.sources[0].store.meta['tokenizer'] == tokenizer.fingerprint:
+        return data
+    return open_data(stage, tokenizer, seed=run.seed, progress=run.console.line)
+
+
 def _moments(
-    stage: ResolvedStage, model: LMBase, previous: Trainer | None, saved: SavedRun | None
+    stage: ResolvedStage,
+    model: LMBase,
+    previous: Trainer | None,
+    resumed: tuple[SavedRun, LMBase] | None,
 ) -> dict | None:
     """States of optimizer and gradient scaler to continue with;
     carried over where model and optimizer stay the same."""
-    if saved is not None:
-        return saved.load_optimizer()
+    if resumed is not None:
+        return resumed[0].load_optimizer()
     if (
         previous is None
         or model is not previous.model
@@ -124,9 +150,8 @@ def _flops_per_token(stage: ResolvedStage, model: LMBase) -> float:
 
 
 def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) -> None:
-    if stage.overridden:
-        changes = (f'{k} {v} ({own} in {stage.exp})' for k, (own, v) in stage.overridden.items())
-        run.console.line(f'Stage "{stage.name}": the plan sets {", ".join(changes)}.')
+    for note in stage.notes:
+        run.console.line(note)
     if not model.causal:
         run.console.line(
             f'Stage "{stage.name}": {model.name} declares itself non-causal. Its loss is not a next-token '
@@ -136,7 +161,12 @@ def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) 
 
 
 def _trainer(
-    run: RunContext, stage: ResolvedStage, model: LMBase, data: StageData, moments: dict | None
+    run: RunContext,
+    stage: ResolvedStage,
+    model: LMBase,
+    data: StageData,
+    moments: dict | None,
+    header: dict[str, Any],
 ) -> Trainer:
     settings, compute, state = stage.settings, run.compute, run.state
     optimizer = make_optimizer(model, settings)
@@ -155,7 +185,6 @@ def _trainer(
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
         state.mini_batch_size = _first_mini_batch(stage, compute)  # else what "auto" settled on
-    header = checkpoint_header(stage, model, run.seed)
     return Trainer(
         model=model,
         optimizer=optimizer,
@@ -209,7 +238,9 @@ def _first_mini_batch(stage: ResolvedStage, compute: Compute) -> int:
     return max(1, min(settings.batch_size, CPU_TOKENS // stage.row_length))
 
 
-def checkpoint_header(stage: ResolvedStage, model: LMBase, seed: int) -> dict:
+def checkpoint_header(
+    stage: ResolvedStage, model: LMBase, seed: int, record: dict[str, Any]
+) -> dict[str, Any]:
     """What state.json of a checkpoint says of the run, but for how far it is."""
     tokenizer = as_tokenizer(model.tokenizer)
     entry = find_entry(stage.exp)
@@ -223,4 +254,5 @@ def checkpoint_header(stage: ResolvedStage, model: LMBase, seed: int) -> dict:
         'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint},
         'seed': seed,
         'stage': stage.name,
+        'record': record,
     }

@@ -13,9 +13,10 @@ from ..tokenizers import as_tokenizer
 from .length import TimeLength, stage_length
 from .objective import Objective
 from .plan import Plan, Stage
+from .readiness import check_starts, open_stages
 from .resolve import ResolvedStage, Settings, resolve
 from .session import Session
-from .stage_data import StageData, open_data, open_tokenizer
+from .stage_data import StageData, open_tokenizer
 
 
 def console():
@@ -97,6 +98,8 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
         print(json.dumps(figures, indent=1, default=str))
     else:
         print_description(stage.skeleton, figures, console())
+        for note in stage.notes:
+            console().print(note, highlight=False, markup=False)
 
 
 def print_description(model: LMBase, figures: dict, console) -> None:
@@ -134,6 +137,7 @@ def dry_run(session: Session) -> None:
 
     out, plan, compute = console(), session.plan, session.compute
     stages = session.resolve()
+    check_starts(stages, first=0, over=0, checkpoints=session.directory.checkpoints)
     speed = 0.5 * measured_flops(compute.device, compute.dtype)
     table = Table(title=f'Plan "{plan.name}" on {compute.device}', title_justify='left')
     numbers = ('sequences', 'tokens', 'steps', 'memory', 'about')
@@ -142,13 +146,15 @@ def dry_run(session: Session) -> None:
     if plan.description:
         out.print(plan.description, highlight=False)
     total = 0.0
+    data = open_stages(stages, first=0, seed=session.seed, progress=session.console.line)
     for stage in stages:
-        tokenizer = as_tokenizer(stage.skeleton.tokenizer)
-        data = open_data(stage, tokenizer, seed=session.seed, progress=session.console.line)
-        row, seconds = _expected(stage, data, speed=speed, amp=session.settings.amp)
+        row, seconds = _expected(stage, data[stage.index], speed=speed, amp=session.settings.amp)
         table.add_row(*row)
         total += seconds
     out.print(table)
+    for stage in stages:
+        for note in stage.notes:
+            out.print(note, highlight=False, markup=False)
     out.print(
         f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
         'product reaches '

@@ -1,5 +1,6 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..checks import check_contract
@@ -8,7 +9,10 @@ from ..files import write_json, write_text
 from ..generate.generator import generate
 from ..plots.plot import plot_run
 from ..runs.directory import RunDirectory
+from ..runs.recorder import read_metrics
 from ..tokenizers import as_tokenizer
+from .record import EVENTS
+from .resolve import ResolvedStage
 from .trainer import Trainer
 
 TEXTS = 4  # texts generated, each after a prompt of another domain
@@ -16,18 +20,50 @@ PROMPT_TOKENS, NEW_TOKENS = 32, 64
 WIDTH = 100  # characters shown of a sample
 
 
-def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) -> None:
+def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedStage], *, plan: str) -> None:
     """Writes what remains of a finished run and tells its user where it is.
 
     A picture that fails is a warning.
     """
     state, model, console = trainer.state, trainer.model, trainer.console
-    assert trainer.evaluation is not None
     texts = sample_texts(trainer)
+    changes = [r for r in read_metrics(directory.path) if r.get('event') in EVENTS]
     broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
-    summary = {
+    summary = _summary(trainer, stages, plan, texts, changes, broken)
+    write_json(directory.path / 'summary.json', summary)
+    told = (
+        f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
+        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
+        f'Curves:     {_curves(directory)}\n'
+        f'Checkpoint: {directory.checkpoints / "best"}\n'
+        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
+    )
+    told = '\n'.join([told, *_notes(stages, changes)])
+    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
+    console.line('\nSamples, each after the end of a held-out prompt:')
+    for text in texts:
+        prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
+        console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
+    console.line(f'\n{told}')
+    for problem in broken:
+        console.line(
+            f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
+        )
+
+
+def _summary(
+    trainer: Trainer,
+    stages: Sequence[ResolvedStage],
+    plan: str,
+    texts: list[dict[str, str]],
+    changes: list[dict],
+    broken: list[str],
+) -> dict[str, Any]:
+    state, model = trainer.state, trainer.model
+    assert trainer.evaluation is not None
+    return {
         'model': model.name,
-        'exp': exp,
+        'exp': stages[-1].entry_name,
         'plan': plan,
         'seed': trainer.seed,
         'steps': state.total_step,
@@ -43,26 +79,16 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         'prompt': texts[0]['prompt'],
         'sample': texts[0]['sample'],
         'texts': texts,
+        'changes': [{key: r.get(key) for key in ('event', 'stage', 'step', 'message')} for r in changes],
+        'not_applied': {stage.name: stage.lacking for stage in stages if stage.lacking},
         'contract': {'broken': broken, 'causal': model.causal, 'batch_dependent': model.batch_dependent},
     }
-    write_json(directory.path / 'summary.json', summary)
-    told = (
-        f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
-        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
-        f'Curves:     {_curves(directory)}\n'
-        f'Checkpoint: {directory.checkpoints / "best"}\n'
-        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
-    )
-    write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
-    console.line('\nSamples, each after the end of a held-out prompt:')
-    for text in texts:
-        prompt, sample = (' '.join(text[part].split()) for part in ('prompt', 'sample'))
-        console.line(f'  {text["domain"]:<8} ...{prompt[-WIDTH // 2 :]} >> {sample[:WIDTH]}')
-    console.line(f'\n{told}')
-    for problem in broken:
-        console.line(
-            f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
-        )
+
+
+def _notes(stages: Sequence[ResolvedStage], changes: list[dict]) -> list[str]:
+    """What of the plan did not apply, and what changed within the run."""
+    applied = [note for stage in stages for note in stage.notes]
+    return [*applied, *(f'After {r.get("step"):,} steps: {r.get("message")}' for r in changes)]
 
 
 def sample_texts(trainer: Trainer) -> list[dict[str, str]]:

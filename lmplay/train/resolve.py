@@ -4,15 +4,17 @@ the plan again.
 Precedence: a model's defaults < its version's < the plan's < the stage's < the command line's.
 """
 
-from collections.abc import Sequence
+import difflib
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..base.base_model import BasicModelRunner, LMBase
 from ..base.runner_list import find_entry, find_runner
-from ..errors import ExperimentError, PlanError, UserError
+from ..errors import PlanError, UserError
 from ..tokenizers import Tokenizer, as_tokenizer
 from .plan import Plan, Stage
+
+SLIP = 0.9  # similarity of two names from which one is a slip for the other: num_block, num_blocks
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class ResolvedStage:
     datasets    name -> definition, None for a named dataset or a path
     overridden  what the version sets of its model and the plan sets otherwise: parameter -> (the version's,
                 the plan's)
+    lacking     parameters that the plan sets and the model lacks, which are left out
     """
 
     index: int
@@ -65,6 +68,7 @@ class ResolvedStage:
     datasets: dict[str, dict | None]
     validation_fraction: float
     overridden: dict
+    lacking: dict
 
     @property
     def name(self) -> str:
@@ -78,6 +82,21 @@ class ResolvedStage:
     def skeleton(self) -> LMBase:
         """The model on the meta device: its shapes without its weights."""
         return self.runner.build('meta')
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence each on what the plan and the experiment set differently, and on what applies not."""
+        notes = []
+        if self.overridden:
+            changes = (f'{k} {v} ({own} in {self.exp})' for k, (own, v) in self.overridden.items())
+            notes.append(f'Stage "{self.name}": the plan sets {", ".join(changes)}.')
+        if self.lacking:
+            left = ', '.join(f'{k} {v}' for k, v in self.lacking.items())
+            notes.append(
+                f'Stage "{self.name}": the plan sets {left}, which the model of {self.entry_name} lacks; '
+                'left out.'
+            )
+        return notes
 
     @property
     def row_length(self) -> int:
@@ -135,6 +154,8 @@ def _resolve_stage(
     defaults = {k: v for k, v in version.training.items() if index == 0 or k != 'init_from'}
     stage = plan.stage(index, defaults, settings.overrides)
     asked, own = plan.model | stage.model, version.given
+    lacking = {} if stage.exp is not None else _lacking(asked, version.declared)
+    asked = {k: v for k, v in asked.items() if k not in lacking}
     try:
         runner = _runner(plan, exp, version, asked | settings.model, tokenizer)
     except UserError as error:
@@ -153,7 +174,18 @@ def _resolve_stage(
         datasets={name: plan.source_spec(name) for name in stage.datasets},
         validation_fraction=plan.validation_fraction,
         overridden={k: (own[k], v) for k, v in different.items() if k not in settings.model},
+        lacking=lacking,
     )
+
+
+def _lacking(asked: dict, declared: dict) -> dict:
+    """What a plan sets for whatever model it trains and this one does not declare.
+
+    A name that is nearly one of the model's is left, to be refused: it is a slip.
+    """
+    unset = [name for name in declared if name not in asked]
+    unknown = {k: v for k, v in asked.items() if k not in declared and k != 'version'}
+    return {k: v for k, v in unknown.items() if not difflib.get_close_matches(k, unset, n=1, cutoff=SLIP)}
 
 
 def _runner(
@@ -172,26 +204,3 @@ def _runner(
             f"{own.name}: give its model a parameter `tokenizer`, or leave the plan's out."
         )
     return function(**parameters)
-
-
-def check_stages(stages: Sequence[ResolvedStage]) -> None:
-    """Raises UserError, before the first stage trains, for a model,
-    a sequence length or a start that a stage could not have."""
-    models: dict[str, LMBase] = {}
-    for stage in stages:
-        try:
-            model = stage.skeleton
-        except UserError as error:
-            raise type(error)(f'Stage "{stage.name}": {error}') from error
-        _ = stage.row_length
-        if stage.init_from == 'previous':
-            earlier = next(reversed(models.values()), None)
-        else:
-            earlier = models.get(stage.init_from.removeprefix('stage:'))
-        if earlier is not None and not model.can_start_from(earlier):
-            raise ExperimentError(
-                f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from {earlier.name}: its '
-                'model defines '
-                f'no import_pretrained, and the architectures differ.'
-            )
-        models[stage.name] = model

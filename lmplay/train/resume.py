@@ -1,15 +1,26 @@
 """What a run finds in its directory, and whether it may continue it."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..base.base_model import LMBase
 from ..errors import CheckpointError
-from ..runs.checkpoint import OPTIMIZER, STATE, load_optimizer, load_weights, read_state
+from ..runs.checkpoint import (
+    OPTIMIZER,
+    STATE,
+    load_optimizer,
+    load_weights,
+    point,
+    read_state,
+    save_checkpoint,
+)
+from ..runs.directory import RunDirectory
 from ..tokenizers import as_tokenizer, load_tokenizer
 from .resolve import ResolvedStage
 from .state import TrainState
@@ -26,6 +37,17 @@ class SavedRun:
     @property
     def train_state(self) -> TrainState:
         return TrainState(**self.state['progress'])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the run was trained (record.py); empty where that is not recorded, as in older runs."""
+        record = self.state.get('record')
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def is_being_reset(self) -> bool:
+        """Whether it began with --reset-history and is not finished: the same command then resumes it."""
+        return bool(self.record.get('reset')) and not (self.run_dir / 'summary.json').is_file()
 
     def check(self, stages: Sequence[str], *, seed: int) -> None:
         """Raises CheckpointError unless a run of these stages and this seed may continue it."""
@@ -84,6 +106,23 @@ class SavedRun:
             )
 
 
+def start_history_again(
+    directory: RunDirectory, saved: SavedRun, model: LMBase, header: dict[str, Any]
+) -> tuple[SavedRun, Path]:
+    """Begins a new history with the model: (its first checkpoint, where the old history is now).
+
+    The checkpoint is of step 0 and has no optimizer. The old history is moved once it is written.
+    """
+    shutil.rmtree(directory.reset_checkpoints, ignore_errors=True)
+    folder = directory.reset_checkpoints / 'step-00000000'
+    save_checkpoint(folder, model, None, header | {'progress': TrainState().to_dict(), 'logs': {}})
+    point(directory.reset_checkpoints / 'last', folder)
+    history = directory.complete_reset()
+    assert history is not None
+    last = directory.checkpoints / 'last'
+    return SavedRun(saved.run_dir, last, read_state(last)), history
+
+
 def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
     """The last checkpoint in a run's directory, None where there is none.
 
@@ -101,18 +140,3 @@ def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
             f"to another (ln -sfn step-... '{last}'), or use another --run-dir."
         )
     return None
-
-
-def changed_settings(run_dir: Path, stages: Sequence[dict], *, first: int) -> list[str]:
-    """A sentence for each stage, from number `first` on, that a resumed run trains with other settings than
-    before."""
-    try:
-        before = json.loads((run_dir / 'settings.json').read_text())['stages']
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    sentences = []
-    for old, new in list(zip(before, json.loads(json.dumps(stages, default=str))))[first:]:
-        changed = [f'{k} from {old.get(k)} to {v}' for k, v in new.items() if old.get(k) != v]
-        if changed:
-            sentences.append(f'Stage "{new["name"]}" continues with changed settings: {", ".join(changed)}.')
-    return sentences

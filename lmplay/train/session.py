@@ -8,14 +8,15 @@ from ..device import Compute, keep_freed_memory
 from ..errors import UserError
 from ..runs.checkpoint import Checkpoints, point
 from ..runs.directory import RunDirectory
-from ..runs.environment import environment
 from ..runs.recorder import Recorder
 from .assemble import RunContext, prepare_stage
+from .beginning import Beginner, Beginning, write_down
 from .console import ConsoleReporter
 from .finish import finish
 from .plan import Plan
-from .resolve import ResolvedStage, Settings, check_stages, resolve
-from .resume import SavedRun, changed_settings, find_saved
+from .readiness import check_stages
+from .resolve import ResolvedStage, Settings, resolve
+from .resume import find_saved
 from .stage_data import open_tokenizer
 from .state import TrainState
 from .stopping import Interrupted, StopSignal, StopTraining
@@ -33,7 +34,7 @@ class Session:
         keep_freed_memory()
 
     def resolve(self) -> list[ResolvedStage]:
-        """The plan's stages, each checked as far as can be without its data."""
+        """The plan's stages, each checked as far as can be without its data and weights from elsewhere."""
         stages = resolve(self.plan, self.settings, open_tokenizer(self.plan, self.console.line))
         check_stages(stages)
         return stages
@@ -41,52 +42,65 @@ class Session:
     def train(self) -> int:
         """The exit code: 0 at the plan's end, 130 after Ctrl-C, 143 after SIGTERM,
         1 where training had to stop."""
-        with self.directory.opened() as new:
-            saved = find_saved(self.directory.path, self.directory.checkpoints)
+        stop = StopSignal(self.console)
+        with self.directory.opened() as new, stop.installed():
             state = TrainState()
-            if saved is not None and not self.settings.reset_history:
-                state = saved.train_state
-                saved.check(list(self.plan.stages), seed=self.seed)
             try:
-                stages = self.resolve()
-                with self._running(saved, state) as run:
-                    return self._train(run, stages, saved)
+                beginning = self._begin()
+                state = beginning.state
+                with self._running(beginning, stop) as run:
+                    return self._train(run, beginning)
+            except KeyboardInterrupt:
+                if stop.stepping or stop.number is None:
+                    raise
+                self.console.close()
+                self.console.line('Stopped; rerun the same command to resume.')
+                return stop.exit_code
             except UserError:
                 if new and not state.total_step:
                     self.directory.take_back()
                 raise
 
+    def _begin(self) -> Beginning:
+        """What the run begins with, all of it checked before anything in its directory changes."""
+        self.directory.complete_reset()
+        saved = find_saved(self.directory.path, self.directory.checkpoints)
+        resets = self.settings.reset_history and saved is not None and not saved.is_being_reset
+        if saved is not None and not resets:
+            saved.check(list(self.plan.stages), seed=self.seed)
+        how = (self.settings, self.seed, self.compute, self.console.line)
+        beginner = Beginner(self.directory, self.resolve(), *how)
+        if saved is None:
+            return beginner.anew()
+        return beginner.again(saved) if resets else beginner.resumed(saved)
+
     @contextlib.contextmanager
-    def _running(self, saved: SavedRun | None, state: TrainState) -> Iterator[RunContext]:
-        """The run's records and checkpoints, opened where the saved run left them,
-        and its signal handlers."""
-        directory, settings = self.directory, self.settings
+    def _running(self, beginning: Beginning, stop: StopSignal) -> Iterator[RunContext]:
+        """The run's records and checkpoints, opened where the saved run left them."""
+        directory, settings, saved = self.directory, self.settings, beginning.saved
         background = not self.compute.is_cpu
         checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=background)
-        if saved is not None and settings.reset_history:
-            checkpoints.forget_links()
         recorder = Recorder(
             directory.path,
             report_to=settings.report_to,
-            offsets=saved.state['logs'] if saved is not None and not settings.reset_history else None,
+            offsets=saved.state['logs'] if saved is not None else None,
             run_name=directory.path.name,
             config=asdict(settings) | {'plan': self.plan.raw},
         )
-        stop = StopSignal(self.console)
         opened = (directory, recorder, checkpoints, self.console, stop)
-        with stop.installed():
-            try:
-                yield RunContext(settings, self.seed, self.compute, state, *opened)
-            finally:
-                checkpoints.close()
-                recorder.close()
-
-    def _train(self, run: RunContext, stages: list[ResolvedStage], saved: SavedRun | None) -> int:
+        known = (beginning.state, beginning.record, beginning.data)
         try:
-            self._record_settings(run, stages)
-            trainer = self._stages(run, stages, saved)
+            yield RunContext(settings, self.seed, self.compute, *known, *opened)
+        finally:
+            checkpoints.close()
+            recorder.close()
+
+    def _train(self, run: RunContext, beginning: Beginning) -> int:
+        stages = beginning.stages
+        try:
+            trainer = self._stages(run, beginning)
             self.console.close()
-            finish(self.directory, trainer, exp=stages[-1].entry_name, plan=self.plan.name)
+            finish(self.directory, trainer, stages, plan=self.plan.name)
             return 0
         except StopTraining as stopped:
             self.console.close()
@@ -95,26 +109,22 @@ class Session:
             last = self.directory.checkpoints / 'last'
             self.console.line(f"State saved in '{last}'; rerun the same command to resume.")
             return run.stop.exit_code
-        except KeyboardInterrupt:
-            if run.stop.stepping or run.stop.number is None:
-                raise
-            self.console.close()
-            self.console.line('Stopped; rerun the same command to resume.')
-            return run.stop.exit_code
 
-    def _stages(self, run: RunContext, stages: list[ResolvedStage], saved: SavedRun | None) -> Trainer:
+    def _stages(self, run: RunContext, beginning: Beginning) -> Trainer:
         """Trains what is left of the stages; the last one's trainer."""
         trainer: Trainer | None = None
-        resumes = saved is not None and not self.settings.reset_history
-        for stage in stages[run.state.stage :]:
-            if not resumes:
+        resumed = beginning.resumed
+        for stage in beginning.stages[run.state.stage :]:
+            if resumed is None:
                 run.state.begin_stage(stage.index)
-            trainer = prepare_stage(run, stage, previous=trainer, saved=saved)
-            if resumes:
+            previous, trainer = trainer, prepare_stage(run, stage, previous=trainer, resumed=resumed)
+            if previous is None:
+                write_down(beginning, run, plan=self.plan.raw)
+            if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
-            saved, resumes = None, False  # later stages start from the one before
+            resumed = None  # later stages start from the one before
             self._train_stage(run, stage, trainer)
-            if stage is not stages[-1]:
+            if stage is not beginning.stages[-1]:
                 run.stop.check()  # after a signal in the stage's last step
         assert trainer is not None  # a plan has at least one stage
         return trainer
@@ -135,12 +145,3 @@ class Session:
         folder = self.directory.checkpoints
         point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
         self.directory.write_held_out(stage.name, evaluation.documents)
-
-    def _record_settings(self, run: RunContext, stages: list[ResolvedStage]) -> None:
-        """Writes the settings, and records which of them a resumed run changes."""
-        told = [stage.settings.model_dump() for stage in stages]
-        if run.state.total_step:
-            for sentence in changed_settings(self.directory.path, told, first=run.state.stage):
-                run.event('settings', stages[run.state.stage].name, sentence)
-        settings = asdict(self.settings) | {'seed': self.seed, 'stages': told}
-        self.directory.write(settings=settings, plan=self.plan.raw, environment=environment())

@@ -167,7 +167,7 @@ def test_a_start_that_failed_takes_back_no_more_than_it_made(capsys, tmp_path, t
         (tmp_path / 'run/notes.txt').write_text('mine')
         raise UserError('no')
 
-    monkeypatch.setattr('lmplay.train.assemble.open_data', opened)
+    monkeypatch.setattr('lmplay.train.readiness.open_data', opened)
     refused(capsys, '--run-dir', tmp_path / 'run', '--training-plan', tiny_plan(), *TINY)
     assert [f.name for f in (tmp_path / 'run').iterdir()] == ['notes.txt']
 
@@ -180,7 +180,7 @@ def test_a_signal_before_the_first_step_stops_at_once(tmp_path, tiny_plan, monke
             time.sleep(0.01)
         raise AssertionError('it went on')
 
-    monkeypatch.setattr('lmplay.train.assemble.open_data', slow)
+    monkeypatch.setattr('lmplay.train.readiness.open_data', slow)
     assert main(['--run-dir', str(tmp_path / 'run'), '--training-plan', str(tiny_plan()), *TINY]) == code
 
 
@@ -302,6 +302,19 @@ def test_model_flags_are_those_of_the_plans_experiment(tmp_path, tiny_plan):
     assert parse(['--training-plan', plan, '--num-experts', '4']).model == {'num_experts': 4}
     with pytest.raises(UserError, match="Did you mean '--num-experts'"):
         parse(['--training-plan', plan, '--num-expert', '4'])
+
+
+def test_an_experiment_that_contradicts_the_plans_first_stage_is_refused(capsys, tmp_path, tiny_plan):
+    plan = str(tiny_plan({'one': {'steps': 1, 'exp': 'test_runner'}, 'two': {'steps': 1, 'exp': 'gpt2ish'}}))
+    options = ['--training-plan', plan, '--run-dir', str(tmp_path / 'run')]
+    error = refused(capsys, *options, '--exp', 's_gpt2ish', '--dry-run')
+    assert '--exp names s_gpt2ish, and stage "one" of plan' in error and 'names test_runner' in error
+    sizes = ['--embed-dim', '16', '--num-heads', '2', '--num-blocks', '1', '--max-len', '32']
+    plan = str(tiny_plan({'one': {'steps': 1, 'exp': 'some_test'}}))
+    for exp in ([], ['--exp', 'some_test']):  # nothing given, or the same; its parameters are flags
+        options = [*exp, '--training-plan', plan, '--run-dir', str(tmp_path / 'run'), *sizes]
+        assert main([*options, '--num-experts', '4', '--device', 'cpu', '--quiet']) == 0
+    assert json.loads((tmp_path / 'run/summary.json').read_text())['exp'] == 'some_test'
 
 
 def test_the_list_prints_text_as_it_is(tmp_path, monkeypatch):

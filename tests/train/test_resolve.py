@@ -5,7 +5,8 @@ import pytest
 from lmplay.errors import ExperimentError, PlanError, UserError
 from lmplay.tokenizers import BytesTokenizer, get_tokenizer
 from lmplay.train.plan import parse_plan
-from lmplay.train.resolve import Settings, check_stages, resolve
+from lmplay.train.readiness import check_stages
+from lmplay.train.resolve import Settings, resolve
 from tests.helpers import EXPERIMENTS
 
 BYTES = BytesTokenizer()
@@ -146,6 +147,38 @@ def test_what_follows_from_a_stage_alone():
     assert found.row_length == 24
     assert found.flops_per_token == found.skeleton.training_flops_per_token(24)
     assert resolved({'s': {}})[0].row_length == found.skeleton.max_len
+
+
+# ---- what a plan sets and a model lacks
+
+
+def test_what_a_model_lacks_is_left_out_and_told():
+    plan = {'model': {'ff_dropout': 0.0, 'embed_dim': 8}}
+    (found,) = resolved({'s': {}}, exp=f'{EXPERIMENTS}:mean', plan=plan, tokenizer=None)
+    assert found.lacking == {'ff_dropout': 0.0} and found.runner.given == {'embed_dim': 8}
+    assert found.notes == [
+        'Stage "s": the plan sets ff_dropout 0.0, which the model of mean lacks; left out.'
+    ]
+    (own,) = resolved({'s': {'model': {'ff_dropout': 0.5}}}, plan=plan)
+    assert own.lacking == {} and own.runner.given['ff_dropout'] == 0.5
+
+
+def test_a_stage_that_names_its_experiment_must_know_its_parameters():
+    stage = {'exp': f'{EXPERIMENTS}:mean'}
+    for plan, keys in (({'model': {'ff_dropout': 0.0}}, {}), ({}, {'model': {'ff_dropout': 0.0}})):
+        with pytest.raises(ExperimentError, match="Unknown model parameter 'ff_dropout'"):
+            resolved({'s': stage | keys}, plan=plan, tokenizer=None)
+
+
+def test_the_command_line_must_know_the_parameters():
+    with pytest.raises(ExperimentError, match="Unknown model parameter 'ff_dropout'"):
+        resolved({'s': {}}, exp=f'{EXPERIMENTS}:mean', tokenizer=None, model={'ff_dropout': 0.0})
+
+
+@pytest.mark.parametrize('slip', ['num_block', 'num_heds', 'embed_dimm', 'max_leng'])
+def test_a_slip_in_a_name_is_no_parameter_of_another_model(slip):
+    with pytest.raises(ExperimentError, match=f"Unknown model parameter '{slip}'.*Did you mean"):
+        resolved({'s': {}}, plan={'model': {slip: 2}})
 
 
 # ---- what could not be trained

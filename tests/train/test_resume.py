@@ -15,7 +15,7 @@ from lmplay.runs.checkpoint import point, save_checkpoint
 from lmplay.runs.recorder import read_metrics
 from lmplay.train.plan import parse_plan
 from lmplay.train.resolve import ResolvedStage, Settings, resolve
-from lmplay.train.resume import SavedRun, changed_settings, find_saved
+from lmplay.train.resume import SavedRun, find_saved
 from lmplay.train.state import TrainState
 from tests.helpers import assert_equal, assert_same_run, kill_after_records, make_trainer, statistics, tiny
 from tests.helpers import start as start_process
@@ -181,21 +181,3 @@ def test_what_is_in_the_directory_decides_whether_a_run_is_new(saved, tmp_path):
     last.symlink_to('step-00000009')
     with pytest.raises(CheckpointError, match='ln -sfn'):
         find_saved(saved.run_dir, folder)
-
-
-def test_settings_that_changed_are_told_of_the_stages_that_are_left(tmp_path):
-    before = [{'name': name, 'lr': 0.1, 'betas': [0.9, 0.95]} for name in 'abc']
-    (tmp_path / 'settings.json').write_text(json.dumps({'stages': before}))
-    now = [stage | {'betas': (0.9, 0.95)} for stage in before]
-    assert changed_settings(tmp_path, now, first=0) == []
-    now[0] = now[0] | {'lr': 9}
-    now[2] = now[2] | {'lr': 0.2}
-    (sentence,) = changed_settings(tmp_path, now, first=1)
-    assert sentence == 'Stage "c" continues with changed settings: lr from 0.1 to 0.2.'
-
-
-@pytest.mark.parametrize('content', [None, '{', '[]', '{}'])
-def test_settings_that_can_not_be_read_stop_no_run(tmp_path, content):
-    if content is not None:
-        (tmp_path / 'settings.json').write_text(content)
-    assert changed_settings(tmp_path, [{'name': 'a'}], first=0) == []

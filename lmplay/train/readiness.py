@@ -1,0 +1,97 @@
+"""What a plan's stages need, checked before the first step: models, starts, data."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..base.base_model import LMBase
+from ..errors import ExperimentError, UserError
+from ..tokenizers import as_tokenizer
+from .resolve import ResolvedStage
+from .stage_data import StageData, open_data
+from .warm_start import warm_start
+
+Start = Callable[[str], LMBase] | str | Path  # a model on a device, or what `warm_start` reads
+
+
+def check_stages(stages: Sequence[ResolvedStage]) -> None:
+    """Raises UserError for a model, a sequence length, or a start from an earlier stage,
+    that a stage could not have."""
+    for stage in stages:
+        try:
+            _ = stage.skeleton
+        except UserError as error:
+            raise type(error)(f'Stage "{stage.name}": {error}') from error
+        _ = stage.row_length
+        earlier = _earlier(stage, stages)
+        if earlier is None or stage.continues:
+            continue
+        if not stage.skeleton.can_start_from(earlier.skeleton):
+            raise ExperimentError(
+                f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from '
+                f'{earlier.skeleton.name}: its model defines no import_pretrained, and the architectures '
+                'differ.'
+            )
+        _try_start(stage, earlier.runner.build)
+
+
+def check_starts(stages: Sequence[ResolvedStage], *, first: int, over: int, checkpoints: Path) -> None:
+    """Raises UserError where a stage from number `first` on cannot start from the weights that it names.
+
+    They are read, fetched if need be, and tried on a model that is then dropped. Of the first `over` stages,
+    which are over, the checkpoint is tried; starts from others are for `check_stages`.
+    """
+    for stage in stages[first:]:
+        earlier = _earlier(stage, stages)
+        if earlier is None and stage.init_from not in ('previous', 'scratch'):
+            _try_start(stage, stage.init_from)
+        elif earlier is not None and stage.init_from != 'previous' and earlier.index < over:
+            _try_start(stage, checkpoints / f'stage-{earlier.name}')
+
+
+def open_stages(
+    stages: Sequence[ResolvedStage], *, first: int, seed: int, progress: Callable[[str], None]
+) -> dict[int, StageData]:
+    """Number -> data of each stage from `first` on, read and tokenized where that was not done before.
+
+    Raises UserError for data that a stage could not be trained on.
+    """
+    opened = {}
+    for stage in stages[first:]:
+        try:
+            opened[stage.index] = open_data(
+                stage, as_tokenizer(stage.skeleton.tokenizer), seed=seed, progress=progress
+            )
+        except UserError as error:
+            raise type(error)(f'Stage "{stage.name}": {error}') from error
+    return opened
+
+
+def _earlier(stage: ResolvedStage, stages: Sequence[ResolvedStage]) -> ResolvedStage | None:
+    """The stage that this one starts from; None where it starts from none."""
+    if stage.init_from == 'previous':
+        return stages[stage.index - 1] if stage.index else None
+    name = stage.init_from.removeprefix('stage:')
+    named = (other for other in stages[: stage.index] if other.name == name)
+    return next(named, None) if stage.init_from.startswith('stage:') else None
+
+
+def _try_start(stage: ResolvedStage, source: Start) -> None:
+    """Starts a model of the stage from `source`.
+
+    On the meta device, without weights, where its import can do that; else with weights, on the CPU. Raises
+    UserError where it fails.
+    """
+    for device in ('meta', 'cpu'):
+        try:
+            model = stage.runner.build(device)
+            warm_start(model, source(device) if callable(source) else source)
+            return
+        except UserError as error:
+            raise type(error)(f'Stage "{stage.name}": {error}') from error
+        except Exception as error:  # noqa: BLE001  an experiment's own import may raise anything
+            failure = error
+    reason = ' '.join(f'{type(failure).__name__}: {failure}'.split())[:300].rstrip('.')
+    raise ExperimentError(
+        f'Stage "{stage.name}": experiment \'{stage.exp}\' cannot start from the weights it names: its '
+        f'import_pretrained raised {reason}.'
+    ) from failure
