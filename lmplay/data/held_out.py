@@ -72,6 +72,18 @@ class HeldOut:
             self.rows.append(self._part(store, documents, domain, make_rows, document_bytes or share))
         self.unscored = sum(self._count_scored(part) for part in self.rows)
 
+    def counts(self) -> dict[str, dict[str, float]]:
+        """domain -> documents that are scored, and the effective number of them: as many of equal size would
+        tell as much (Kish 1965, sum(w)^2 / sum(w^2) over scored tokens)."""
+        found = {}
+        for domain in dict.fromkeys(d['domain'] for d in self.documents):
+            w = np.array(
+                [d['scored'] for d in self.documents if d['domain'] == domain and d['scored']], float
+            )
+            effective = float(w.sum() ** 2 / (w**2).sum()) if len(w) else 0.0
+            found[domain] = {'documents': len(w), 'effective': round(effective, 1)}
+        return found
+
     def _sizes(self, store: TokenStore, documents: np.ndarray, most: int | None) -> np.ndarray:
         """Bytes of each document, of a longer one the first `most`."""
         prompts, texts = store.text_bytes[documents].T

@@ -96,6 +96,7 @@ def prepare_stage(
         'samples': length.samples if counted else None,
         'steps': length.steps if counted else None,
         'not_applied': stage.lacking,
+        'held_out': data.held_out.counts(),
         'fingerprints': prints,
     }
     record_stage(run.directory.path, stage.name, facts, index=stage.index)

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
 from ..data.rows import make_rows
@@ -64,6 +66,7 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
     for name in settings.datasets:
         store = open_store(open_source(name, stage.datasets[name]), tokenizer, progress=progress)
         training, validation = split(name, store, stage.validation_fraction)
+        _tell_split(name, store, validation, tokenizer, progress)
         sources.append(rows(store, training))
         held_out.append((store, validation))
         if not sources[-1].count:
@@ -80,7 +83,34 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
         include_prompts=settings.include_prompts,
     )
     _check_scored(stage, mixture, evaluated)
+    counts = [
+        f'{domain} {c["documents"]} (effective {c["effective"]})' for domain, c in evaluated.counts().items()
+    ]
+    progress(f'Stage "{stage.name}": held-out documents: {", ".join(counts)}.')
     return StageData(mixture, evaluated, settings.score_padding)
+
+
+FEW = 3  # documents held out, which are named
+
+
+def _tell_split(
+    name: str,
+    store: TokenStore,
+    validation: np.ndarray,
+    tokenizer: Tokenizer,
+    progress: Callable[[str], None],
+) -> None:
+    """Says what is held out and what is left, where that is a matter of a few documents."""
+    if len(validation) > FEW:
+        return
+    sizes = store.text_bytes.sum(axis=1)
+    held, whole = int(sizes[validation].sum()), int(sizes.sum())
+    starts = (tokenizer.decode(store.tokens[(at := store.starts[d]) : at + 16].tolist()) for d in validation)
+    begins = ', '.join(repr(text[:40]) for text in starts)
+    progress(
+        f'{name}: held out are {len(validation)} of {len(store.lengths)} documents, {held:,} of {whole:,} '
+        f'bytes, beginning with {begins}. Their end alone would be with "hold_out": "ends".'
+    )
 
 
 def _check_scored(stage: ResolvedStage, mixture: Mixture, held_out: HeldOut) -> None:

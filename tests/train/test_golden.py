@@ -1,7 +1,7 @@
 """Golden runs: what lmplay computed at commit 23d61cc, before it was rebuilt, it computes today, bit for bit.
 
 That is of packed sequences of one dataset with validation text of its own. Padded sequences have since begun
-with an end-of-text token, mixtures have another order, exact at every length, and more documents are held out.
+with an end-of-text token, mixtures have another order, exact at every length, and more is held out of others.
 
 Digests of weights hold on one kind of processor and one version of torch; elsewhere losses are compared
 within a tolerance. To record digests for another machine, run the old code with this file:
