@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..errors import UserError
 from ..files import locked, write_json
 from .fingerprints import STAGES
 from .recorder import LOGS
+from .source import SOURCE
 
 LOCK, SETTINGS, PLAN, ENVIRONMENT = '.lock', 'settings.json', 'plan.json', 'environment.json'
 CHECKPOINTS = 'checkpoints'
@@ -42,6 +44,7 @@ class RunDirectory:
         """After a failed start: removes what it wrote, and the directory unless it holds anything else."""
         for name in (LOCK, SETTINGS, PLAN, ENVIRONMENT, STAGES, *LOGS):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / SOURCE, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import DataError, unknown
 from .recorder import read_metrics
+from .source import changed_source, kept_source
 
 if TYPE_CHECKING:
     from ..base.base_model import LMBase
@@ -95,6 +96,18 @@ class StartedRun:
     @property
     def checkpoints(self) -> Path:
         return self.folder / 'checkpoints'
+
+    @cached_property
+    def source(self) -> dict[str, str]:
+        """The source of the models that it trains, as the run keeps it: relative path -> text.
+
+        Empty for a run that kept none. It is there to be read; nothing of it is ever executed.
+        """
+        return kept_source(self.folder)
+
+    def source_changed(self) -> list[str]:
+        """The files of `source` that are edited, new or gone where they came from."""
+        return changed_source(self.folder)
 
     def origin(self, stage: str) -> str:
         """Where a stage's weights came from: 'scratch', 'stage:NAME', 'pretrained:NAME', or a path."""

@@ -4,12 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from ..base.runner_list import find_entry
 from ..device import Compute, keep_freed_memory
 from ..errors import UserError
 from ..runs.checkpoint import Checkpoints, point
 from ..runs.directory import RunDirectory
 from ..runs.environment import environment
 from ..runs.recorder import Recorder
+from ..runs.source import keep_source
 from .assemble import RunContext, prepare_stage
 from .console import ConsoleReporter
 from .finish import finish
@@ -144,3 +146,5 @@ class Session:
                 run.event('settings', stages[run.state.stage].name, sentence)
         settings = asdict(self.settings) | {'seed': self.seed, 'stages': told}
         self.directory.write(settings=settings, plan=self.plan.raw, environment=environment())
+        if not run.state.total_step:
+            keep_source(self.directory.path, [find_entry(stage.exp) for stage in stages])
