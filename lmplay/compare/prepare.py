@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
 from ..checks import require_contract
@@ -108,6 +110,7 @@ class Prepared:
     """An experiment ready to be trained. plan: complete, with budget and row length filled in.
 
     lengths: planned, by stage, in `unit`, 'tokens' or 'seconds'; flops_per_token: of training, by stage;
+    documents: name -> (documents,) of those held out at the end: domain, hash, tokens;
     digest: of all that decides what a run does, but its seed.
     """
 
@@ -119,6 +122,7 @@ class Prepared:
     fingerprints: dict[str, str]
     device_kind: str
     amp: bool
+    documents: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     digest: str = ''
 
     @property
@@ -240,7 +244,11 @@ def _prepared(
     joined |= {k: prints[-1][k] for k in ('evaluation', 'text')}
     flops = [stage.flops_per_token for stage in stages]
     unit = 'seconds' if timed == {True} else 'tokens'
-    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp)
+    documents = {
+        name: np.array([d[name] for d in data.held_out.documents], kind)
+        for name, kind in (('domain', str), ('hash', np.uint64), ('tokens', np.int64))
+    }
+    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp, documents)
 
 
 def apply_budget(prepared: Prepared, budget: Budget | None) -> None:

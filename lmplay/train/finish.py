@@ -8,6 +8,7 @@ from ..files import write_json, write_text
 from ..generate.generator import generate
 from ..plots.plot import plot_run
 from ..runs.directory import RunDirectory
+from ..runs.environment import load
 from ..tokenizers import as_tokenizer
 from .trainer import Trainer
 
@@ -35,6 +36,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         'tokens': state.tokens,
         'flops': state.flops,
         'seconds': round(state.seconds, 1),
+        'load': load(),
         'train_loss': state.loss,
         'validation_loss': state.validation_loss,
         'best_validation_loss': state.best_loss,
