@@ -1,5 +1,6 @@
 """One comparison, from request to report; everything is kept in its directory, so that it can resume."""
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -131,16 +132,17 @@ class ComparisonSession:
         Raises UserError for what cannot be compared, if possible before training.
         """
         prepared = self._prepare()
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with locked(self.out / '.lock'):
-                return self._run(prepared)
-        except BlockingIOError:
-            raise UserError(
-                f"Another lmp_compare is running in '{self.out}'. Wait for it, or give another --out."
-            ) from None
-        except OSError as error:
-            raise UserError(f"Can't write the comparison '{self.out}': {error.strerror}.") from error
+        with contextlib.ExitStack() as held:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.out / '.lock'))
+            except BlockingIOError:
+                raise UserError(
+                    f"Another lmp_compare is running in '{self.out}'. Wait for it, or give another --out."
+                ) from None
+            except OSError as error:
+                raise UserError(f"Can't write the comparison '{self.out}': {error.strerror}.") from error
+            return self._run(prepared)
 
     def _prepare(self) -> list[Prepared]:
         """The experiments within the budget, all that can be refused before training refused."""
@@ -160,24 +162,32 @@ class ComparisonSession:
 
     def dry_run(self) -> str:
         """What `run` would train, having checked all that it would refuse; writes nothing."""
+        from ..device import Compute, measured_flops
         from .rehearsal import told
 
         prepared = self._prepare()
         trials = [t for p in prepared for t in self._trials(p)] if self.request.tune else []
-        verdict = [(p, self._jobs(p)) for p in prepared]
-        searched = [(t.owner, t.jobs) for t in trials]
-        documents = prepared[0].documents
+        compute = Compute.of(self.devices[0], amp=self.request.amp)
         return told(
             self.request,
             out=self.out,
+            plan=self.plan.name,
             device=self.devices[0],
-            verdict=verdict,
-            search=searched,
-            notes=few_documents(documents['tokens'], documents['hash']),
+            speed=0.5 * measured_flops(compute.device, compute.dtype),
+            verdict=[(p, self._jobs(p)) for p in prepared],
+            search=[(t.prepared, t.jobs) for t in trials],
+            notes=self._few_documents(prepared),
         )
+
+    @staticmethod
+    def _few_documents(prepared: list[Prepared]) -> list[str]:
+        documents = prepared[0].documents
+        return few_documents(documents['tokens'], documents['hash'])
 
     def _run(self, prepared: list[Prepared]) -> Comparison:
         self._remember()
+        for warning in self._few_documents(prepared):
+            self.say(warning)
         tuning = self._tune(prepared) if self.request.tune else None
         runs = self._train(prepared)
         check_comparable(fingerprints_of(runs), self.request.metric)
@@ -263,8 +273,8 @@ class ComparisonSession:
         """Gives every experiment the learning rate that the same search chooses for it; returns its log."""
         trials = [trial for p in prepared for trial in self._trials(p)]
         self.say(
-            f'Trying {len(FACTORS)} learning rates with each experiment, each with {len(SEEDS)} seeds at full '
-            f'length: {sum(len(t.jobs) for t in trials)} runs.'
+            f'Trying {len(FACTORS)} learning rates with each experiment, each with {len(SEEDS)} seeds at '
+            f'full length: {sum(len(t.jobs) for t in trials)} runs.'
         )
         for trial in trials:
             self._write_plan(trial.prepared)

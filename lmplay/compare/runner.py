@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cli import count, duration
 from ..errors import UserError
 from ..files import locked
 from ..runs.recorder import METRICS, read_metrics
-from ..train.console import count, duration
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal

@@ -99,6 +99,6 @@ def said(label: str, log: dict, rates: Sequence[float]) -> str:
     if log['best'] == 1.0:
         return f"{label}: the plan's learning rate, {chosen}, did best and is kept."
     return (
-        f'{label}: {log["best"]:g} times the learning rate did best, but {len(log["seeds"])} seeds do not tell '
-        f"it from the plan's, {chosen}, which is kept."
+        f'{label}: {log["best"]:g} times the learning rate did best, but {len(log["seeds"])} seeds do not '
+        f"tell it from the plan's, {chosen}, which is kept."
     )
