@@ -224,26 +224,28 @@ def test_budgets_of_flops_and_seconds(tmp_path, monkeypatch, plan):
 
 def test_the_search_for_a_learning_rate(tmp_path, monkeypatch, capsys, write_plan):
     """A smaller search than usual; on documents and seeds of its own, at full length, and resumable."""
+    assert len(tuning.SEEDS) >= 3 and 1.0 in tuning.FACTORS
     for module in (comparison, tuning):
         monkeypatch.setattr(module, 'FACTORS', (0.01, 1.0))
+        monkeypatch.setattr(module, 'SEEDS', tuning.SEEDS[:2])
     monkeypatch.chdir(tmp_path)
     plan = write_plan(tmp_path, tokens=4000, batch_size=8, mini_batch_size=8, validation_bytes=30_000)
     plan.write_text(plan.read_text().replace('"validation_fraction": 0.1', '"validation_fraction": 0.3'))
     arguments = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), '--seeds', '1', *SMALL]
     arguments += ['--tune', 'lr', '--out', 't', '--jobs', '2']
     assert main([*arguments, '--dry-run']) == 0
-    assert 'In all: 14 runs to train' in capsys.readouterr().out and not (tmp_path / 't').exists()
+    assert 'In all: 10 runs to train' in capsys.readouterr().out and not (tmp_path / 't').exists()
     assert main(arguments) == 0
     findings = json.loads((tmp_path / 't/results.json').read_text())
     trials = [read_run(f.parent) for f in (tmp_path / 't/tuning').rglob('summary.json')]
     runs = [read_run(f.parent) for f in (tmp_path / 't/runs').rglob('summary.json')]
-    assert len(trials) == 12 and len(runs) == 2
-    assert {r.cost['tokens'] for r in trials} == {r.cost['tokens'] for r in runs}
+    assert len(trials) == 8 and len(runs) == 2
+    assert all(abs(r.cost['tokens'] - 4000) < 32 for r in (*trials, *runs))  # up to a sequence
     assert not {r.seed for r in trials} & {r.seed for r in runs}
     for entry in findings['experiments']:
         log = findings['tuning'][entry['label']]
         assert [p['factor'] for p in log['points']] == [0.01, 1.0] and log['best'] == 1.0
-        assert log['chosen'] == [0.006] and all(len(p['losses']) == 3 and p['sd'] for p in log['points'])
+        assert log['chosen'] == [0.006] and all(len(p['losses']) == 2 and p['sd'] for p in log['points'])
         (low, _) = log['points']
         assert low['verdict'] == 'worse' and low['low'] > 0
         documents = next(r for r in runs if r.exp == 'gpt2ish').documents
