@@ -184,13 +184,15 @@ def difference_curve(
     return xs[inside], *(np.array([getattr(t, k) for t in results]) for k in ('mean', 'low', 'high'))
 
 
-def draw_difference(runs: dict[str, list[FinishedRun]], x: str, metric: str, *, alpha: float):
-    """Difference from the baseline over x with its interval; None where there is none to draw."""
-    baseline, *others = runs
+def draw_difference(
+    runs: dict[str, list[FinishedRun]], x: str, metric: str, *, labels: Sequence[str], alpha: float
+):
+    """Difference of these experiments from the baseline over x with its interval; None without any."""
+    baseline = next(iter(runs))
     colours = colour_of(list(runs))
     found = {
         label: d
-        for label in others
+        for label in labels
         if (d := difference_curve(runs[baseline], runs[label], x, metric, alpha=alpha)) is not None
     }
     if not found:

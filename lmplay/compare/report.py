@@ -142,6 +142,9 @@ def plan_pictures(findings: dict, runs: dict[str, list[FinishedRun]]) -> list[Pi
     metric, alpha, x = findings['metric'], findings['alpha'], axis_of(findings, runs)
     against = f'Difference from {findings["baseline"]}'
     interval, spread, band = _how_to_read(runs, alpha)
+    for entry in findings['experiments']:
+        if entry['stopped']:
+            spread += f' Of {entry["label"]}, {len(entry["stopped"])} stopped early and are missing.'
     verdicts = ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e)
     ends = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments']) + '.'
     planned = [Picture('verdicts', against, interval, verdicts, lambda: figures.draw_verdicts(findings))]
@@ -149,7 +152,8 @@ def plan_pictures(findings: dict, runs: dict[str, list[FinishedRun]]) -> list[Pi
         title = f'Held-out {METRICS[metric]} over {words}'
         draw = partial(figures.draw_loss, runs, axis, metric)
         planned.append(Picture(f'{metric}-over-{axis}', title, spread, ends, draw))
-    draw = partial(figures.draw_difference, runs, x, metric, alpha=alpha)
+    judged = [e['label'] for e in findings['experiments'] if e.get('comparison', {}).get('mean') is not None]
+    draw = partial(figures.draw_difference, runs, x, metric, labels=judged, alpha=alpha)
     planned.append(Picture('difference', f'{against} over {figures.AXES[x]}', band, verdicts, draw))
     return planned
 

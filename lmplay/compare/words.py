@@ -199,7 +199,8 @@ def _mismatches(entry: dict, baseline: dict) -> list[str]:
     parts = [f'{FIGURES[k]} ({r:.2f} times)' for k, r in entry['unequal'].items() if k not in MEASURED]
     if parts:
         found.append(f'{label} is not matched to {base} in {", ".join(parts)}.')
-    if missing := set(baseline['losses']) ^ set(entry['losses']):
+    seeds, base_seeds = ({*e['losses'], *e['stopped']} for e in (entry, baseline))
+    if missing := seeds ^ base_seeds:
         found.append(
             f'Seeds run for only one of {base} and {label} are left out of the difference: '
             f'{", ".join(sorted(missing))}.'
