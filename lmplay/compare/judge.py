@@ -56,6 +56,7 @@ def judge(
         entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
         entry['sentence'] = sentence(entry, experiments[0], METRICS[metric], alpha)
     settings = differing_settings(runs)
+    load = {label: _load(members) for label, members in runs.items()}
     return {
         'metric': metric,
         'unit': METRICS[metric],
@@ -66,10 +67,10 @@ def judge(
         'experiments': experiments,
         'noise': noise(baseline, runs[baseline], metric, alpha=alpha),
         'domains': _domains(runs, metric, stopped),
-        'load': {label: _load(members) for label, members in runs.items()},
+        'load': load,
         'settings': settings,
         'held_out': _held_out(runs[baseline][0]),
-        'warnings': [*warnings(runs, experiments, settings), *notes],
+        'warnings': [*warnings(runs, experiments, settings, load), *notes],
         'samples': _samples(runs),
         'routing': _routing(runs),
     }

@@ -164,6 +164,7 @@ def warnings(runs: dict[str, list[FinishedRun]], experiments: list[dict], settin
         *few_documents(*(runs[baseline['label']][0].documents[name] for name in ('tokens', 'hash'))),
         *_skipped_steps(runs),
         *_edited(runs),
+        *_ended_by_a_busy_clock(runs, load),
         *(
             f'The experiments differ in {row["setting"]}: '
             + ', '.join(f'{label} {value}' for label, value in row['values'].items())
@@ -180,6 +181,16 @@ def _few_seeds(others: list[dict]) -> list[str]:
         return []
     counted = ', '.join(f'{label} {n}' for label, n in few.items())
     return [f'At least {RECOMMENDED_SEEDS} seeds are recommended; compared here: {counted}.']
+
+
+def _ended_by_a_busy_clock(runs: dict[str, list[FinishedRun]], load: dict[str, dict]) -> list[str]:
+    """Where the clock ended runs that other work on the machine may have slowed down."""
+    return [
+        f'{label} trained for a time, on a busy machine (up to {load[label]["most"]:.1f} tasks per core): it '
+        'may have got fewer steps than it would have alone.'
+        for label, members in runs.items()
+        if load[label]['busy'] and any(s.get('seconds') for r in members for s in r.stage_settings.values())
+    ]
 
 
 def _edited(runs: dict[str, list[FinishedRun]]) -> list[str]:

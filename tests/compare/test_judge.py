@@ -175,6 +175,11 @@ def test_a_busy_machine_is_noticed(baseline):
     load = judge({'a': busy, 'b': idle, 'c': old})['load']
     assert load['a'] == {'most': 3.5, 'busy': True} and load['b'] == {'most': 1.0, 'busy': False}
     assert load['c'] == {'most': None, 'busy': False}
+    (stage,) = baseline[0].stage_settings.values()
+    timed = {'stages': [stage | {'seconds': 5.0}]}
+    sides = [[replace(r, settings=r.settings | timed) for r in side] for side in (busy, idle)]
+    found = [w for w in judge(dict(zip('ab', sides)))['warnings'] if 'on a busy machine' in w]
+    assert len(found) == 1 and found[0].startswith('a trained for a time')
 
 
 def test_seeds_of_one_side_only_are_left_out_and_said(trained, baseline):
