@@ -155,8 +155,10 @@ def _at_what_cost(entry: dict, baseline: dict) -> str:
     return f' It has {" and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))} of {baseline["label"]}.'
 
 
-def warnings(runs: dict[str, list[FinishedRun]], experiments: list[dict], settings: list[dict]) -> list[str]:
-    """What to know before trusting the verdicts. settings: those that differ."""
+def warnings(
+    runs: dict[str, list[FinishedRun]], experiments: list[dict], settings: list[dict], load: dict[str, dict]
+) -> list[str]:
+    """What to know before trusting the verdicts. settings: those that differ; load: of each label's runs."""
     baseline, *others = experiments
     return [
         *(text for entry in others for text in _mismatches(entry, baseline)),
