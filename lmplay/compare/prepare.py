@@ -244,9 +244,11 @@ def _prepared(
     joined |= {k: prints[-1][k] for k in ('evaluation', 'text')}
     flops = [stage.flops_per_token for stage in stages]
     unit = 'seconds' if timed == {True} else 'tokens'
+    entries = data.held_out.documents
     documents = {
-        name: np.array([d[name] for d in data.held_out.documents], kind)
-        for name, kind in (('domain', str), ('hash', np.uint64), ('tokens', np.int64))
+        'domain': np.array([d['domain'] for d in entries], str),
+        'hash': np.array([d['hash'] for d in entries], np.uint64),
+        'tokens': np.array([d.get('scored', d['tokens']) for d in entries], np.int64),
     }
     return Prepared(spec, plan, unit, lengths, flops, joined, device, amp, documents)
 

@@ -44,9 +44,11 @@ def told(
     whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
     tokens = [_tokens(p) for p, _ in left]
     about = f'{count(sum(t for t in tokens if t))} tokens, ' if all(tokens) and tokens else ''
+    basis = f', at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here'
+    basis = basis if all(tokens) else ''
     lines += [
-        f'In all: {len(left)} runs to train, {about}about {duration(whole)} with {request.jobs} at a time, '
-        f'at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here.',
+        f'In all: {len(left)} runs to train, {about}about {duration(whole)} with {request.jobs} at a time'
+        f'{basis}.',
         *notes,
         'Nothing was trained or written.',
     ]
