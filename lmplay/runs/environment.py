@@ -42,12 +42,21 @@ def environment() -> dict:
         'cpu': _cpu_model(),
         'cpu_count': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         'torch_threads': torch.get_num_threads(),
+        'load': load(),
         'cuda': torch.version.cuda,
         'devices': [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         'git': {'lmplay': _git(package, package / '__init__.py'), 'working_directory': _git(Path.cwd())},
         'working_directory': str(Path.cwd()),
         'command': shlex.join(sys.argv),
     }
+
+
+def load() -> float | None:
+    """Tasks that ran or waited in the last minute, per core of the machine: above 1 it is busy."""
+    try:
+        return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    except OSError:
+        return None
 
 
 def _cpu_model() -> str:
