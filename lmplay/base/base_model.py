@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ExperimentError
 from ..tokenizers import Tokenizer, as_tokenizer, provide_gpt2
 from .parameters import model_parameters, typed_parameters
+from .roles import parameter_roles
 
 provide_gpt2()  # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
 
@@ -184,20 +185,14 @@ class LMBase(nn.Module):
 
     def param_groups(self, weight_decay: float) -> list[dict]:
         """Parameter groups for the optimizer: no decay for biases, norms (anything below two dimensions),
-        embeddings, and parameters with `skip_weight_decay = True`. Frozen parameters are left out."""
-        embeddings = {
-            id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
-        }
+        embeddings and other tables, and parameters with `skip_weight_decay = True`. Frozen parameters are
+        left out."""
+        roles = parameter_roles(self)
         decay, no_decay = [], []
         for name, p in self.named_parameters():
             if p.requires_grad:
-                skip = (
-                    getattr(p, 'skip_weight_decay', False)
-                    or p.ndim < 2
-                    or id(p) in embeddings
-                    or 'embed' in name.rsplit('.', 1)[-1]
-                )
-                (no_decay if skip else decay).append(p)
+                spared = p.ndim < 2 or roles[name] in ('embedding', 'table')
+                (no_decay if spared or getattr(p, 'skip_weight_decay', False) else decay).append(p)
         groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': no_decay, 'weight_decay': 0.0}]
         return [g for g in groups if g['params']]
 

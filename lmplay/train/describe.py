@@ -12,6 +12,7 @@ from ..device import measured_flops
 from ..tokenizers import as_tokenizer
 from .length import TimeLength, stage_length
 from .objective import Objective
+from .optimizer import assignments
 from .plan import Plan, Stage
 from .resolve import ResolvedStage, Settings, resolve
 from .session import Session
@@ -93,6 +94,7 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
     rows = stage.settings.mini_batch_size
     rows = Stage.model_fields['mini_batch_size'].default if rows == 'auto' else rows
     figures = describe(stage.measurable, rows=rows, length=stage.row_length, amp=settings.amp)
+    figures['updates'] = assignments(stage.measurable, stage.settings)
     if as_json:
         print(json.dumps(figures, indent=1, default=str))
     else:
@@ -122,6 +124,7 @@ def print_description(model: LMBase, figures: dict, console) -> None:
             f'{gib["weights"]}, gradients '
             f'{gib["gradients"]}, optimizer {gib["optimizer"]}, activations {gib["activations"]}',
         ),
+        *(('updated by', line) for line in figures['updates']),
         *((k, str(v)) for k, v in figures['hyperparameters'].items()),
     ):
         table.add_row(key, value)

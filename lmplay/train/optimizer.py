@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase
+from ..base.roles import parameter_roles
 from ..errors import CheckpointError, PlanError
 from .plan import Stage
 
@@ -49,14 +51,59 @@ class Optimizer(Protocol):
     def load_state_dict(self, state_dict: dict) -> None: ...
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) with Nesterov momentum, for matrices (A, B) and stacks of them (..., A, B).
+
+    Each matrix of a stack is a weight of its own. The update has the root mean square of AdamW's (Liu et al.
+    2025, "Muon is scalable for LLM training", section 2.2), so that AdamW's learning rates and decay serve.
+    torch's own takes single matrices only and cannot skip a step without waiting for the device.
+    """
+
+    _step_supports_amp_scaling = True  # a step that `found_inf` forbids changes nothing
+    found_inf: Tensor | None = None
+
+    def __init__(self, params: list[dict], *, lr: float, weight_decay: float = 0.1, momentum: float = 0.95):
+        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.grad is not None:
+                    self._step(p, **{k: group[k] for k in ('lr', 'weight_decay', 'momentum')})
+
+    def _step(self, p: Tensor, *, lr: float, weight_decay: float, momentum: float) -> None:
+        state = self.state[p]
+        if not state:
+            state['momentum_buffer'] = torch.zeros_like(p)
+        average = state['momentum_buffer'].lerp(p.grad, 1 - momentum)
+        update = orthogonalized(p.grad.lerp(average, momentum))
+        moved = (p * (1 - lr * weight_decay)).add_(update, alpha=-lr * 0.2 * max(p.shape[-2:]) ** 0.5)
+        for tensor, new in ((state['momentum_buffer'], average), (p, moved)):
+            tensor.copy_(new if self.found_inf is None else torch.where(self.found_inf == 0, new, tensor))
+
+
+def orthogonalized(gradient: Tensor, *, steps: int = 5) -> Tensor:
+    """Each matrix (..., A, B) with its singular values moved near 1, in bfloat16: Newton-Schulz iteration
+    with the coefficients of Jordan et al. 2024."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = gradient.reshape(-1, *gradient.shape[-2:]).bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(gradient.shape)
+
+
 class MuonWithAdamW:
-    """Muon for hidden weight matrices, AdamW for the rest (Jordan et al. 2024); one optimizer to its user."""
+    """Muon for hidden matrices, AdamW for the rest (Jordan et al. 2024); one optimizer to its user."""
 
     def __init__(self, matrices: list[dict], rest: list[dict], *, lr: float, betas: tuple[float, float]):
-        self.parts = [
-            torch.optim.Muon(matrices, lr=lr, adjust_lr_fn='match_rms_adamw'),
-            torch.optim.AdamW(rest, lr=lr, betas=betas),
-        ]
+        self.parts: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr)]
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=lr, betas=betas))
 
     @property
     def param_groups(self) -> list[dict]:
@@ -100,22 +147,38 @@ def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
 
 
 def _muon(model: LMBase, groups: list[dict], stage: Stage) -> MuonWithAdamW:
-    """Muon for two-dimensional weights with decay; head and embeddings stay with AdamW."""
-    if not hasattr(torch.optim, 'Muon'):
-        raise PlanError(f'Optimizer muon needs torch 2.9 or newer; installed: {torch.__version__}.')
-    head = {id(p) for p in getattr(model, 'fc', torch.nn.Identity()).parameters()}
+    """Muon for hidden matrices, stacked ones included; head, embeddings and all else stay with AdamW."""
+    roles = parameter_roles(model)
+    hidden = {id(p) for name, p in model.named_parameters() if roles[name] == 'matrix'}
     matrices, rest = [], []
     for group in groups:
-        chosen = [p for p in group['params'] if p.ndim == 2 and group['weight_decay'] and id(p) not in head]
-        ids = {id(p) for p in chosen}
-        others = [p for p in group['params'] if id(p) not in ids]
+        chosen = [p for p in group['params'] if id(p) in hidden]
+        others = [p for p in group['params'] if id(p) not in hidden]
         matrices += [{**group, 'params': chosen}] if chosen else []
         rest += [{**group, 'params': others}] if others else []
     if not matrices:
-        raise PlanError(
-            'Optimizer muon needs a weight decay above 0 and at least one trainable hidden matrix.'
-        )
+        raise PlanError('Optimizer muon needs at least one trainable hidden matrix.')
     return MuonWithAdamW(matrices, rest, lr=stage.lr, betas=stage.betas)
+
+
+def assignments(model: LMBase, stage: Stage) -> list[str]:
+    """Which parameters the stage's optimizer updates how: a line for each rule and role, with the names of
+    the parameters, numbered layers drawn together."""
+    roles = parameter_roles(model)
+    found: dict[tuple[str, float, str], list[tuple[str, Tensor]]] = {}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in model.param_groups(stage.weight_decay):
+        for p in group['params']:
+            role = roles[names[id(p)]]
+            muon = stage.optimizer == 'muon'
+            rule = 'adamw' if muon and role != 'matrix' else stage.optimizer
+            found.setdefault((rule, group['weight_decay'], role), []).append((names[id(p)], p))
+    lines = []
+    for (rule, decay, role), members in found.items():
+        unique = dict.fromkeys(re.sub(r'(^|\.)\d+(?=\.|$)', r'\1*', name) for name, _ in members)
+        size = sum(p.numel() for _, p in members)
+        lines.append(f'{rule}, weight decay {decay:g}, {role}: {", ".join(unique)} ({size:,} parameters)')
+    return lines
 
 
 def restore_moments(optimizer: Optimizer, state: dict) -> None:

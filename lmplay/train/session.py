@@ -131,7 +131,7 @@ class Session:
             run.checkpoints.wait()
         evaluation = trainer.final_evaluation()
         if self.settings.check_grads:
-            self.console.gradients(trainer.model)
+            self.console.gradients(trainer.model, trainer.stage)
         folder = self.directory.checkpoints
         point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
         self.directory.write_held_out(stage.name, evaluation.documents)

@@ -2,9 +2,16 @@ import pytest
 import torch
 
 from lmplay.errors import CheckpointError, PlanError
-from lmplay.train.optimizer import MuonWithAdamW, clip_gradients, make_optimizer, restore_moments
+from lmplay.train.optimizer import (
+    Muon,
+    MuonWithAdamW,
+    assignments,
+    clip_gradients,
+    make_optimizer,
+    restore_moments,
+)
 from lmplay.train.plan import Stage
-from tests.helpers import assert_equal, tiny
+from tests.helpers import assert_equal, experiment, tiny
 
 OPTIMIZERS = ['adamw', 'adam', 'adagrad', 'sgd', 'rmsprop', 'muon']
 
@@ -72,9 +79,71 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw():
     assert matrices == hidden and rest == {n for n, _ in model.named_parameters()} - hidden
 
 
+@pytest.mark.parametrize('decay', [0.0, 0.01])
+def test_heads_and_tables_are_not_muons_whatever_they_are_called(decay):
+    model = experiment('mean')  # its head is called `out`
+    optimizer = made('muon', model, weight_decay=decay)
+    assert names(model, optimizer.parts[0].param_groups) == {'mix.weight'}
+    assert {g['weight_decay'] for g in optimizer.parts[0].param_groups} == {decay}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    step(model, optimizer)
+    assert all(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_muon_takes_stacked_experts():
+    model = tiny('gpt2_moe', moe_layers='all')
+    matrices = names(model, made('muon', model).parts[0].param_groups)
+    assert {'w1', 'w2'} <= {n.rsplit('.', 1)[1] for n in matrices}
+    assert not {n for n in matrices if n.endswith(('b1', 'b2')) or 'wte' in n or 'wpe' in n}
+
+
+def parameter(*shape, seed=0):
+    return torch.nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def muon_steps(p, gradients):
+    optimizer = Muon([{'params': [p]}], lr=0.01, weight_decay=0.1)
+    for p.grad in gradients:
+        optimizer.step()
+    return p.detach()
+
+
+@pytest.mark.parametrize('shape', [(12, 5), (5, 12), (8, 8)])
+def test_a_stack_moves_as_its_matrices_do_one_by_one_and_those_as_torchs_muon_moves_them(shape):
+    stack, gradients = parameter(3, *shape), [torch.randn(3, *shape) for _ in range(3)]
+    singles = [torch.nn.Parameter(m.clone()) for m in stack.detach()]
+    theirs = [torch.nn.Parameter(m.clone()) for m in singles]
+    moved = muon_steps(stack, gradients)
+    for i, (mine, other) in enumerate(zip(singles, theirs)):
+        mine = muon_steps(mine, [g[i] for g in gradients])
+        oracle = torch.optim.Muon([other], lr=0.01, weight_decay=0.1, adjust_lr_fn='match_rms_adamw')
+        for g in gradients:
+            other.grad = g[i].clone()
+            oracle.step()
+        torch.testing.assert_close(mine, other.detach(), rtol=0, atol=2e-4)
+        torch.testing.assert_close(moved[i], mine, rtol=0, atol=2e-4)
+
+
 def test_muon_without_a_matrix_to_train_is_refused():
-    with pytest.raises(PlanError, match='weight decay above 0'):
-        made('muon', tiny(), weight_decay=0)
+    model = experiment('mean')
+    model.mix.weight.requires_grad_(False)
+    with pytest.raises(PlanError, match='at least one trainable hidden matrix'):
+        made('muon', model)
+
+
+def test_what_went_where_is_told():
+    lines = assignments(tiny(num_blocks=2), Stage(dataset='embedded', optimizer='muon', weight_decay=0.1))
+    told = {line.split(':')[0]: line.split(': ')[1] for line in lines}
+    assert told.keys() == {
+        'muon, weight decay 0.1, matrix',
+        'adamw, weight decay 0.1, head',
+        'adamw, weight decay 0, table',
+        'adamw, weight decay 0, embedding',
+        'adamw, weight decay 0, vector',
+    }
+    assert told['adamw, weight decay 0.1, head'].startswith('fc.weight (')
+    assert 'blocks.*.attn.qkv.weight' in told['muon, weight decay 0.1, matrix']
+    assert {line.split(',')[0] for line in assignments(tiny(), Stage(dataset='embedded'))} == {'adamw'}
 
 
 def test_a_model_with_nothing_to_train_is_refused():
