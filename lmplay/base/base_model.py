@@ -29,7 +29,8 @@ class LMOutput:
     losses    auxiliary losses, name -> (unweighted scalar, weight); weight * scalar joins the objective. Each
               is a mean over this micro-batch's tokens; the trainer weighs micro-batches by their tokens.
     metrics   detached tensors to log, of any shape, averaged over micro-batches. By convention `expert_load`
-              (layers, E), fractions of assignments, is watched for collapse.
+              (layers, E), fractions of assignments, is watched for collapse; the hyperparameter `top_k`
+              says how many experts serve a token, 1 by default.
 
     Losses (unweighted) and metrics are logged as `model/NAME`, apart from what the trainer measures itself.
     """

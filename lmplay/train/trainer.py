@@ -232,7 +232,7 @@ class Trainer:
 
     def _watch_experts(self, load: Tensor) -> None:
         """Raises the alarm where one expert takes over; an evaluation is the alarm's window."""
-        alarm = CollapseAlarm()
+        alarm = CollapseAlarm(k=self.model.hyperparameters.get('top_k') or 1)
         alarm.load_state_dict(self.state.alarm)
         found = alarm.update(load)
         self.state.alarm = alarm.state_dict()
@@ -242,7 +242,7 @@ class Trainer:
         if found.status == 'collapse':
             if self.stage.on_collapse == 'stop':
                 raise StopTraining(found.message)
-            if self.stage.on_collapse == 'snapshot':
+            if self.stage.on_collapse == 'snapshot' and found.onset:
                 self.checkpoints.save(link=f'collapse-{self.state.total_step}')
 
     def event(self, name: str, message: str) -> None:
