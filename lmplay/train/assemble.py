@@ -20,7 +20,7 @@ from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
-from .optimizer import make_optimizer, restore_moments
+from .optimizer import make_optimizer, restore_moments, unfinished_warmup
 from .resolve import ResolvedStage, Settings
 from .resume import SavedRun
 from .saving import StageCheckpoints
@@ -74,6 +74,8 @@ def prepare_stage(
     moments = None if run.settings.ignore_optimizer else _moments(stage, model, previous, saved)
     trainer = _trainer(run, stage, model, data, moments)
     length = trainer.length
+    if note := unfinished_warmup(stage.settings, length.total_steps(run.state)):
+        run.event('schedule', stage.name, note)
     counted = isinstance(length, SampleLength)
     facts = model_facts(model, exp=stage.entry_name) | {
         'row_length': stage.row_length,

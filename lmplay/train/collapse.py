@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# The study's alarm: one expert of eight above 60 % of the load with k = 1. Other k and E get as much of the way
-# from a uniform load (0) to total collapse (1), in the busiest expert's load and in the entropy lost; at 60 %
-# the least is lost where the other seven share the rest evenly.
+# The study's alarm: one expert of eight above 60 % of the load with k = 1. Other k and E get as much of the
+# way from a uniform load (0) to total collapse (1), in the busiest expert's load and in the entropy lost; at
+# 60 % the least is lost where the other seven share the rest evenly.
 STUDY_SHARE, STUDY_EXPERTS = 0.6, 8
 ALWAYS = 0.99  # of the way: an expert that practically every token chooses
 

@@ -12,7 +12,7 @@ from ..device import measured_flops
 from ..tokenizers import as_tokenizer
 from .length import TimeLength, stage_length
 from .objective import Objective
-from .optimizer import assignments
+from .optimizer import assignments, unfinished_warmup
 from .plan import Plan, Stage
 from .resolve import ResolvedStage, Settings, resolve
 from .session import Session
@@ -144,14 +144,17 @@ def dry_run(session: Session) -> None:
         table.add_column(heading, justify='right' if heading in numbers else 'left')
     if plan.description:
         out.print(plan.description, highlight=False)
-    total = 0.0
+    total, notes = 0.0, []
     for stage in stages:
         tokenizer = as_tokenizer(stage.skeleton.tokenizer)
         data = open_data(stage, tokenizer, seed=session.seed, progress=session.console.line)
-        row, seconds = _expected(stage, data, speed=speed, amp=session.settings.amp)
+        row, steps, seconds = _expected(stage, data, speed=speed, amp=session.settings.amp)
         table.add_row(*row)
         total += seconds
+        notes.append(unfinished_warmup(stage.settings, steps))
     out.print(table)
+    for note in filter(None, notes):
+        out.print(note, highlight=False)
     out.print(
         f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
         'product reaches '
@@ -162,8 +165,10 @@ def dry_run(session: Session) -> None:
     )
 
 
-def _expected(stage: ResolvedStage, data: StageData, *, speed: float, amp: bool) -> tuple[list[str], float]:
-    """(a row of the dry run's table, seconds). speed: FLOP/s that training reaches."""
+def _expected(
+    stage: ResolvedStage, data: StageData, *, speed: float, amp: bool
+) -> tuple[list[str], int, float]:
+    """(a row of the dry run's table, steps, seconds). speed: FLOP/s that training reaches."""
     settings, length = stage.settings, stage_length(stage.settings, data.mixture)
     auto = settings.mini_batch_size == 'auto'
     rows = settings.batch_size if auto else min(int(settings.mini_batch_size), settings.batch_size)
@@ -186,4 +191,4 @@ def _expected(stage: ResolvedStage, data: StageData, *, speed: float, amp: bool)
         f'{memory / 2**30:.1f} GiB',
         duration(seconds),
     ]
-    return row, seconds
+    return row, steps, seconds

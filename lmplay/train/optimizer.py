@@ -19,9 +19,9 @@ def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
 
     Linear warm-up from lr / warm-up steps; then constant, cosine (Loshchilov and Hutter 2017) or linear to
     final_lr * lr at total_steps, or 'wsd': constant, then linear to final_lr * lr over the last fifth (Hu et
-    al. 2024, MiniCPM).
+    al. 2024, MiniCPM), or over what a longer warm-up leaves of it.
     """
-    warmup = round(stage.warmup * total_steps) if stage.warmup < 1 else round(stage.warmup)
+    warmup = warmup_steps(stage, total_steps)
     if step < warmup:
         return stage.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, total_steps - warmup)
@@ -32,8 +32,27 @@ def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
     elif stage.schedule == 'linear':
         share = 1 - min(1.0, done)
     else:
-        share = min(1.0, (total_steps - step) / max(1, 0.2 * total_steps))
+        decay_steps = max(1, min(0.2 * total_steps, total_steps - warmup))
+        share = min(1.0, max(0.0, (total_steps - step) / decay_steps))
     return stage.lr * (stage.final_lr + (1 - stage.final_lr) * share)
+
+
+def warmup_steps(stage: Stage, total_steps: int) -> int:
+    return round(stage.warmup * total_steps) if stage.warmup < 1 else round(stage.warmup)
+
+
+def unfinished_warmup(stage: Stage, total_steps: int) -> str | None:
+    """A sentence where the warm-up leaves nothing of the stage to the schedule, else None."""
+    warmup = warmup_steps(stage, total_steps)
+    if warmup < total_steps or warmup < 2:
+        return None
+    highest = learning_rate(stage, total_steps - 1, total_steps)
+    rises = 'until its last step' if warmup == total_steps else f'only to {highest:.3g} of {stage.lr:g}'
+    return (
+        f'Stage "{stage.name}": the warm-up of {warmup:,} steps takes the whole stage of {total_steps:,}; '
+        f'the learning rate rises {rises}, and schedule {stage.schedule} never begins. '
+        f'Shorten --warmup or lengthen the stage.'
+    )
 
 
 class Optimizer(Protocol):

@@ -1,5 +1,9 @@
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmplay.errors import CheckpointError, PlanError
 from lmplay.train.optimizer import (
@@ -7,8 +11,11 @@ from lmplay.train.optimizer import (
     MuonWithAdamW,
     assignments,
     clip_gradients,
+    learning_rate,
     make_optimizer,
     restore_moments,
+    unfinished_warmup,
+    warmup_steps,
 )
 from lmplay.train.plan import Stage
 from tests.helpers import assert_equal, experiment, tiny
@@ -164,3 +171,38 @@ def test_gradients_are_scaled_to_a_norm(largest):
     torch.testing.assert_close(norm, before.norm())
     scale = min(1.0, largest / before.norm().item()) if largest else 1.0
     torch.testing.assert_close(after, before * scale)
+
+
+# ---- learning rates
+
+
+@given(
+    st.sampled_from(['constant', 'cosine', 'linear', 'wsd']),
+    st.integers(2, 400),
+    st.floats(0, 0.999),
+    st.booleans(),
+    st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_a_schedule_never_jumps_and_ends_where_it_should(schedule, total, warmup, in_steps, final):
+    """Between two steps the rate changes by no more than the steepest part of warm-up or decay does."""
+    steps = max(1, int(warmup * total)) if in_steps else warmup
+    stage = Stage(dataset='embedded', lr=1.0, schedule=schedule, warmup=steps, final_lr=final)
+    warm = warmup_steps(stage, total)
+    if warm >= total:
+        assert unfinished_warmup(stage, total) or warm == 1
+        return
+    rates = [learning_rate(stage, step, total) for step in range(total + 1)]
+    falls = total - warm if schedule != 'wsd' else max(1, min(0.2 * total, total - warm))
+    slope = max(1 / max(1, warm), (math.pi / 2 if schedule == 'cosine' else 1) / falls)
+    assert max(abs(b - a) for a, b in zip(rates, rates[1:])) <= slope + 1e-9
+    assert min(rates) >= 0 and max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(1.0 if schedule == 'constant' else final)
+    assert unfinished_warmup(stage, total) is None
+
+
+@pytest.mark.parametrize(
+    'warmup, said', [(100, 'only to 0.005'), (50, 'until its last step'), (0.999, 'until')]
+)
+def test_a_warmup_that_never_ends_is_told(warmup, said):
+    stage = Stage(dataset='embedded', name='s', lr=0.01, warmup=warmup)
+    assert said in unfinished_warmup(stage, 50)
