@@ -36,6 +36,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         needs = ctx.needs_input_grad
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        # fp16 holds neither 1 / tokens well nor the scale of the loss at all; it holds their product
+        ctx.late_scale, row_scale = (scale, 1.0) if dtype is torch.float16 else (1.0, scale)
         chunk = chunk or (256 if device == 'cpu' and dtype is torch.float32 else 1024)
         with torch.autocast(device, enabled=False):
             features = features.to(dtype)
@@ -61,7 +63,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 correct += (hit & scored).sum()
                 if grad_features is not None:
                     grad_features[start : start + len(x)] = (
-                        matmul(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
+                        matmul(grad, w.t()) * (scored.to(dtype) * row_scale)[:, None]
                     )
                 if (
                     grad_weight_DV is not None
@@ -79,12 +81,17 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        one = (
-            grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0
-        )  # elsewhere reading it would wait for the device
+        grad_features, *weights = ctx.saved_tensors
+        # elsewhere reading it would wait for the device
+        one = grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0
         grads: list[Tensor | None] = [
-            g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors
+            g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in weights
         ]
+        if grad_features is not None and grad_features.dtype is torch.float16:
+            grad_features = (grad_features.float() * (grad_loss * ctx.late_scale)).to(grad_features.dtype)
+        elif grad_features is not None and not one:
+            grad_features = grad_features.mul_(grad_loss.to(grad_features.dtype))
+        grads.insert(0, grad_features)
         for i, dtype in enumerate(ctx.dtypes, start=1):
             grad = grads[i]
             grads[i] = None if grad is None else grad.to(dtype)

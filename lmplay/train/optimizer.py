@@ -70,6 +70,60 @@ class Optimizer(Protocol):
     def load_state_dict(self, state_dict: dict) -> None: ...
 
 
+class _Skipping:
+    """Makes the step of one of torch's optimizers do nothing where `found_inf` is 1, as fused kernels do by
+    themselves, without reading it: weights and moments are put back on their device.
+
+    Counters that torch keeps on the host count skipped steps too; they enter no number of these optimizers.
+    """
+
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+    param_groups: list[dict]
+    state: dict
+
+    @torch.no_grad()
+    def step(self) -> None:
+        found_inf, own = self.found_inf, [p for g in self.param_groups for p in g['params']]
+        if found_inf is None:
+            super().step()  # type: ignore[misc]
+            return
+        own = [p for p in own if p.grad is not None]
+        before = {id(t): t.clone() for p in own for t in (p, *self.state[p].values()) if _is_on(found_inf, t)}
+        self.found_inf = None  # Adagrad's own step would refuse it
+        super().step()  # type: ignore[misc]
+        self.found_inf = found_inf
+        for p in own:
+            for t in (p, *self.state[p].values()):
+                if _is_on(found_inf, t):
+                    # what has just been made began at 0
+                    torch.where(found_inf == 0, t, before.get(id(t), torch.zeros_like(t)), out=t)
+
+
+def _is_on(other: Tensor, tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.device == other.device
+
+
+class Adagrad(_Skipping, torch.optim.Adagrad):
+    """torch's, skipping on the device."""
+
+
+class RMSprop(_Skipping, torch.optim.RMSprop):
+    """torch's, skipping on the device."""
+
+
+class SGD(torch.optim.SGD):
+    """torch's, with momentum that begins at 0: the fused kernel, when it skips the very first step, would
+    leave it uninitialised."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in (p for group in self.param_groups for p in group['params'] if p.grad is not None):
+            if self.state[p].get('momentum_buffer') is None:
+                self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        super().step()
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) with Nesterov momentum, for matrices (A, B) and stacks of them (..., A, B).
 
@@ -119,10 +173,11 @@ def orthogonalized(gradient: Tensor, *, steps: int = 5) -> Tensor:
 class MuonWithAdamW:
     """Muon for hidden matrices, AdamW for the rest (Jordan et al. 2024); one optimizer to its user."""
 
-    def __init__(self, matrices: list[dict], rest: list[dict], *, lr: float, betas: tuple[float, float]):
-        self.parts: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr)]
-        if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=lr, betas=betas))
+    found_inf: Tensor | None = None
+
+    def __init__(self, matrices: list[dict], rest: Optimizer | None, *, lr: float):
+        self.parts: list[Any] = [Muon(matrices, lr=lr), *([] if rest is None else [rest])]
+        self._step_supports_amp_scaling = all(skips_by_itself(part) for part in self.parts)
 
     @property
     def param_groups(self) -> list[dict]:
@@ -130,6 +185,7 @@ class MuonWithAdamW:
 
     def step(self):
         for part in self.parts:
+            part.found_inf = self.found_inf
             part.step()
 
     def zero_grad(self, set_to_none: bool = True):
@@ -142,6 +198,11 @@ class MuonWithAdamW:
     def load_state_dict(self, state_dict: dict):
         for part, part_state in zip(self.parts, state_dict['parts'], strict=True):
             part.load_state_dict(part_state)
+
+
+def skips_by_itself(optimizer: Optimizer) -> bool:
+    """Whether a step does nothing where `optimizer.found_inf`, on the device, is 1."""
+    return getattr(optimizer, '_step_supports_amp_scaling', False)
 
 
 def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
@@ -157,15 +218,15 @@ def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
     makers: dict[str, Callable[[], Optimizer]] = {
         'adamw': lambda: torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=fused),
         'adam': lambda: torch.optim.Adam(groups, lr=stage.lr, betas=stage.betas, fused=fused),
-        'sgd': lambda: torch.optim.SGD(groups, lr=stage.lr, momentum=0.9, fused=fused),
-        'adagrad': lambda: torch.optim.Adagrad(groups, lr=stage.lr),
-        'rmsprop': lambda: torch.optim.RMSprop(groups, lr=stage.lr),
-        'muon': lambda: _muon(model, groups, stage),
+        'sgd': lambda: SGD(groups, lr=stage.lr, momentum=0.9, fused=fused),
+        'adagrad': lambda: Adagrad(groups, lr=stage.lr),
+        'rmsprop': lambda: RMSprop(groups, lr=stage.lr),
+        'muon': lambda: _muon(model, groups, stage, fused=fused),
     }
     return makers[stage.optimizer]()
 
 
-def _muon(model: LMBase, groups: list[dict], stage: Stage) -> MuonWithAdamW:
+def _muon(model: LMBase, groups: list[dict], stage: Stage, *, fused: bool) -> MuonWithAdamW:
     """Muon for hidden matrices, stacked ones included; head, embeddings and all else stay with AdamW."""
     roles = parameter_roles(model)
     hidden = {id(p) for name, p in model.named_parameters() if roles[name] == 'matrix'}
@@ -177,7 +238,8 @@ def _muon(model: LMBase, groups: list[dict], stage: Stage) -> MuonWithAdamW:
         rest += [{**group, 'params': others}] if others else []
     if not matrices:
         raise PlanError('Optimizer muon needs at least one trainable hidden matrix.')
-    return MuonWithAdamW(matrices, rest, lr=stage.lr, betas=stage.betas)
+    adamw = torch.optim.AdamW(rest, lr=stage.lr, betas=stage.betas, fused=fused) if rest else None
+    return MuonWithAdamW(matrices, adamw, lr=stage.lr)
 
 
 def assignments(model: LMBase, stage: Stage) -> list[str]:

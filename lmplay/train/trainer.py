@@ -26,13 +26,14 @@ from .length import StageLength
 from .loader import Loader, micro_batches
 from .metrics import MODEL, MetricAccumulator
 from .objective import Objective
-from .optimizer import clip_gradients, learning_rate
+from .optimizer import clip_gradients, learning_rate, skips_by_itself
 from .plan import Stage
 from .saving import StageCheckpoints
 from .state import TrainState
 from .stopping import StopSignal, StopTraining
 
 log = logging.getLogger(__name__)
+LOWEST_SCALE = 1.0  # of the loss in fp16: gradients that overflow without scaling are not calibration
 MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops
 
 
@@ -65,6 +66,9 @@ class Trainer:
     def __post_init__(self):
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.metrics = MetricAccumulator(self.compute.device)
+        self._failed = torch.zeros(
+            (), dtype=torch.int64, device=self.compute.device
+        )  # steps since last logged
 
     def fit(self) -> None:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
@@ -127,6 +131,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.before_step(context)
         self.metrics.begin_step()
+        self._finite_loss = torch.ones((), dtype=torch.bool, device=self.compute.device)
         self.forward_backward(batch)
 
     def _halve_mini_batch(self, batch: Batch, error: BaseException) -> None:
@@ -154,24 +159,26 @@ class Trainer:
                 with self.compute.autocast():
                     micro = self.objective(x, y, mask, scored=batch.scored, tokens_share=share)
                 self.scaler.scale(micro.objective).backward()
+                if self.scaler.is_enabled():
+                    self._finite_loss &= torch.isfinite(micro.objective.detach())
                 self.metrics.add(micro, share)
 
     def _optimize(self, norm: Tensor) -> bool | Tensor:
-        """Steps unless the gradient is not finite; whether it did,
-        as a tensor where the device decides by itself."""
+        """Steps unless the gradient is not finite; whether it did, on the device where the optimizer decides
+        there and nothing waits."""
+        stepped: bool | Tensor = torch.isfinite(norm)
+        if skips_by_itself(self.optimizer):
+            self.optimizer.found_inf = (~stepped).to(torch.float32)
+            self.optimizer.step()
+        elif stepped := bool(stepped):
+            self.optimizer.step()
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
+            # a finite loss whose scaled gradients overflow only asks for a lower scale
+            self._failed = self._failed + (~self._finite_loss).long()
             self.scaler.update()
-            return bool(torch.isfinite(norm))
-        if getattr(self.optimizer, '_step_supports_amp_scaling', False):
-            # the fused kernel skips by itself, without our waiting
-            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
-            self.optimizer.step()
-            return torch.isfinite(norm)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            return True
-        return False
+        else:
+            self._failed = self._failed + (~torch.isfinite(norm)).long()
+        return stepped
 
     def log(self, lr: float) -> None:
         """Records a point of the training curve.
@@ -180,7 +187,8 @@ class Trainer:
         """
         state, stage = self.state, self.stage
         measured = self.metrics.pop()
-        state.count_skipped(measured['skipped'], measured['steps'])
+        failed = self._pop_failed(measured['skipped'])
+        state.count_skipped(measured['skipped'], measured['steps'], failed=failed)
         state.loss = measured['loss']
         record = measured | {'stage': stage.name} | state.spent()
         record |= {'lr': lr, 'memory': memory_in_use(self.compute.device)}
@@ -189,15 +197,31 @@ class Trainer:
             record['mfu'] = self.flops_per_token * speed / peak
         self.recorder.train(record)
         self.console.train(record, state, self.length)
-        if skipped := record['skipped']:
+        if failed:
             step = state.total_step
-            self.event('skipped', f'step {step}: {skipped} step(s) skipped, the gradient was not finite')
+            self.event('skipped', f'step {step}: {failed} step(s) skipped, the gradient was not finite')
             if stage.on_nan == 'stop' or state.skipped_in_a_row >= MAX_SKIPPED:
                 raise StopTraining(
                     f'the gradient was not finite at step {step} of stage "{stage.name}"; the weights are '
                     'those '
                     f'before it. A lower --lr or a longer --warmup may help'
                 )
+
+    def _pop_failed(self, skipped: int) -> int:
+        """How many of the steps skipped since the last logging point failed; says what the others are."""
+        failed = int(self._failed.item())
+        self._failed = torch.zeros_like(self._failed)
+        if not self.scaler.is_enabled() or skipped <= failed:
+            return failed
+        scale = self.scaler.get_scale()
+        if scale < LOWEST_SCALE:
+            return skipped
+        self.event(
+            'loss_scale',
+            f'step {self.state.total_step}: {skipped - failed} step(s) skipped while the loss scale falls to '
+            f'what fp16 can hold, now {scale:,.0f}',
+        )
+        return failed
 
     def evaluate(self) -> Evaluation:
         """The model on the held-out text."""

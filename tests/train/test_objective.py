@@ -340,3 +340,21 @@ def test_a_forward_that_returns_no_logits_is_named(out, given):
     batch = ragged()
     with pytest.raises(ExperimentError, match=rf'forward of Wrong must return logits .* given: {given}'):
         Objective(Wrong())(batch.x, batch.y, mask_of(batch), scored=1, tokens_share=1.0)
+
+
+@pytest.mark.parametrize('tokens', [1, 40, 50_000])
+def test_in_fp16_a_large_loss_scale_neither_overflows_nor_underflows(tokens):
+    """The gradient of the features in fp16, under the scale that a scaler begins with, against float64."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(12, 16, generator=g), torch.randn(50, 16, generator=g) / 4
+    t = torch.randint(0, 50, (12,), generator=g)
+    scale = min(65536.0, 4096.0 * tokens)  # what a scaler settles on: gradients of each token up to 4,096
+    half = x.half().requires_grad_()
+    with torch.autocast('cpu', dtype=torch.float16):
+        loss, _ = LinearCrossEntropy.apply(half, w.requires_grad_(), None, t, 1 / tokens, None)
+    got = torch.autograd.grad(loss * scale, (half, w))
+    exact = [half.detach().double().requires_grad_(), w.detach().double().requires_grad_()]
+    wanted = torch.nn.functional.cross_entropy(exact[0] @ exact[1].t(), t, reduction='sum') * (scale / tokens)
+    for mine, true in zip(got, torch.autograd.grad(wanted, exact)):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine.double(), true, rtol=0.02, atol=0.005 * true.abs().max().item())
