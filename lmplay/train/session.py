@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ..device import Compute, keep_freed_memory
+from ..device import Compute, keep_freed_memory, reset_peak_memory
 from ..errors import UserError
 from ..runs.checkpoint import Checkpoints, point
 from ..runs.directory import RunDirectory
@@ -31,6 +31,7 @@ class Session:
         self.seed = settings.seed if settings.seed is not None else plan.seed
         self.directory = RunDirectory(settings.run_dir)
         keep_freed_memory()
+        reset_peak_memory(self.compute.device)
 
     def resolve(self) -> list[ResolvedStage]:
         """The plan's stages, each checked as far as can be without its data."""

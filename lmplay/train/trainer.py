@@ -5,6 +5,7 @@ So the state that a run needs to resume exactly is the weights, the optimizer's 
 """
 
 import contextlib
+import dataclasses
 import logging
 import time
 import zlib
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..base.base_model import LMBase, StepContext
 from ..data.rows import Batch
@@ -108,14 +110,8 @@ class Trainer:
         "auto"; raises UserError otherwise. `before_step` may therefore run more than once for a step.
         """
         context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
-        while True:
-            try:
-                self._compute_gradient(batch, context, lr)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve_mini_batch(batch, error)
+        while not self._gradient_fits(batch, context, lr):
+            self._release_memory()
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters, self.stage.clip)
@@ -123,6 +119,20 @@ class Trainer:
         tokens = context.tokens + batch.tokens
         self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
         return norm
+
+    def _gradient_fits(self, batch: Batch, context: StepContext, lr: float) -> bool:
+        """Computes the gradient; False where memory ran out and the micro-batch is now half of what it was.
+
+        The failed pass, which its exception keeps alive, is gone on return.
+        """
+        try:
+            self._compute_gradient(batch, context, lr)
+            return True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve_mini_batch(batch, error)
+            return False
 
     def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
         torch.manual_seed(step_seed(self.seed, self.stage.name, context.step))
@@ -142,7 +152,11 @@ class Trainer:
             ) from error
         self.state.mini_batch_size = max(1, self.state.mini_batch_size // 2)
         log.info('Out of memory: mini-batch size is now %d', self.state.mini_batch_size)
+
+    def _release_memory(self) -> None:
+        """Drops what a failed pass left behind: gradients, and what modules keep of its graph."""
         self.optimizer.zero_grad(set_to_none=True)
+        forget_pass(self.model)
         if self.compute.device.type == 'cuda':
             torch.cuda.empty_cache()
 
@@ -279,3 +293,16 @@ class Trainer:
 def step_seed(seed: int, stage: str, step: int) -> int:
     """The seed of the random numbers of a step."""
     return zlib.crc32(f'{seed}/{stage}/{step}'.encode()) | seed % (1 << 20) << 32
+
+
+def forget_pass(model: nn.Module) -> None:
+    """Sets to None the attributes of modules that hold a part of a graph, and with it all its activations."""
+    for module in model.modules():
+        kept = [name for name, value in vars(module).items() if not name.startswith('_') and _in_graph(value)]
+        for name in kept:
+            setattr(module, name, None)
+
+
+def _in_graph(value: Any) -> bool:
+    leaves = tree_leaves(vars(value) if dataclasses.is_dataclass(value) else value)
+    return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in leaves)

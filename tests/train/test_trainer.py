@@ -4,6 +4,8 @@ import contextlib
 import copy
 import dataclasses
 import json
+import weakref
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -164,6 +166,53 @@ def test_a_single_sequence_that_does_not_fit_ends_auto(tmp_path):
     )
     with pytest.raises(UserError, match='Out of memory at mini-batch size 1 x'):
         trainer.fit()
+
+
+class Pass(NamedTuple):
+    hidden: torch.Tensor
+
+
+def test_nothing_of_a_failed_pass_is_alive_when_it_is_retried(tmp_path):
+    """Whatever a module keeps of its pass, and the exception with its frames."""
+    kept = []
+
+    class Keeping(type(experiment('troubled'))):
+        def before_step(self, ctx):
+            super().before_step(ctx)
+            assert not [r for r in kept if r() is not None]
+
+        def forward(self, x):
+            hidden = self.embed(x)
+            kept.append(weakref.ref(hidden))
+            self.embed.last = Pass(hidden * 2)
+            self.lists = {'all': [hidden]}
+            self.steps_seen = 3
+            return super().forward(x)
+
+    trainer = make_trainer(Keeping(rows_that_fit=1), tmp_path, mini_batch_size='auto', state=auto(4))
+    kept.clear()
+    trainer.train_step(trainer.loader.mixture.batch(0, 4), 6, 0.01)
+    assert trainer.state.mini_batch_size == 1 and len(kept) == 2 + 4
+    assert trainer.model.steps_seen == 3
+
+
+def auto(mini_batch_size):
+    return TrainState(mini_batch_size=mini_batch_size)
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'sgd'])
+def test_a_retried_step_leaves_the_moments_of_one_that_fitted(optimizer, tmp_path):
+    trainers = []
+    for fits, begin in ((1, 4), (10, 1)):
+        model = experiment('troubled', rows_that_fit=fits)
+        model.out = torch.nn.Sequential(torch.nn.Linear(8, 8), model.out)
+        how = dict(optimizer=optimizer, mini_batch_size='auto', state=auto(begin))
+        trainers.append(make_trainer(model, tmp_path / str(fits), **how))
+        for _ in range(2):
+            trainers[-1].train_step(trainers[-1].loader.mixture.batch(0, 4), 6, 0.01)
+    retried, plain = trainers
+    assert_equal(retried.model.state_dict(), plain.model.state_dict())
+    assert_equal(retried.optimizer.state_dict(), plain.optimizer.state_dict())
 
 
 # ---- the load of the experts
