@@ -8,8 +8,10 @@ N tokens, D width, V vocabulary.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,12 @@ from torch import Tensor, nn
 from ..base.base_model import LMBase, LMOutput
 from ..base.fusion import fused_head
 from ..data.rows import IGNORE
+from ..device import is_out_of_memory
 from ..errors import ExperimentError
 from ..modules.matmul import matmul
+
+log = logging.getLogger(__name__)
+RECOMPILES = 64  # of one function, after which it runs uncompiled
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -123,11 +129,43 @@ def softmax_minus_target_(
     return torch.cat(losses), torch.cat(hits)
 
 
+class Compiled:
+    """A function through torch.compile; as it stands, from a warning on, where that fails.
+
+    It fails without a C compiler or Python's headers, and for a function that more than RECOMPILES kinds of
+    input would have compiled again and again.
+    """
+
+    def __init__(self, function: Callable, what: str, **options: Any):
+        from torch._dynamo import config  # a second's worth of modules, which only compiling needs
+
+        config.recompile_limit = RECOMPILES
+        config.fail_on_recompile_limit_hit = True
+        self.function, self.what = function, what
+        self.run = torch.compile(function, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(*args, **kwargs)
+        except Exception as error:
+            if self.run is self.function or is_out_of_memory(error):
+                raise
+            reason = ' '.join(' '.join(str(error).splitlines()[:2]).split())
+            log.warning(
+                '%s runs uncompiled, slower, from here on (%s: %s).',
+                self.what,
+                type(error).__name__,
+                reason,
+            )
+            self.run = self.function
+            return self.function(*args, **kwargs)
+
+
 @functools.cache
-def compiled_softmax():
+def compiled_softmax() -> Compiled:
     """softmax_minus_target_ as one kernel; on a GPU its separate operations cost as much as the products
     around them."""
-    return torch.compile(softmax_minus_target_)
+    return Compiled(softmax_minus_target_, 'The loss')
 
 
 @dataclass
@@ -163,9 +201,14 @@ class Objective(nn.Module):
         self._passes = {'eager': eager, 'training': eager}
         self._takes_mask = 'mask' in (model.features_takes if self.fused else model.forward_takes)
 
-    def compile_pass(self, *, dynamic: bool | None) -> None:
-        """Trains through torch.compile from now on; evaluation stays eager."""
-        self._passes['training'] = torch.compile(self._passes['eager'], dynamic=dynamic)
+    def compile_pass(self, *, dynamic: bool | None, backend: str | Callable = 'inductor') -> None:
+        """Trains through torch.compile from now on; evaluation stays eager.
+
+        Begins with a clean slate: the limit on recompilations would else count those of earlier stages.
+        """
+        torch.compiler.reset()
+        compiled = Compiled(self._passes['eager'], 'The model', dynamic=dynamic, backend=backend)
+        self._passes['training'] = compiled
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from lmplay.errors import ExperimentError
 from lmplay.modules import matmul
 from lmplay.tokenizers import BytesTokenizer
 from lmplay.train.loader import micro_batches
-from lmplay.train.objective import LinearCrossEntropy, Objective
+from lmplay.train.objective import Compiled, LinearCrossEntropy, Objective, softmax_minus_target_
 from tests.helpers import mask_of, ragged, tiny
 
 
@@ -358,3 +358,46 @@ def test_in_fp16_a_large_loss_scale_neither_overflows_nor_underflows(tokens):
     for mine, true in zip(got, torch.autograd.grad(wanted, exact)):
         assert mine.isfinite().all()
         torch.testing.assert_close(mine.double(), true, rtol=0.02, atol=0.005 * true.abs().max().item())
+
+
+# ---- compilation
+
+
+def failing(graph, inputs):
+    raise RuntimeError('no C compiler')
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(caplog):
+    torch.compiler.reset()
+    run = Compiled(softmax_minus_target_, 'The loss', backend=failing)
+    logits, targets = torch.randn(4, 9), torch.tensor([1, 2, 3, 8])
+    for _ in range(3):
+        got, wanted = logits.clone(), logits.clone()
+        losses = run(got, None, targets)[0], softmax_minus_target_(wanted, None, targets)[0]
+        assert torch.equal(got, wanted) and torch.equal(*losses)
+    assert caplog.text.count('The loss runs uncompiled') == 1 and 'no C compiler' in caplog.text
+
+
+def test_what_runs_out_of_memory_is_not_taken_for_a_failure_to_compile():
+    def full(x):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(full, 'It', backend='eager')(torch.zeros(2))
+
+
+def test_each_stage_has_its_own_recompilations_and_their_end_is_told(caplog, monkeypatch):
+    monkeypatch.setattr('lmplay.train.objective.RECOMPILES', 3)
+
+    def passes(lengths):
+        objective = Objective(tiny())
+        objective.compile_pass(dynamic=False, backend='eager')
+        for T in lengths:
+            x = torch.zeros(1, T, dtype=torch.int64)
+            objective(x, x, x == 0, scored=T, tokens_share=1.0)
+
+    for _ in range(3):
+        passes((4, 5, 6))
+    assert 'uncompiled' not in caplog.text
+    passes((4, 5, 6, 7, 8, 9))
+    assert caplog.text.count('The model runs uncompiled') == 1
