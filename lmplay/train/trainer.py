@@ -115,7 +115,7 @@ class Trainer:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters, self.stage.clip)
-        stepped = self._optimize(norm)
+        stepped = self._update(norm)
         tokens = context.tokens + batch.tokens
         self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
         return norm
@@ -176,6 +176,18 @@ class Trainer:
                 if self.scaler.is_enabled():
                     self._finite_loss &= torch.isfinite(micro.objective.detach())
                 self.metrics.add(micro, share)
+
+    def _update(self, norm: Tensor) -> bool | Tensor:
+        """Raises UserError where memory runs out: half an update cannot be taken again."""
+        try:
+            return self._optimize(norm)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f'Out of memory in the update of the weights by {self.stage.optimizer}, whose state takes '
+                f'memory whatever the mini-batch size. Use a smaller model, or --optimizer sgd.'
+            ) from error
 
     def _optimize(self, norm: Tensor) -> bool | Tensor:
         """Steps unless the gradient is not finite; whether it did, on the device where the optimizer decides

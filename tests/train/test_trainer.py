@@ -196,6 +196,20 @@ def test_nothing_of_a_failed_pass_is_alive_when_it_is_retried(tmp_path):
     assert trainer.model.steps_seen == 3
 
 
+class FullAtTheUpdate(torch.optim.SGD):
+    def step(self):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+def test_an_update_that_does_not_fit_is_never_retried(tmp_path):
+    model = experiment('mean')
+    trainer = make_trainer(model, tmp_path, mini_batch_size='auto', state=auto(4))
+    trainer = dataclasses.replace(trainer, optimizer=FullAtTheUpdate(model.parameters()))
+    with pytest.raises(UserError, match='Out of memory in the update of the weights by adamw'):
+        trainer.train_step(trainer.loader.mixture.batch(0, 4), 6, 0.01)
+    assert trainer.state.mini_batch_size == 4
+
+
 def auto(mini_batch_size):
     return TrainState(mini_batch_size=mini_batch_size)
 
