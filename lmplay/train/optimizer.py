@@ -146,11 +146,12 @@ class Muon(torch.optim.Optimizer):
                     self._step(p, **{k: group[k] for k in ('lr', 'weight_decay', 'momentum')})
 
     def _step(self, p: Tensor, *, lr: float, weight_decay: float, momentum: float) -> None:
-        state = self.state[p]
+        state, gradient = self.state[p], p.grad
+        assert gradient is not None
         if not state:
             state['momentum_buffer'] = torch.zeros_like(p)
-        average = state['momentum_buffer'].lerp(p.grad, 1 - momentum)
-        update = orthogonalized(p.grad.lerp(average, momentum))
+        average = state['momentum_buffer'].lerp(gradient, 1 - momentum)
+        update = orthogonalized(gradient.lerp(average, momentum))
         moved = (p * (1 - lr * weight_decay)).add_(update, alpha=-lr * 0.2 * max(p.shape[-2:]) ** 0.5)
         for tensor, new in ((state['momentum_buffer'], average), (p, moved)):
             tensor.copy_(new if self.found_inf is None else torch.where(self.found_inf == 0, new, tensor))
