@@ -84,7 +84,7 @@ def noise(label: str, members: Sequence[FinishedRun], metric: str, *, alpha: flo
     """
     losses = {str(r.seed): r.loss(metric) for r in members}
     known = len(losses) > 1 and all(map(math.isfinite, losses.values()))
-    sd = plain_statistics.stdev(losses.values()) if known else None
+    sd = plain_statistics.stdev(v for v in losses.values() if v is not None) if known else None
     limit = None if sd is None else float(detectable(sd * math.sqrt(2), len(losses), alpha=alpha))
     return {
         'label': label,
@@ -120,7 +120,9 @@ def _experiment(label: str, members: list[FinishedRun], metric: str, stopped: Ma
         'losses': losses,
         'stopped': {str(seed): why for seed, why in stopped.items()},
         'mean': _mean(losses.values()) if complete else None,
-        'sd': plain_statistics.stdev(losses.values()) if complete and len(losses) > 1 else None,
+        'sd': plain_statistics.stdev(v for v in losses.values() if v is not None)
+        if complete and len(losses) > 1
+        else None,
         'accuracy': _mean(_accuracy(r) for r in members) if complete else None,
         'bits_per_byte': _mean(r.loss('bits_per_byte') for r in members) if complete else None,
         'figures': {k: figures[k] for k in FIGURES},

@@ -129,7 +129,7 @@ def p_value(mean: float, parts: Sequence[Noise]) -> float:
     found = optimize.brentq(
         lambda log_p: half_width(math.exp(log_p), parts) - abs(mean), math.log(LEAST_P), 0.0, xtol=1e-10
     )
-    return math.exp(found)
+    return math.exp(float(found))  # type: ignore[arg-type]  # a pair only with full_output
 
 
 def detectable(

@@ -2,7 +2,7 @@
 
 import math
 import statistics as plain_statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -45,7 +45,7 @@ def check_text(domains: np.ndarray, hashes: np.ndarray, tokens: np.ndarray) -> N
             )
 
 
-def choose(label: str, trials: dict[float, Sequence[FinishedRun | None]], metric: str) -> dict:
+def choose(label: str, trials: Mapping[float, Sequence[FinishedRun | None]], metric: str) -> dict:
     """The log of a search: what each factor reached, and the factor that is chosen.
 
     trials: factor -> the run of each seed, None where it stopped early. A factor is chosen over 1 only where
