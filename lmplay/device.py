@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import platform
+import re
 import resource
 import sys
 import time
@@ -14,12 +15,27 @@ from .errors import UserError, unknown
 
 # Dense bf16 or fp16 FLOP/s by datasheet, for model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
 PEAK_FLOPS = {
+    'B300': 2250e12,
+    'GB300': 2500e12,
+    'B200': 2250e12,
+    'GB200': 2500e12,
+    'B100': 1750e12,
+    'GH200': 989e12,
     'H200': 989e12,
-    'H100 PCIe': 756e12,
+    'H200 NVL': 835e12,
     'H100': 989e12,
+    'H100 NVL': 835e12,
+    'H100 PCIe': 756e12,
+    'H800': 989e12,
+    'H20': 148e12,
     'A100': 312e12,
+    'A800': 312e12,
     'A40': 149.7e12,
+    'A30': 165e12,
     'A10': 125e12,
+    'A10G': 70e12,
+    'RTX A6000': 154.8e12,
+    'L40': 181e12,
     'L40S': 362e12,
     'L4': 121e12,
     'V100': 125e12,
@@ -31,6 +47,8 @@ PEAK_FLOPS = {
     'RTX 3080': 59.5e12,
     'RTX 3070': 40.6e12,
 }
+# A part of a card, or a card of another speed that shares the name.
+OTHERS = {'mig', 'laptop', 'mobile', 'max', 'ti', 'super', 'd', 'nvl', 'pcie'}
 
 
 def find_device(name: str) -> torch.device:
@@ -118,19 +136,43 @@ def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
     """Peak FLOP/s of the device in mixed precision, None where it is unknown or trains in fp32."""
     if device.type != 'cuda' or dtype is None:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+    return datasheet_flops(torch.cuda.get_device_name(device))
+
+
+def datasheet_flops(name: str) -> float | None:
+    """Peak FLOP/s of a GPU by its name, None where the table does not know it or it is a slice of a card.
+
+    Whole words count: an A10G is no A10, an RTX A4000 no A40.
+    """
+    words = _words(name)
+    keys = [key for key in PEAK_FLOPS if f' {" ".join(_words(key))} ' in f' {" ".join(words)} ']
+    if not keys:
+        return None
+    key = max(keys, key=len)
+    # PCIe marks a variant of a card whose own row is another's; for older cards it is part of every name
+    rest = set(words) - set(_words(key)) - ({'pcie'} if key != 'H100' else set())
+    return None if OTHERS & rest else PEAK_FLOPS[key]
+
+
+def _words(name: str) -> list[str]:
+    return re.findall('[a-z0-9]+', name.lower())
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype | None) -> float:
-    """FLOP/s of a 1024 x 1024 x 1024 matrix product on this machine, the best of six."""
-    a = torch.randn(1024, 1024, device=device, dtype=dtype or torch.float32)
+    """FLOP/s of square matrix products on this machine, the best of six timings.
+
+    On a GPU large products and several to a timing, since launching and waiting would be measured else.
+    """
+    size, products = (8192, 5) if device.type == 'cuda' else (1024, 1)
+    a = torch.randn(size, size, device=device, dtype=dtype or torch.float32)
     best = float('inf')
     for _ in range(6):
         began = time.perf_counter()
-        (a @ a).sum().item()
+        for _ in range(products):
+            b = a @ a
+        b.sum().item()
         best = min(best, time.perf_counter() - began)
-    return 2 * 1024**3 / best
+    return products * 2 * size**3 / best
 
 
 def expected_seconds(device: torch.device, training_flops: float) -> float:
@@ -167,9 +209,32 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, which torch says in several ways."""
-    told = ('DefaultCPUAllocator', 'CUBLAS_STATUS_ALLOC_FAILED', 'out of memory')
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in told)
-    )
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets `memory_in_use` of a GPU begin at what is in use now; earlier runs of a process do not count."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+OUT_OF_MEMORY = (
+    'DefaultCPUAllocator',
+    'CUBLAS_STATUS_ALLOC_FAILED',
+    'CUDNN_STATUS_ALLOC_FAILED',
+    'CUSOLVER_STATUS_ALLOC_FAILED',
+    'out of memory',
+    'OutOfMemory',
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, which torch, its libraries and Triton say in several ways, of which a compiler
+    may make errors of its own."""
+    while error is not None:
+        said = f'{type(error).__name__}: {error}'
+        if (
+            isinstance(error, MemoryError)
+            or not isinstance(error, UserError)
+            and any(text in said for text in OUT_OF_MEMORY)
+        ):
+            return True
+        error = error.__cause__
+    return False

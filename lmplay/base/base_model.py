@@ -16,6 +16,7 @@ from ..errors import ExperimentError
 from ..tokenizers import Tokenizer, as_tokenizer, provide_gpt2
 from .lazy_dynamo import NoRandomInit, spare_dynamo
 from .parameters import model_parameters, typed_parameters
+from .roles import parameter_roles
 
 spare_dynamo()
 provide_gpt2()  # a model may call tiktoken.get_encoding('gpt2') itself; it must not need a network
@@ -30,7 +31,8 @@ class LMOutput:
     losses    auxiliary losses, name -> (unweighted scalar, weight); weight * scalar joins the objective. Each
               is a mean over this micro-batch's tokens; the trainer weighs micro-batches by their tokens.
     metrics   detached tensors to log, of any shape, averaged over micro-batches. By convention `expert_load`
-              (layers, E), fractions of assignments, is watched for collapse.
+              (layers, E), fractions of assignments, is watched for collapse; the hyperparameter `top_k`
+              says how many experts serve a token, 1 by default.
 
     Losses (unweighted) and metrics are logged as `model/NAME`, apart from what the trainer measures itself.
     """
@@ -186,20 +188,14 @@ class LMBase(nn.Module):
 
     def param_groups(self, weight_decay: float) -> list[dict]:
         """Parameter groups for the optimizer: no decay for biases, norms (anything below two dimensions),
-        embeddings, and parameters with `skip_weight_decay = True`. Frozen parameters are left out."""
-        embeddings = {
-            id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
-        }
+        embeddings and other tables, and parameters with `skip_weight_decay = True`. Frozen parameters are
+        left out."""
+        roles = parameter_roles(self)
         decay, no_decay = [], []
         for name, p in self.named_parameters():
             if p.requires_grad:
-                skip = (
-                    getattr(p, 'skip_weight_decay', False)
-                    or p.ndim < 2
-                    or id(p) in embeddings
-                    or 'embed' in name.rsplit('.', 1)[-1]
-                )
-                (no_decay if skip else decay).append(p)
+                spared = p.ndim < 2 or roles[name] in ('embedding', 'table')
+                (no_decay if spared or getattr(p, 'skip_weight_decay', False) else decay).append(p)
         groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': no_decay, 'weight_decay': 0.0}]
         return [g for g in groups if g['params']]
 

@@ -67,7 +67,8 @@ def _add_training_options(parser: CommandParser) -> None:
     p.add_argument(
         '--tune',
         choices=('lr',),
-        help='search the learning rate first: the same short search for every experiment',
+        help='search the learning rate first: the same search for every experiment, at full length, on seeds '
+        'and held-out documents of its own; 15 more runs each',
     )
     p.add_argument(
         '--set',
@@ -81,6 +82,9 @@ def _add_training_options(parser: CommandParser) -> None:
         default='auto',
         metavar='DEVICE[,DEVICE...]',
         help='cpu, cuda (all GPUs), cuda:0,cuda:1, mps (default: the best available)',
+    )
+    p.add_argument(
+        '--dry-run', action='store_true', help='say what would be trained and for how long, and train nothing'
     )
     p.add_argument('--amp', action='store_true', help='mixed precision')
     p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
@@ -108,10 +112,9 @@ def run(args: argparse.Namespace) -> int:
 
         leaderboard(args.leaderboard, metric=args.metric, out=out)
         return 0
-    from .api import compare
+    from .api import compare, rehearse
 
-    found = compare(
-        *args.experiments,
+    options = dict(
         plan=args.plan,
         seeds=args.seeds,
         budget=args.budget,
@@ -122,10 +125,11 @@ def run(args: argparse.Namespace) -> int:
         amp=args.amp,
         jobs=args.jobs,
         out=out,
-        runs=args.runs or (),
-        baseline=args.baseline,
     )
-    print(found)
+    if args.dry_run:
+        print(rehearse(*args.experiments, **options))
+    else:
+        print(compare(*args.experiments, **options, runs=args.runs or (), baseline=args.baseline))
     return 0
 
 
@@ -138,6 +142,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f'Give experiments to train, or --runs, or --leaderboard; not {" and ".join(modes)} together.'
         )
+    if args.dry_run and not args.experiments:
+        raise UserError('--dry-run goes with experiments to train; --runs and --leaderboard train nothing.')
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 

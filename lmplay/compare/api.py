@@ -41,26 +41,61 @@ def compare(
 
     The rest as the options of lmp_compare. Raises UserError for what cannot be compared.
     """
-    folder = Path(out) if out else None
+    if runs:
+        folder = Path(out) if out else None
+        return compare_runs([str(r) for r in runs], metric=metric, baseline=baseline, out=folder)
+    session = _session(
+        experiments,
+        plan=plan,
+        seeds=seeds,
+        budget=budget,
+        metric=metric,
+        device=device,
+        amp=amp,
+        tune=tune,
+        settings=settings,
+        jobs=jobs,
+        out=out,
+        say=say,
+    )
+    return session.run()
+
+
+def rehearse(*experiments: str, **options) -> str:
+    """What `compare` with these options would train: runs, seeds, budget, tokens, expected time.
+
+    Checks all that can be refused before training, and writes nothing but the cache of tokenized data.
+    """
+    return _session(experiments, **options).dry_run()
+
+
+def _session(
+    experiments: Sequence[str],
+    *,
+    plan: str | Path = 'quickstart',
+    seeds: int = 3,
+    budget: str | None = None,
+    settings: Sequence[str] = (),
+    jobs: int = 1,
+    out: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+    **others,
+) -> ComparisonSession:
+    """others: as of `Request`."""
     for name, number in (('seeds', seeds), ('jobs', jobs)):
         if not 1 <= number <= 1000:
             raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {number}.')
-    if runs:
-        return compare_runs([str(r) for r in runs], metric=metric, baseline=baseline, out=folder)
     request = Request(
         experiments=list(experiments),
         plan=str(plan),
         seeds=seeds,
         budget=parse_budget(budget) if budget is not None else None,
-        metric=metric,
-        device=device,
-        amp=amp,
-        tune=tune,
         settings=list(settings),
         jobs=jobs,
-        out=folder,
+        out=Path(out) if out else None,
+        **others,
     )
-    return ComparisonSession(request, say or _say).run()
+    return ComparisonSession(request, say or _say)
 
 
 def _say(text: str) -> None:

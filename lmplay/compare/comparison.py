@@ -1,15 +1,14 @@
 """One comparison, from request to report; everything is kept in its directory, so that it can resume."""
 
+import contextlib
 import copy
-import fcntl
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, UserError
-from ..files import write_text
+from ..files import locked, write_text
 from ..runs.finished import FinishedRun, read_run
 from ..train.plan import load_plan
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
@@ -19,11 +18,8 @@ from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, 
 from .report import write_report
 from .runner import Job, run_jobs
 from .statistics import ALPHA
-from .words import early_warning, title
-
-TUNE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-TUNE_SHARE = 0.2  # of the budget, for each learning rate
-TUNE_SEED = 987_654  # not among the comparison's
+from .tuning import FACTORS, SEEDS, check_text, choose, part_of, said
+from .words import few_documents, title
 
 
 @dataclass
@@ -58,12 +54,13 @@ class Request:
 
 @dataclass
 class Trial:
-    """One learning rate tried with an experiment. rates: by stage."""
+    """One learning rate tried with an experiment, with each seed of the search. rates: by stage."""
 
     owner: Prepared
+    prepared: Prepared
     factor: float
     rates: list[float]
-    job: Job
+    jobs: list[Job]
 
 
 def write_json(file: Path, content) -> None:
@@ -120,6 +117,7 @@ class ComparisonSession:
             request.out or Path('compare') / f'{"+".join(safe(label) for label in labels)}-{self.plan.name}'
         )
         self.notes: list[str] = []
+        self.stopped: dict[str, dict[int, str]] = {}  # label -> seed -> why
 
     def _check_devices(self, what: str) -> None:
         if self.request.jobs > len(set(self.devices)):
@@ -133,36 +131,69 @@ class ComparisonSession:
 
         Raises UserError for what cannot be compared, if possible before training.
         """
+        prepared = self._prepare()
+        with contextlib.ExitStack() as held:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.out / '.lock'))
+            except BlockingIOError:
+                raise UserError(
+                    f"Another lmp_compare is running in '{self.out}'. Wait for it, or give another --out."
+                ) from None
+            except OSError as error:
+                raise UserError(f"Can't write the comparison '{self.out}': {error.strerror}.") from error
+            return self._run(prepared)
+
+    def _prepare(self) -> list[Prepared]:
+        """The experiments within the budget, all that can be refused before training refused."""
         prepared = prepare(
             self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
         )
         check_comparable({p.spec.label: p.fingerprints for p in prepared}, self.request.metric)
         if self.request.budget is None and prepared[0].unit == 'seconds':
             self._check_devices(f'A plan in seconds ({self.plan.where})')
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lock = open(self.out / '.lock', 'w')  # noqa: SIM115  held as long as the comparison
-        except OSError as error:
-            raise UserError(f"Can't write the comparison '{self.out}': {error.strerror}.") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Another lmp_compare is running in '{self.out}'. Wait for it, or give another --out."
-                ) from None
-            return self._run(prepared)
+        documents = prepared[0].documents
+        if self.request.tune:
+            check_text(*(documents[name] for name in ('domain', 'hash', 'tokens')))
+        self._earlier_looks()
+        for p in prepared:
+            apply_budget(p, self.request.budget)
+        return prepared
+
+    def dry_run(self) -> str:
+        """What `run` would train, having checked all that it would refuse; writes nothing."""
+        from ..device import Compute, measured_flops
+        from .rehearsal import told
+
+        prepared = self._prepare()
+        trials = [t for p in prepared for t in self._trials(p)] if self.request.tune else []
+        compute = Compute.of(self.devices[0], amp=self.request.amp)
+        return told(
+            self.request,
+            out=self.out,
+            plan=self.plan.name,
+            device=self.devices[0],
+            speed=0.5 * measured_flops(compute.device, compute.dtype),
+            verdict=[(p, self._jobs(p)) for p in prepared],
+            search=[(t.prepared, t.jobs) for t in trials],
+            notes=self._few_documents(prepared),
+        )
+
+    @staticmethod
+    def _few_documents(prepared: list[Prepared]) -> list[str]:
+        documents = prepared[0].documents
+        return few_documents(documents['tokens'], documents['hash'])
 
     def _run(self, prepared: list[Prepared]) -> Comparison:
         self._remember()
-        for p in prepared:
-            apply_budget(p, self.request.budget)
+        for warning in self._few_documents(prepared):
+            self.say(warning)
         tuning = self._tune(prepared) if self.request.tune else None
         runs = self._train(prepared)
         check_comparable(fingerprints_of(runs), self.request.metric)
         check_causal(runs)
         check_contracts(runs)
-        findings = judge(runs, metric=self.request.metric, notes=self.notes)
+        findings = judge(runs, metric=self.request.metric, notes=self.notes, stopped=self.stopped)
         write_json(self.out / 'noise.json', findings['noise'])
         findings |= {
             'title': title(self.specs[0].label, [s.label for s in self.specs[1:]]),
@@ -172,23 +203,26 @@ class ComparisonSession:
         }
         return Comparison(findings, runs, write_report(findings, runs, self.out))
 
-    def _remember(self) -> None:
-        """Records what was asked for. Raises UserError where the directory holds another comparison."""
+    def _earlier_looks(self) -> list[int]:
+        """The numbers of seeds asked for before. Raises UserError where another comparison is kept there."""
         file = self.out / 'comparison.json'
-        looks = []
-        if file.is_file():
-            known = read_json(file, 'asked', 'seeds')
-            for key, value in self.request.asked.items():
-                if known['asked'].get(key) != value:
-                    raise UserError(
-                        f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} "
-                        f'there, {value} now. Give another --out.'
-                    )
-            looks = known['seeds']
+        if not file.is_file():
+            return []
+        known = read_json(file, 'asked', 'seeds')
+        for key, value in self.request.asked.items():
+            if known['asked'].get(key) != value:
+                raise UserError(
+                    f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} "
+                    f'there, {value} now. Give another --out.'
+                )
+        return known['seeds']
+
+    def _remember(self) -> None:
+        """Records what was asked for."""
+        looks = self._earlier_looks()
         looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
-        write_json(
-            file, {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks}
-        )
+        content = {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks}
+        write_json(self.out / 'comparison.json', content)
         if len(looks) > 1:
             self.notes.append(
                 f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '
@@ -198,9 +232,7 @@ class ComparisonSession:
 
     def _job(self, p: Prepared, folder: str, seed: int, name: str) -> Job:
         """The run of an experiment as it is prepared now, kept below `folder`."""
-        plan = self.out / 'plans' / p.folder / f'{self.plan.name}.json'
-        plan.parent.mkdir(parents=True, exist_ok=True)
-        write_json(plan, p.plan)
+        plan = self._plan_file(p)
         arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else [])]
         for key, value in p.spec.model.items():
             arguments += ['--set', f'{key}={json.dumps(value)}']
@@ -211,6 +243,20 @@ class ComparisonSession:
             unit=p.unit,
             length=sum(p.lengths),
         )
+
+    def _plan_file(self, p: Prepared) -> Path:
+        return self.out / 'plans' / p.folder / f'{self.plan.name}.json'
+
+    def _write_plan(self, p: Prepared) -> None:
+        file = self._plan_file(p)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, p.plan)
+
+    def _jobs(self, p: Prepared) -> list[Job]:
+        """The runs of an experiment that the verdict is about."""
+        return [
+            self._job(p, 'runs', seed, f'{p.spec.label} seed {seed}') for seed in range(self.request.seeds)
+        ]
 
     def _place(self, p: Prepared, folder: str, seed: int) -> Path:
         """A run's directory; that of a finished run alike, also in comparisons beside this one."""
@@ -224,48 +270,51 @@ class ComparisonSession:
         return own
 
     def _tune(self, prepared: list[Prepared]) -> dict:
-        """Gives every experiment the best learning rate of the same short search; returns its log."""
-        trials = [self._trial(p, factor) for p in prepared for factor in TUNE_FACTORS]
+        """Gives every experiment the learning rate that the same search chooses for it; returns its log."""
+        trials = [trial for p in prepared for trial in self._trials(p)]
         self.say(
-            f'Trying {len(TUNE_FACTORS)} learning rates with each experiment, on {TUNE_SHARE:.0%} of the '
-            'budget.'
+            f'Trying {len(FACTORS)} learning rates with each experiment, each with {len(SEEDS)} seeds at '
+            f'full length: {sum(len(t.jobs) for t in trials)} runs.'
         )
-        run_jobs([t.job for t in trials], devices=self.devices, workers=self.request.jobs, say=self.say)
+        for trial in trials:
+            self._write_plan(trial.prepared)
+        for_seed = [job for jobs in zip(*(t.jobs for t in trials)) for job in jobs]
+        run_jobs(for_seed, devices=self.devices, workers=self.request.jobs, say=self.say)
         log = {p.spec.label: self._choose_rate(p, [t for t in trials if t.owner is p]) for p in prepared}
         write_json(self.out / 'tuning.json', log)
         return log
 
-    def _trial(self, p: Prepared, factor: float) -> Trial:
-        trial = copy.deepcopy(p)
-        apply_budget(trial, Budget(trial.unit, TUNE_SHARE * sum(trial.lengths)))
-        scale_lr(trial, factor)
-        job = self._job(trial, 'tuning', TUNE_SEED, f'{p.spec.label} lr x {factor:g}')
-        return Trial(p, factor, [s['lr'] for s in trial.plan['stages'].values()], job)
+    def _trials(self, p: Prepared) -> list[Trial]:
+        found = []
+        for factor in FACTORS:
+            trial = copy.deepcopy(p)
+            scale_lr(trial, factor)
+            rates = [stage['lr'] for stage in trial.plan['stages'].values()]
+            jobs = [
+                self._job(trial, 'tuning', seed, f'{p.spec.label} lr x {factor:g} seed {seed}')
+                for seed in SEEDS
+            ]
+            found.append(Trial(p, trial, factor, rates, jobs))
+        return found
 
     def _choose_rate(self, p: Prepared, trials: list[Trial]) -> dict:
-        """Gives an experiment its best trial's learning rate. Raises UserError where none is usable."""
-        label, points = p.spec.label, []
-        for trial in trials:
-            run = self._read(trial.job) if trial.job.finished else None
-            loss = run.loss(self.request.metric) if run else math.nan
-            points.append(
-                {'factor': trial.factor, 'lr': trial.rates, 'loss': loss if math.isfinite(loss) else None}
-            )
-        usable = [point for point in points if point['loss'] is not None]
-        if not usable:
-            raise UserError(
-                f'No learning rate worked for {label}: every trial diverged or stopped. See '
-                f'{self.out / "tuning"}.'
-            )
-        best = min(usable, key=lambda point: point['loss'])
-        scale_lr(p, best['factor'])
-        self.say(f'{label}: learning rate {", ".join(f"{r:g}" for r in best["lr"])} did best.')
-        if best['factor'] in (TUNE_FACTORS[0], TUNE_FACTORS[-1]):
-            self.notes.append(
-                f'{label}: the best learning rate ({best["lr"][0]:g}) is at the edge of those tried; a '
-                'better one may lie beyond.'
-            )
-        return {'points': points, 'chosen': best['lr'], 'share': TUNE_SHARE, 'seed': TUNE_SEED}
+        """Gives an experiment its learning rate. Raises UserError where none is usable."""
+        runs = {
+            t.factor: [part_of(self._read(j), tuning=True) if j.finished else None for j in t.jobs]
+            for t in trials
+        }
+        log = choose(p.spec.label, runs, self.request.metric)
+        rates = {t.factor: t.rates for t in trials}
+        for point in log['points']:
+            point['lr'] = rates[point['factor']]
+        log['chosen'] = rates[log['factor']]
+        if log['factor'] != 1.0:
+            scale_lr(p, log['factor'])
+        text = said(p.spec.label, log, log['chosen'])
+        self.say(text)
+        if log['best'] != 1.0:
+            self.notes.append(text)
+        return log
 
     @staticmethod
     def _read(job: Job) -> FinishedRun:
@@ -277,31 +326,30 @@ class ComparisonSession:
             ) from error
 
     def _finished(self, jobs: list[Job]) -> list[FinishedRun]:
-        return [self._read(job) for job in jobs if job.finished]
+        runs = [self._read(job) for job in jobs if job.finished]
+        return [part_of(run, tuning=False) for run in runs] if self.request.tune else runs
 
     def _train(self, prepared: list[Prepared]) -> dict[str, list[FinishedRun]]:
         """label -> finished runs; the baseline is trained first. Raises UserError below two labels."""
-        jobs = {
-            p.spec.label: [
-                self._job(p, 'runs', seed, f'{p.spec.label} seed {seed}')
-                for seed in range(self.request.seeds)
-            ]
-            for p in prepared
-        }
+        for p in prepared:
+            self._write_plan(p)
+        jobs = {p.spec.label: self._jobs(p) for p in prepared}
         baseline, *others = jobs.values()
         ordered = [*baseline, *(job for of_seed in zip(*others) for job in of_seed)]
-        labels = {job.name: label for label, members in jobs.items() for job in members}
-        if all(job.finished for job in baseline):
-            self._report_noise(baseline)
+        self._report_noise(baseline)
         run_jobs(
             ordered,
             devices=self.devices,
             workers=self.request.jobs,
             say=self.say,
-            on_finish=lambda job: self._look(job, labels[job.name], jobs),
+            on_finish=lambda job: self._report_noise(baseline) if job in baseline else None,
         )
         stopped = [job for job in ordered if job.stopped]
         self.notes += [f'{job.name} stopped early and is left out: {job.stopped}' for job in stopped]
+        self.stopped = {
+            label: {seed: job.stopped for seed, job in enumerate(members) if job.stopped}
+            for label, members in jobs.items()
+        }
         runs = {label: found for label, members in jobs.items() if (found := self._finished(members))}
         if self.specs[0].label not in runs or len(runs) < 2:
             raise UserError(
@@ -310,32 +358,12 @@ class ComparisonSession:
             )
         return runs
 
-    def _look(self, job: Job, label: str, jobs: dict[str, list[Job]]) -> None:
-        """After a run: says what can be said early, once the baseline's seeds are all there."""
-        base = self.specs[0].label
-        if job.stopped or not all(j.finished for j in jobs[base]):
-            return
-        if label == base:
-            self._report_noise(jobs[base])
-            return
-        members, baseline = self._finished(jobs[label]), self._finished(jobs[base])
-        if len(members) < len(jobs[label]):
-            measured = self._noise(baseline)
-            text = early_warning(
-                label, members, baseline, measured, self.request.metric, alpha=self._shared_alpha
-            )
-            if text:
-                self.say(text)
-
-    @property
-    def _shared_alpha(self) -> float:
-        return ALPHA / (len(self.specs) - 1)
-
-    def _noise(self, baseline: list[FinishedRun]) -> dict:
-        return noise(self.specs[0].label, baseline, self.request.metric, alpha=self._shared_alpha)
-
     def _report_noise(self, baseline: list[Job]) -> None:
-        measured = self._noise(self._finished(baseline))
+        """Says how far apart the baseline's seeds are, once all of them are there."""
+        if not all(job.finished for job in baseline):
+            return
+        alpha = ALPHA / (len(self.specs) - 1)
+        measured = noise(self.specs[0].label, self._finished(baseline), self.request.metric, alpha=alpha)
         write_json(self.out / 'noise.json', measured)
         if measured['sd'] is not None:
             self.say(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..plots.plot import COLOURS, LABELS
 from ..runs.finished import FinishedRun
-from .statistics import paired_t
+from .statistics import paired
 
 AXES = {'tokens': 'tokens trained', 'flops': 'training FLOPs', 'seconds': 'seconds of training'}
 INK, GRID = '#1b1f24', '#d0d7de'  # stand-ins that `themed` turns into colours of the page
@@ -180,17 +180,19 @@ def difference_curve(
         return None
     if len(pairs) < 2:
         return xs[inside], differences[0], None, None
-    results = [paired_t(column, alpha=alpha) for column in differences.T]
+    results = [paired(column, alpha=alpha) for column in differences.T]
     return xs[inside], *(np.array([getattr(t, k) for t in results]) for k in ('mean', 'low', 'high'))
 
 
-def draw_difference(runs: dict[str, list[FinishedRun]], x: str, metric: str, *, alpha: float):
-    """Difference from the baseline over x with its interval; None where there is none to draw."""
-    baseline, *others = runs
+def draw_difference(
+    runs: dict[str, list[FinishedRun]], x: str, metric: str, *, labels: Sequence[str], alpha: float
+):
+    """Difference of these experiments from the baseline over x with its interval; None without any."""
+    baseline = next(iter(runs))
     colours = colour_of(list(runs))
     found = {
         label: d
-        for label in others
+        for label in labels
         if (d := difference_curve(runs[baseline], runs[label], x, metric, alpha=alpha)) is not None
     }
     if not found:

@@ -4,7 +4,15 @@ from pathlib import Path
 
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun
-from .grouping import check_causal, check_comparable, check_contracts, find_runs, fingerprints_of, group
+from .grouping import (
+    check_causal,
+    check_comparable,
+    check_contracts,
+    find_runs,
+    find_unfinished,
+    fingerprints_of,
+    group,
+)
 from .judge import judge
 from .outcome import Comparison
 from .report import write_report
@@ -28,7 +36,13 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
     check_causal(runs)
     check_contracts(runs)
     _check_seeds(runs, first)
-    findings = judge(runs, metric=metric, notes=_notes(runs)) | {
+    stopped = find_unfinished([Path(p) for p in places], runs)
+    left_out = [
+        f'{label} seed {seed} ended early and is left out: {why}'
+        for label, of_seed in stopped.items()
+        for seed, why in of_seed.items()
+    ]
+    findings = judge(runs, metric=metric, notes=[*_notes(runs), *left_out], stopped=stopped) | {
         'title': title(first, [label for label in runs if label != first]),
         'plan': ', '.join(sorted({r.summary['plan'] for members in runs.values() for r in members})),
         'budget': None,

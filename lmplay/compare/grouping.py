@@ -5,7 +5,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError, UserError
-from ..runs.finished import STAGES, SUMMARY, FinishedRun, find_below, read_run
+from ..runs.finished import (
+    NOT_SETTINGS,
+    SETTINGS,
+    STAGES,
+    SUMMARY,
+    FinishedRun,
+    StartedRun,
+    find_below,
+    read_run,
+    read_started,
+)
+from ..runs.recorder import read_metrics
 
 METRICS = {'loss': 'nats per token', 'bits_per_byte': 'bits per byte'}
 FINGERPRINTS = {
@@ -31,6 +42,33 @@ def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
             raise DataError(f"'{place}' holds no finished run, here or below.")
         runs |= {f.resolve(): read_run(f) for f in found}
     return list(runs.values())
+
+
+def find_unfinished(places: Iterable[Path], runs: dict[str, list[FinishedRun]]) -> dict[str, dict[int, str]]:
+    """label -> seed -> why its run below these directories ended early, or that it has not ended."""
+    found: dict[str, dict[int, str]] = {}
+    alike = {_asked(run): label for label, members in runs.items() for run in members}
+    for place in places:
+        for file in sorted(Path(place).rglob(SETTINGS)):
+            folder = file.parent
+            if (folder / SUMMARY).is_file() or 'tuning' in file.relative_to(place).parts:
+                continue
+            run = read_started(folder)
+            label = alike.get(_asked(run)) if run else None
+            if run and label and run.settings['seed'] not in {r.seed for r in runs[label]}:
+                found.setdefault(label, {})[run.settings['seed']] = _why_unfinished(folder)
+    return found
+
+
+def _asked(run: StartedRun) -> str:
+    """What a run was started with, its seed and place apart."""
+    places = {*NOT_SETTINGS} - {'stages', 'exp', 'model', 'overrides'}
+    return json.dumps({k: v for k, v in run.settings.items() if k not in places}, sort_keys=True, default=str)
+
+
+def _why_unfinished(folder: Path) -> str:
+    events = [r for r in read_metrics(folder) if r.get('event') == 'stopped']
+    return str(events[-1].get('message')) if events else f"'{folder}' is not finished"
 
 
 def group(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:

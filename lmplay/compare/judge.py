@@ -2,43 +2,75 @@
 
 import math
 import statistics as plain_statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ..runs.finished import FinishedRun, metric_key
 from .grouping import METRICS
-from .statistics import ALPHA, POWER, bootstrap, detectable, paired_t, seeds_needed, verdict
+from .statistics import (
+    ALPHA,
+    POWER,
+    RANGE,
+    RECOMMENDED_SEEDS,
+    Noise,
+    detectable,
+    document_noise,
+    effective_documents,
+    grouped,
+    half_width,
+    paired,
+    sd_range,
+    seeds_needed,
+    verdict,
+)
 from .words import FIGURES, sentence, warnings
 
+Stopped = Mapping[str, Mapping[int, str]]  # label -> seed -> why its run ended early, or never ended
+
 TOLERANCE = 0.05  # relative difference to the baseline above which a figure counts as unequal
+BUSY = 1.25  # tasks per core above which a machine slows a run down; the run's own make up to about 1
 
 
-def judge(runs: dict[str, list[FinishedRun]], *, metric: str = 'loss', notes: Sequence[str] = ()) -> dict:
+def judge(
+    runs: dict[str, list[FinishedRun]],
+    *,
+    metric: str = 'loss',
+    notes: Sequence[str] = (),
+    stopped: Stopped | None = None,
+) -> dict:
     """The findings as JSON values; the first label is the baseline.
 
     Differences are experiment minus baseline. The error rate is shared among the comparisons (Bonferroni):
-    where all experiments are equal, at most ALPHA of the reports have any wrong verdict.
+    where all experiments are equal, at most ALPHA of the reports have any wrong verdict, on other text like
+    the held-out text and with other seeds. stopped: runs that are missing because they ended early.
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))
-    experiments = [_experiment(label, members, metric) for label, members in runs.items()]
+    stopped = {label: dict((stopped or {}).get(label, {})) for label in runs}
+    experiments = [_experiment(label, runs[label], metric, stopped[label]) for label in runs]
     for entry in experiments[1:]:
-        entry['comparison'] = compare_pair(runs[baseline], runs[entry['label']], metric, alpha)
+        label = entry['label']
+        early = (stopped[baseline], stopped[label])
+        entry['comparison'] = compare_pair(runs[baseline], runs[label], metric, alpha, early)
         entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
         entry['sentence'] = sentence(entry, experiments[0], METRICS[metric], alpha)
     settings = differing_settings(runs)
+    load = {label: _load(members) for label, members in runs.items()}
     return {
         'metric': metric,
         'unit': METRICS[metric],
         'baseline': baseline,
         'alpha': alpha,
+        'seeds': min(len(e['comparison']['seeds']) for e in experiments[1:]) if others else 0,
+        'recommended_seeds': RECOMMENDED_SEEDS,
         'experiments': experiments,
         'noise': noise(baseline, runs[baseline], metric, alpha=alpha),
-        'domains': _domains(runs, metric),
+        'domains': _domains(runs, metric, stopped),
+        'load': load,
         'settings': settings,
         'held_out': _held_out(runs[baseline][0]),
-        'warnings': [*warnings(runs, experiments, settings), *notes],
+        'warnings': [*warnings(runs, experiments, settings, load), *notes],
         'samples': _samples(runs),
         'routing': _routing(runs),
     }
@@ -51,9 +83,9 @@ def noise(label: str, members: Sequence[FinishedRun], metric: str, *, alpha: flo
     pairing by seed usually does better.
     """
     losses = {str(r.seed): r.loss(metric) for r in members}
-    finite = [v for v in losses.values() if math.isfinite(v)]
-    sd = plain_statistics.stdev(finite) if len(finite) > 1 else None
-    limit = None if sd is None else float(detectable(sd * math.sqrt(2), len(finite), alpha=alpha))
+    known = len(losses) > 1 and all(map(math.isfinite, losses.values()))
+    sd = plain_statistics.stdev(v for v in losses.values() if v is not None) if known else None
+    limit = None if sd is None else float(detectable(sd * math.sqrt(2), len(losses), alpha=alpha))
     return {
         'label': label,
         'metric': metric,
@@ -68,14 +100,14 @@ def _finite(value: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are known."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    """The mean; None where a value is unknown, as that of the others would be one of survivors."""
+    known = [math.nan if v is None else v for v in values]
+    return _finite(sum(known) / len(known)) if known else None
 
 
-def _experiment(label: str, members: list[FinishedRun], metric: str) -> dict:
+def _experiment(label: str, members: list[FinishedRun], metric: str, stopped: Mapping[int, str]) -> dict:
     losses = {str(r.seed): _finite(r.loss(metric)) for r in members}
-    known = [v for v in losses.values() if v is not None]
+    complete = not stopped and None not in losses.values()
     facts, costs = members[0].last_stage, [r.cost for r in members]
     figures = {k: facts[k] for k in ('total_parameters', 'trainable_parameters', 'active_parameters')}
     figures |= {k: _mean(c[k] for c in costs) for k in ('tokens', 'flops', 'seconds', 'tokens_per_second')}
@@ -86,10 +118,13 @@ def _experiment(label: str, members: list[FinishedRun], metric: str) -> dict:
         'experiment': members[0].exp,
         'model': facts['model'],
         'losses': losses,
-        'mean': _mean(known),
-        'sd': plain_statistics.stdev(known) if len(known) > 1 else None,
-        'accuracy': _mean(_finite(_accuracy(r)) for r in members),
-        'bits_per_byte': _mean(_finite(r.loss('bits_per_byte')) for r in members),
+        'stopped': {str(seed): why for seed, why in stopped.items()},
+        'mean': _mean(losses.values()) if complete else None,
+        'sd': plain_statistics.stdev(v for v in losses.values() if v is not None)
+        if complete and len(losses) > 1
+        else None,
+        'accuracy': _mean(_accuracy(r) for r in members) if complete else None,
+        'bits_per_byte': _mean(r.loss('bits_per_byte') for r in members) if complete else None,
         'figures': {k: figures[k] for k in FIGURES},
     }
 
@@ -104,72 +139,149 @@ def unequal(figures: dict, baseline: dict) -> dict[str, float]:
     return {k: r for k, r in ratios.items() if abs(r - 1) > TOLERANCE}
 
 
-def compare_pair(baseline: list[FinishedRun], members: list[FinishedRun], metric: str, alpha: float) -> dict:
-    """Differences of two experiments, paired by seed, and the verdict; no mean where a run diverged."""
+def compare_pair(
+    baseline: list[FinishedRun],
+    members: list[FinishedRun],
+    metric: str,
+    alpha: float,
+    stopped: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {}),
+) -> dict:
+    """Differences of two experiments, paired by seed, and the verdict; no mean where a run diverged or ended
+    early, as those that are left are the lucky ones. stopped: seed -> why, of the baseline and the other."""
     of_seed = {r.seed: r for r in baseline}
     pairs = [(of_seed[r.seed], r) for r in members if r.seed in of_seed]
     differences = {str(r.seed): _finite(r.loss(metric) - b.loss(metric)) for b, r in pairs}
     diverged = {
         who: [run.seed for run in side if not math.isfinite(run.loss(metric))]
-        for who, side in (('baseline', [b for b, _ in pairs]), ('experiment', [r for _, r in pairs]))
+        for who, side in (('baseline', baseline), ('experiment', members))
     }
     found = {
         'seeds': [r.seed for _, r in pairs],
         'differences': differences,
         'documents_by_seed': {
-            str(r.seed): _bootstrap([(b, r)], metric, alpha)
+            str(r.seed): _over_documents([(b, r)], metric, alpha)
             for b, r in pairs
             if differences[str(r.seed)] is not None
         },
         'diverged': diverged,
+        'stopped': {who: sorted(s) for who, s in zip(('baseline', 'experiment'), stopped)},
     }
-    if not pairs or None in differences.values():
-        alone = diverged['experiment'] and not diverged['baseline']
+    if not pairs or any(stopped) or any(diverged.values()):
+        alone = diverged['experiment'] and not diverged['baseline'] and not any(stopped)
         return found | {'verdict': 'diverged' if alone else 'no verdict', 'mean': None}
-    seeds = paired_t([d for d in differences.values() if d is not None], alpha=alpha)
-    over_documents = _bootstrap(pairs, metric, alpha)
-    return found | {
-        'verdict': verdict(seeds, over_documents),
-        'mean': seeds.mean,
-        'sd': seeds.sd,
-        'low': seeds.low,
-        'high': seeds.high,
-        'p': seeds.p,
-        'documents': over_documents,
-        'seeds_needed': None if seeds.sd is None else seeds_needed(seeds.mean, seeds.sd, alpha=alpha),
+    return found | _estimate(pairs, metric, alpha)
+
+
+def _estimate(pairs: list[tuple[FinishedRun, FinishedRun]], metric: str, alpha: float) -> dict:
+    """The mean difference of finite pairs, its interval, and how many seeds would resolve it."""
+    differences = [r.loss(metric) - b.loss(metric) for b, r in pairs]
+    documents = _document_noise(pairs, metric)
+    of_seeds = paired(differences, alpha=alpha)  # over new seeds alone
+    both = paired(differences, documents, alpha=alpha)
+    judged = documents is not None and both.sd is not None
+    found = {
+        'verdict': verdict(both.low, both.high) if judged else 'no verdict',
+        'mean': both.mean,
+        'sd': both.sd,
+        'low': both.low if judged else None,
+        'high': both.high if judged else None,
+        'p': both.p if judged else None,
+        'error_of_seeds': None if both.sd is None else both.sd / math.sqrt(both.n),
+        'error_of_documents': None if documents is None else math.sqrt(documents.variance),
+        'over_seeds': None if of_seeds.low is None else (of_seeds.low, of_seeds.high),
+        'documents': _over_documents(pairs, metric, alpha),
+        'seeds_needed': None,
+        'seeds_range': None,
         'power': POWER,
+        'range': RANGE,
     }
+    if documents is None or both.sd is None:
+        return found
+    lowest, highest = sd_range(both.sd, both.n)
+    needed = [seeds_needed(both.mean, sd, documents, alpha=alpha) for sd in (both.sd, lowest, highest)]
+    return found | {'seeds_needed': needed[0], 'seeds_range': needed[1:]}
 
 
-def _bootstrap(
-    pairs: list[tuple[FinishedRun, FinishedRun]], metric: str, alpha: float
-) -> tuple[float, float] | None:
-    """The interval over held-out documents, each side's losses averaged over the seeds."""
+def _document_noise(
+    pairs: list[tuple[FinishedRun, FinishedRun]], metric: str, domain: str | None = None
+) -> Noise | None:
+    """The noise of the held-out documents, each side's losses averaged over the seeds; of one domain."""
+    documents = pairs[0][0].documents
+    chosen = slice(None) if domain is None else documents['domain'] == domain
     (_, b_weights), (_, r_weights) = (run.sums(metric) for run in pairs[0])
     b, r = (np.mean([run.sums(metric)[0] for run in side], axis=0) for side in zip(*pairs))
-    if not (np.isfinite(b).all() and np.isfinite(r).all()):
+    if not (np.isfinite(b[chosen]).all() and np.isfinite(r[chosen]).all()):
         return None
-    return bootstrap(b, r, (b_weights, r_weights), alpha=alpha)
+    weights = b_weights[chosen], r_weights[chosen]
+    return document_noise(b[chosen], r[chosen], weights, documents['hash'][chosen])
 
 
-def _domains(runs: dict[str, list[FinishedRun]], metric: str) -> list[dict]:
-    """Per domain: each experiment's mean loss, and its difference from the baseline with the t interval."""
-    baseline, *_ = runs
-    domains = runs[baseline][0].documents['domain']
+def _over_documents(
+    pairs: list[tuple[FinishedRun, FinishedRun]], metric: str, alpha: float
+) -> tuple[float, float] | None:
+    """The interval of these models' difference over new documents alone."""
+    noise = _document_noise(pairs, metric)
+    if noise is None:
+        return None
+    mean = float(np.mean([r.loss(metric) - b.loss(metric) for b, r in pairs]))
+    half = half_width(alpha, [noise])
+    return mean - half, mean + half
+
+
+def _domains(runs: dict[str, list[FinishedRun]], metric: str, stopped: Stopped) -> list[dict]:
+    """Per domain: each experiment's mean loss, and its difference from the baseline with its interval.
+
+    The error rate is shared among domains and experiments (Bonferroni). A domain whose text counts as fewer
+    than FEW_DOCUMENTS has no interval, one without targets has no loss.
+    """
+    baseline, *others = runs
+    documents = runs[baseline][0].documents
+    names = sorted(set(documents['domain'].tolist()))
+    alpha = ALPHA / max(1, len(names) * len(others))
     table = []
-    for domain in sorted(set(domains.tolist())):
-        base = {r.seed: r.loss(metric, domain) for r in runs[baseline]}
-        row = {'domain': domain, 'documents': int((domains == domain).sum()), 'experiments': {}}
+    for domain in names:
+        own = documents['domain'] == domain
+        tokens = documents['tokens'][own]
+        row = {
+            'domain': domain,
+            'documents': int(own.sum()),
+            'effective': effective_documents(grouped(tokens, documents['hash'][own])),
+            'alpha': alpha,
+            'experiments': {},
+        }
         for label, members in runs.items():
-            losses = {r.seed: r.loss(metric, domain) for r in members}
-            entry = {'loss': _finite(_mean(losses.values()))}
-            paired = [losses[s] - base[s] for s in losses if s in base]
-            if label != baseline and paired and all(map(math.isfinite, paired)):
-                t = paired_t(paired)
-                entry |= {'difference': t.mean, 'low': t.low, 'high': t.high}
+            entry = (
+                {'loss': _mean(r.loss(metric, domain) for r in members)} if tokens.any() else {'loss': None}
+            )
+            complete = not stopped[label] and not stopped[baseline] and tokens.any()
+            if label != baseline and complete:
+                entry |= _in_domain(runs[baseline], members, metric, domain, alpha)
             row['experiments'][label] = entry
         table.append(row)
     return table
+
+
+def _in_domain(
+    baseline: list[FinishedRun], members: list[FinishedRun], metric: str, domain: str, alpha: float
+) -> dict:
+    """The difference of two experiments in one domain; empty where a run diverged."""
+    base = {r.seed: r for r in baseline}
+    pairs = [(base[r.seed], r) for r in members if r.seed in base]
+    differences = [r.loss(metric, domain) - b.loss(metric, domain) for b, r in pairs]
+    if not pairs or not all(map(math.isfinite, differences)):
+        return {}
+    noise = _document_noise(pairs, metric, domain)
+    found = paired(differences, noise, alpha=alpha)
+    judged = noise is not None and found.sd is not None
+    low, high = (found.low, found.high) if judged else (None, None)
+    return {'difference': found.mean, 'low': low, 'high': high}
+
+
+def _load(members: list[FinishedRun]) -> dict:
+    """Tasks per core while the runs were timed, at most; None where none recorded it."""
+    loads = [load for r in members for load in (r.environment.get('load'), r.summary.get('load')) if load]
+    most = max(loads, default=None)
+    return {'most': most, 'busy': most is not None and most > BUSY}
 
 
 def differing_settings(runs: dict[str, list[FinishedRun]]) -> list[dict]:
@@ -196,6 +308,7 @@ def _text(value) -> str:
 def _held_out(run: FinishedRun) -> dict:
     return {
         'documents': len(run.documents['hash']),
+        'effective': effective_documents(grouped(run.documents['tokens'], run.documents['hash'])),
         'tokens': int(run.documents['tokens'].sum()),
         'bytes': int(run.documents['bytes'].sum()),
         'domains': sorted(set(run.documents['domain'].tolist())),

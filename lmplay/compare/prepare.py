@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
 from ..checks import require_contract
@@ -109,6 +111,7 @@ class Prepared:
     """An experiment ready to be trained. plan: complete, with budget and row length filled in.
 
     lengths: planned, by stage, in `unit`, 'tokens' or 'seconds'; flops_per_token: of training, by stage;
+    documents: name -> (documents,) of those held out at the end: domain, hash, tokens;
     digest: of all that decides what a run does, but its seed.
     """
 
@@ -120,6 +123,7 @@ class Prepared:
     fingerprints: dict[str, str]
     device_kind: str
     amp: bool
+    documents: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     digest: str = ''
 
     @property
@@ -241,7 +245,13 @@ def _prepared(
     joined |= {k: prints[-1][k] for k in ('evaluation', 'text')}
     flops = [stage.flops_per_token for stage in stages]
     unit = 'seconds' if timed == {True} else 'tokens'
-    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp)
+    entries = data.held_out.documents
+    documents = {
+        'domain': np.array([d['domain'] for d in entries], str),
+        'hash': np.array([d['hash'] for d in entries], np.uint64),
+        'tokens': np.array([d.get('scored', d['tokens']) for d in entries], np.int64),
+    }
+    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp, documents)
 
 
 def apply_budget(prepared: Prepared, budget: Budget | None) -> None:

@@ -1,6 +1,7 @@
 """The report of a comparison: one self-contained page, with the same as JSON, CSV and pictures beside it."""
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -21,7 +22,8 @@ from .grouping import METRICS
 from .judge import TOLERANCE
 from .numbers import figure_text, number, visible
 from .prepare import safe
-from .words import FIGURES, signed
+from .statistics import FEW_DOCUMENTS
+from .words import FIGURES, seeds_text, signed
 
 PAGE, NUMBERS = 'report.html', 'results.json'
 MARKS = {'better': '▲', 'worse': '▼', 'within noise': '≈', 'no verdict': '?', 'diverged': '✕'}
@@ -49,6 +51,8 @@ def write_report(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) 
         metric=findings['metric'],
         xrays=rays,
         axis=axis_of(findings, runs),
+        sources=sources(runs),
+        kept={label: bool(members[0].source) for label, members in runs.items()},
         out=out,
     )
     write_text(out / PAGE, content)
@@ -138,6 +142,9 @@ def plan_pictures(findings: dict, runs: dict[str, list[FinishedRun]]) -> list[Pi
     metric, alpha, x = findings['metric'], findings['alpha'], axis_of(findings, runs)
     against = f'Difference from {findings["baseline"]}'
     interval, spread, band = _how_to_read(runs, alpha)
+    for entry in findings['experiments']:
+        if entry['stopped']:
+            spread += f' Of {entry["label"]}, {len(entry["stopped"])} stopped early and are missing.'
     verdicts = ' '.join(e['sentence'] for e in findings['experiments'] if 'sentence' in e)
     ends = '; '.join(f'{e["label"]} ends at {number(e["mean"])}' for e in findings['experiments']) + '.'
     planned = [Picture('verdicts', against, interval, verdicts, lambda: figures.draw_verdicts(findings))]
@@ -145,7 +152,8 @@ def plan_pictures(findings: dict, runs: dict[str, list[FinishedRun]]) -> list[Pi
         title = f'Held-out {METRICS[metric]} over {words}'
         draw = partial(figures.draw_loss, runs, axis, metric)
         planned.append(Picture(f'{metric}-over-{axis}', title, spread, ends, draw))
-    draw = partial(figures.draw_difference, runs, x, metric, alpha=alpha)
+    judged = [e['label'] for e in findings['experiments'] if e.get('comparison', {}).get('mean') is not None]
+    draw = partial(figures.draw_difference, runs, x, metric, labels=judged, alpha=alpha)
     planned.append(Picture('difference', f'{against} over {figures.AXES[x]}', band, verdicts, draw))
     return planned
 
@@ -157,7 +165,7 @@ def _how_to_read(runs: dict[str, list[FinishedRun]], alpha: float) -> tuple[str,
         interval = f'Diamond: difference; thin bar: {percent} interval over documents, for this seed alone.'
         return interval, 'One seed.', 'Below zero is better.'
     return (
-        f'Diamond: mean; thick bar: {percent} interval over seeds; dots: seeds.',
+        f'Diamond: mean; thick bar: {percent} interval over new seeds and documents; dots: seeds.',
         'Line: mean of the seeds; band: from the lowest to the highest.',
         f'Below zero is better. Band: {percent} interval over seeds, for each evaluation by itself.',
     )
@@ -174,6 +182,28 @@ def xrays(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) -> dict
             except UserError as error:
                 found[label] = str(error)
     return found
+
+
+def sources(runs: dict[str, list[FinishedRun]]) -> dict[str, dict]:
+    """label -> unified diff of the baseline's source and the experiment's, as {'lines', 'added', 'removed'};
+    empty where they are equal, or either was not kept."""
+    baseline, *others = runs
+    return {label: source_diff(runs[baseline][0].source, runs[label][0].source) for label in others}
+
+
+def source_diff(old: dict[str, str], new: dict[str, str]) -> dict:
+    """The unified diff of two folders of files, with its lines counted; empty where they are equal."""
+    lines = []
+    for path in sorted(old.keys() | new.keys()) if old and new else ():
+        before, after = (side.get(path, '').splitlines() for side in (old, new))
+        for text in difflib.unified_diff(
+            before, after, f'baseline/{path}', f'experiment/{path}', lineterm=''
+        ):
+            head = text.startswith(('--- baseline/', '+++ experiment/'))
+            kind = 'file' if head else {'+': 'added', '-': 'removed'}.get(text[0], 'same')
+            lines.append({'kind': kind, 'text': text})
+    counts = {kind: sum(line['kind'] == kind for line in lines) for kind in ('added', 'removed')}
+    return {'lines': lines, **counts} if lines else {}
 
 
 def layer_names(ray: XRay | str, layers: int) -> list[str]:
@@ -216,5 +246,11 @@ def page(template: str, **content) -> str:
         'visible': visible,
         'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>'))),
     }
-    environment.globals |= {'figure_text': figure_text, 'marks': MARKS, 'FIGURES': FIGURES}
+    environment.globals |= {
+        'figure_text': figure_text,
+        'seeds_text': seeds_text,
+        'marks': MARKS,
+        'FIGURES': FIGURES,
+        'few': FEW_DOCUMENTS,
+    }
     return environment.get_template(template).render(**content)

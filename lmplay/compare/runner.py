@@ -1,7 +1,6 @@
 """Trains the runs of a comparison as processes of lmp_trainer: several at a time, each resumable."""
 
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -12,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cli import count, duration
 from ..errors import UserError
+from ..files import locked
 from ..runs.recorder import METRICS, read_metrics
-from ..train.console import count, duration
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -98,14 +98,13 @@ class Job:
 
     def busy(self) -> bool:
         """Whether another process trains in the folder."""
-        try:
-            with open(self.folder / '.lock') as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        if not (self.folder / '.lock').exists():
             return False
+        try:
+            with locked(self.folder / '.lock'):
+                return False
         except BlockingIOError:
             return True
-        return False
 
     def check(self) -> None:
         """After the process has ended: notes why the run stopped early. Raises UserError where it failed."""

@@ -1,10 +1,11 @@
 """Findings in words: the verdict's sentence, and what to know before trusting it."""
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..runs.finished import FinishedRun
-from .statistics import FEW_DOCUMENTS, MOST_SEEDS, seeds_needed
+from .statistics import FEW_DOCUMENTS, MOST_SEEDS, RECOMMENDED_SEEDS, effective_documents, grouped
 
 # The figures that are reported because they cannot all be matched, and their headings.
 FIGURES = {
@@ -57,8 +58,14 @@ def sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
     found, label, base = entry['comparison'], entry['label'], baseline['label']
     if found['mean'] is None:
         return _without_a_mean(found, label, base)
-    if found['verdict'] == 'no verdict':
+    if len(found['seeds']) < 2:
         return _of_one_seed(found, label, unit, alpha)
+    if found['verdict'] == 'no verdict':
+        return (
+            f'No verdict: the held-out text counts as fewer than {FEW_DOCUMENTS} documents of equal size. On '
+            f'it, the difference of {label} from {base} is {signed(found["mean"])} {unit}. A larger '
+            'validation_bytes, or data with more and shorter documents, allows one.'
+        )
     low, high = signed(found['low']), signed(found['high'])
     interval = f'{_percent(alpha)} interval {low} to {high}, {len(found["seeds"])} seeds'
     if found['verdict'] == 'within noise':
@@ -66,34 +73,40 @@ def sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
         return text + _why_within_noise(found) + _at_what_cost(entry, baseline)
     direction = 'lower' if found['mean'] < 0 else 'higher'
     return (
-        f'{label} is {found["verdict"]} than {base}: its held-out loss is {signed(abs(found["mean"]))[1:]} '
-        f'{unit} {direction} ({interval}).' + _at_what_cost(entry, baseline)
+        f'{label} is {found["verdict"]} than {base} on text like this held-out text: its loss is '
+        f'{signed(abs(found["mean"]))[1:]} {unit} {direction} ({interval}).' + _at_what_cost(entry, baseline)
     )
 
 
 def _without_a_mean(found: dict, label: str, base: str) -> str:
-    if not found['seeds']:
+    reasons = []
+    for who, name in (('experiment', label), ('baseline', base)):
+        if seeds := found['stopped'][who]:
+            reasons.append(f'{name} stopped early on {_seeds(seeds)}')
+        if seeds := found['diverged'][who]:
+            reasons.append(f'{name} diverged on {_seeds(seeds)}, where its held-out loss is not finite')
+    if not reasons:
         return f'No verdict: {label} and {base} have no finished seed in common.'
-    diverged = {who: ', '.join(map(str, seeds)) for who, seeds in found['diverged'].items()}
-    if found['verdict'] == 'diverged':
-        return (
-            f'{label} diverged on seed {diverged["experiment"]}, where its held-out loss is not finite; '
-            f'{base} did not.'
-        )
-    return f'No verdict: the held-out loss of {base} is not finite on seed {diverged["baseline"]}.'
+    alone = f' {base} did not.' if found['verdict'] == 'diverged' else ''
+    return f'No verdict: {"; ".join(reasons)}.{alone}'
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f'seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
 
 
 def _of_one_seed(found: dict, label: str, unit: str, alpha: float) -> str:
-    documents = found['documents']
-    which, interval = 'the two models are level', ''
+    documents, difference = found['documents'], f'the difference is {signed(found["mean"])} {unit}'
     if documents is not None:
         low, high = documents
-        interval = f' ({_percent(alpha)} interval over documents {signed(low)} to {signed(high)})'
+        which = 'the two models are level'
         if low > 0 or high < 0:
-            which = f'the model of {label} is {"better" if found["mean"] < 0 else "worse"} on this text'
+            which = f'the model of {label} is {"better" if found["mean"] < 0 else "worse"} on text like this'
+        difference = f'{which}: difference {signed(found["mean"])} {unit}'
+        difference += f' ({_percent(alpha)} interval over documents {signed(low)} to {signed(high)})'
     return (
-        f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]}, {which}: '
-        f"difference {signed(found['mean'])} {unit}{interval}. How much of that is the seed's luck is "
+        f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]}, '
+        f"{difference}. How much of that is the seed's luck is "
         'unknown; use --seeds 3 or more.'
     )
 
@@ -102,19 +115,32 @@ def _why_within_noise(found: dict) -> str:
     needed, n = found['seeds_needed'], len(found['seeds'])
     if not found['mean'] and not found['sd']:
         return ' Their losses are identical.'
-    if found['low'] > 0 or found['high'] < 0:
+    low, high = found['over_seeds']
+    if low > 0 or high < 0:
         return (
-            ' The seeds agree on the sign, but the difference does not hold over the held-out documents; use '
-            'more held-out text.'
+            ' The seeds agree on the sign, but on other text like this it may differ; use more held-out text.'
         )
     if needed is None:
-        return f' Resolving a difference of this size would take more than {MOST_SEEDS:,} seeds.'
+        return (
+            f' Resolving a difference of this size would take more than {MOST_SEEDS:,} seeds, or more '
+            'held-out text.'
+        )
     if needed <= n:
         return (
             f' With {needed} seeds, a difference of this size is found in 4 of 5 comparisons; either this '
             'was the fifth, or there is none.'
         )
-    return f' Resolving a difference of this size would take about {needed} seeds.'
+    return f' Resolving a difference of this size would take {seeds_text(found)} seeds.'
+
+
+def seeds_text(found: dict) -> str:
+    """The seeds needed and the range in which their number lies in 4 of 5 cases, as `RANGE` has it."""
+    needed, (low, high) = found['seeds_needed'], found['seeds_range'] or (None, None)
+    if needed is None:
+        return f'over {MOST_SEEDS:,}' + (f' (at least {low:,})' if low else '')
+    if low == high:
+        return f'about {needed:,}'
+    return f'about {needed:,} ({low:,} to {f"{high:,}" if high else f"over {MOST_SEEDS:,}"})'
 
 
 def _at_what_cost(entry: dict, baseline: dict) -> str:
@@ -129,45 +155,19 @@ def _at_what_cost(entry: dict, baseline: dict) -> str:
     return f' It has {" and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))} of {baseline["label"]}.'
 
 
-def early_warning(
-    label: str,
-    members: Sequence[FinishedRun],
-    baseline: Sequence[FinishedRun],
-    noise: dict,
-    metric: str,
-    *,
-    alpha: float,
-) -> str | None:
-    """What can be said of an experiment while most of its seeds are still to come; None where nothing can.
-
-    noise: of the baseline, from `judge.noise`.
-    """
-    pairs = [(r.loss(metric), b.loss(metric)) for r in members for b in baseline if r.seed == b.seed]
-    if not pairs or noise['sd'] is None or not all(math.isfinite(v) for pair in pairs for v in pair):
-        return None
-    difference = sum(r - b for r, b in pairs) / len(pairs)
-    limit, seeds = noise['detectable'], len(noise['losses'])
-    so_far = f'{label} after {len(pairs)} of {seeds} seeds: {signed(difference)}'
-    if abs(difference) >= limit:
-        return (
-            f'{so_far}; {seeds} seeds can resolve about {limit:.4f} if it is as steady as {noise["label"]}.'
-        )
-    needed = seeds_needed(difference, noise['sd'] * math.sqrt(2), alpha=alpha)
-    return (
-        f'{so_far}. Warning: that is below what {seeds} seeds can resolve (about {limit:.4f}, from the noise '
-        f'of {noise["label"]}); a difference of this size would need '
-        f'{f"about {needed}" if needed else f"more than {MOST_SEEDS:,}"} seeds, fewer if the pairs agree.'
-    )
-
-
-def warnings(runs: dict[str, list[FinishedRun]], experiments: list[dict], settings: list[dict]) -> list[str]:
-    """What to know before trusting the verdicts. settings: those that differ."""
+def warnings(
+    runs: dict[str, list[FinishedRun]], experiments: list[dict], settings: list[dict], load: dict[str, dict]
+) -> list[str]:
+    """What to know before trusting the verdicts. settings: those that differ; load: of each label's runs."""
     baseline, *others = experiments
     return [
         *(text for entry in others for text in _mismatches(entry, baseline)),
-        *_few_documents(runs[baseline['label']][0]),
+        *_few_seeds(others),
         *_not_applied(runs),
+        *few_documents(*(runs[baseline['label']][0].documents[name] for name in ('tokens', 'hash'))),
         *_skipped_steps(runs),
+        *_edited(runs),
+        *_ended_by_a_busy_clock(runs, load),
         *(
             f'The experiments differ in {row["setting"]}: '
             + ', '.join(f'{label} {value}' for label, value in row['values'].items())
@@ -178,12 +178,43 @@ def warnings(runs: dict[str, list[FinishedRun]], experiments: list[dict], settin
     ]
 
 
+def _few_seeds(others: list[dict]) -> list[str]:
+    few = {e['label']: n for e in others if (n := len(e['comparison']['seeds'])) < RECOMMENDED_SEEDS}
+    if not few:
+        return []
+    counted = ', '.join(f'{label} {n}' for label, n in few.items())
+    return [f'At least {RECOMMENDED_SEEDS} seeds are recommended; compared here: {counted}.']
+
+
+def _ended_by_a_busy_clock(runs: dict[str, list[FinishedRun]], load: dict[str, dict]) -> list[str]:
+    """Where the clock ended runs that other work on the machine may have slowed down."""
+    return [
+        f'{label} trained for a time, on a busy machine (up to {load[label]["most"]:.1f} tasks per core): it '
+        'may have got fewer steps than it would have alone.'
+        for label, members in runs.items()
+        if load[label]['busy'] and any(s.get('seconds') for r in members for s in r.stage_settings.values())
+    ]
+
+
+def _edited(runs: dict[str, list[FinishedRun]]) -> list[str]:
+    """Where the source that a run kept is no longer what is on disk."""
+    found = []
+    for label, members in runs.items():
+        if files := sorted({file for run in members for file in run.source_changed()}):
+            found.append(
+                f'{label} has changed on disk since it was trained ({", ".join(files)}): what is said here '
+                'is about the source that its runs keep.'
+            )
+    return found
+
+
 def _mismatches(entry: dict, baseline: dict) -> list[str]:
     label, base, found = entry['label'], baseline['label'], []
     parts = [f'{FIGURES[k]} ({r:.2f} times)' for k, r in entry['unequal'].items() if k not in MEASURED]
     if parts:
         found.append(f'{label} is not matched to {base} in {", ".join(parts)}.')
-    if missing := set(baseline['losses']) ^ set(entry['losses']):
+    seeds, base_seeds = ({*e['losses'], *e['stopped']} for e in (entry, baseline))
+    if missing := seeds ^ base_seeds:
         found.append(
             f'Seeds run for only one of {base} and {label} are left out of the difference: '
             f'{", ".join(sorted(missing))}.'
@@ -191,15 +222,15 @@ def _mismatches(entry: dict, baseline: dict) -> list[str]:
     return found
 
 
-def _few_documents(run: FinishedRun) -> list[str]:
-    tokens = run.documents['tokens']
-    effective = float(tokens.sum() ** 2 / max(1, (tokens**2).sum()))  # Kish's effective sample size
+def few_documents(tokens: np.ndarray, groups: np.ndarray) -> list[str]:
+    """What to say where the held-out text can't carry a verdict. tokens, groups: (documents,)."""
+    effective = effective_documents(grouped(tokens, groups))
     if effective >= FEW_DOCUMENTS:
         return []
     return [
-        f'The held-out text has {len(tokens)} documents, but a few long ones outweigh the rest, as if there '
-        f'were {effective:.1f}: what holds over them may not hold for text in general. A larger '
-        'validation_bytes gives more.'
+        f'The held-out text has {len(tokens)} documents that count as {effective:.1f} of equal size; a '
+        f'verdict takes {FEW_DOCUMENTS}. A larger validation_bytes, or data with more and shorter documents, '
+        'gives more.'
     ]
 
 

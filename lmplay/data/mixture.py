@@ -90,7 +90,8 @@ class Mixture:
         block, at = divmod(sample, self.block)
         sources, places = self._draws(block)
         source = int(sources[at])
-        return source, *divmod(int(places[at]), self.sources[source].count)
+        epoch, place = divmod(int(places[at]), self.sources[source].count)
+        return source, epoch, place
 
     def unscored(self, source: int) -> tuple[int, int]:
         """How many sequences of a source's first epoch, and how many documents, score nothing."""

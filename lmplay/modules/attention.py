@@ -18,7 +18,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     """softmax(q k' / sqrt(K)) v, each position seeing itself and those before it; all (B, H, T, K)."""
     T, K = q.shape[-2:]
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
+        # a branch, since a comparison of dynamic shapes is symbolic, which the operator does not take
+        causal = True if T > 1 else False
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     future = torch.full((T, T), float('-inf'), dtype=q.dtype).triu(1)
     p = torch.softmax((q * K**-0.5) @ k.transpose(-2, -1) + future, dim=-1)
     return F.dropout(p, dropout) @ v if dropout else p @ v

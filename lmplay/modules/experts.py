@@ -47,13 +47,16 @@ def grouped_serves(x: Tensor, *widths: int) -> bool:
 
     On a CPU it loops over the experts itself. Running them one by one is never slower there, and up to twice
     as fast where memory is fresh from the system, since what lies between the products of one expert stays in
-    the cache.
+    the cache. Of CUDA devices those of capability 9 and 10 have a kernel for it; others fall back to a loop
+    that waits for the device at each call.
     """
     return (
         grouped_mm is not None
         and x.dtype == torch.bfloat16
         and all(width % 8 == 0 for width in widths)  # 16 bytes
-        and (x.device.type == 'meta' or x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0))
+        and (
+            x.device.type == 'meta' or x.is_cuda and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+        )
     )
 
 
@@ -137,13 +140,13 @@ class _GroupedExperts(torch.autograd.Function):
             dweights = (dy_MD * y_MD).sum(1, dtype=weights_NK.dtype).index_select(0, inverse_M).view(N, K)
         gated_MD = dy_MD * weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)[:, None]
         if needs[4]:
-            dw2 = grouped_mm(F.gelu(h_MF, approximate=ctx.gelu).t(), gated_MD, offs=offsets_E)
+            dw2 = _by_expert(F.gelu(h_MF, approximate=ctx.gelu).t(), gated_MD, offsets_E)
         if needs[5]:
             db2 = _sum_by_expert(gated_MD, offsets_E)
         da_MF = grouped_mm(gated_MD, w2_EFD.transpose(1, 2), offs=offsets_E)
         dh_MF = torch.ops.aten.gelu_backward(da_MF, h_MF, approximate=ctx.gelu)
         if needs[2]:
-            dw1 = grouped_mm(x_ND.index_select(0, token_M).t(), dh_MF, offs=offsets_E)
+            dw1 = _by_expert(x_ND.index_select(0, token_M).t(), dh_MF, offsets_E)
         if needs[3]:
             db1 = _sum_by_expert(dh_MF, offsets_E)
         if needs[0]:
@@ -162,7 +165,14 @@ def _sum_by_expert(grad_MO: Tensor, offsets_E: Tensor) -> Tensor:
     """(E, O): sums of each expert's rows, by a product with ones: unlike a scatter, it is deterministic."""
     # the narrowest rows that a grouped product takes are 16 bytes wide
     ones_MI = grad_MO.new_ones(len(grad_MO), 16 // grad_MO.element_size())
-    return grouped_mm(ones_MI.t(), grad_MO, offs=offsets_E)[:, 0]
+    return _by_expert(ones_MI.t(), grad_MO, offsets_E)[:, 0]
+
+
+def _by_expert(x_IM: Tensor, y_MO: Tensor, offsets_E: Tensor) -> Tensor:
+    """(E, I, O): x y over each expert's rows; 0 for an expert without any, which some kernels leave as it
+    was in memory."""
+    empty_E = torch.diff(offsets_E, prepend=offsets_E.new_zeros(1)) == 0
+    return grouped_mm(x_IM, y_MO, offs=offsets_E).masked_fill_(empty_E[:, None, None], 0.0)
 
 
 class _SegmentedExperts(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """lmp_plotstats: curves of runs and their differences, as a picture."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from .curves import Curves
 
 PLACES = ('runs', 'out_gpt')
+COMPARED = re.compile(r'/(?:runs|tuning)/([^/]+)-([0-9a-f]{10})/seed-(\d+)$')  # where lmp_compare keeps runs
 
 
 def parser() -> CommandParser:
@@ -85,6 +87,7 @@ def _read(args: argparse.Namespace) -> tuple[list['Curves'], 'Curves | None']:
     if not places:
         raise DataError('No run given, and there is neither ./runs nor ./out_gpt here.')
     runs = {run.source: run for place in places for run in find_curves(place)}
+    _name_by_experiment(list(runs.values()))
     baseline = _baseline(args.baseline, runs) if args.baseline else None
     names = [run.name for run in runs.values()]
     for i, run in enumerate(runs.values()):
@@ -93,6 +96,16 @@ def _read(args: argparse.Namespace) -> tuple[list['Curves'], 'Curves | None']:
         if run.empty:
             print(f'{run.name} has recorded no points yet; it is left out.', file=sys.stderr)
     return list(runs.values()), baseline
+
+
+def _name_by_experiment(runs: list['Curves']) -> None:
+    """Names the runs of comparisons by experiment and seed; by digest as well where two would be equal."""
+    found = {run.source: match for run in runs if (match := COMPARED.search(run.source.as_posix()))}
+    names = [match.expand(r'\1 seed \3') for match in found.values()]
+    for run in runs:
+        if match := found.get(run.source):
+            name = match.expand(r'\1 seed \3')
+            run.name = match.expand(r'\1 (\2) seed \3') if names.count(name) > 1 else name
 
 
 def _baseline(given: str, runs: dict[Path, 'Curves']) -> 'Curves':
@@ -122,19 +135,16 @@ def _differing(runs: list['Curves'], *, by_bytes: bool) -> str:
     if not names:
         return ''
     return (
-        f'{" and ".join(names)} were evaluated on different {what}: the difference of their losses says '
-        f'nothing about the models.{way_out}'
+        f'{" and ".join(names)} were evaluated on different {what}: they are drawn in panels of their own, '
+        f'as the difference of their losses says nothing about the models.{way_out}'
     )
 
 
 def _first_two(runs: list['Curves'], fingerprint: str) -> list[str]:
     """The names of two runs that differ in a fingerprint; none where all agree."""
-    from ..runs.finished import read_fingerprints
-
     first: dict[str, str] = {}
     for run in runs:
-        if own := read_fingerprints(run.source).get(fingerprint):
-            first.setdefault(own, run.name)
+        first.setdefault(run.fingerprints.get(fingerprint, ''), run.name)
     return list(first.values())[:2] if len(first) > 1 else []
 
 

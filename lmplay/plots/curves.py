@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, UserError
-from ..runs.finished import find_below, metric_key
+from ..runs.finished import find_below, metric_key, read_fingerprints
 from ..runs.recorder import METRICS, read_metrics
 
 KINDS = ('train', 'validation')
@@ -23,6 +23,7 @@ class Curves:
 
     train, validation  name -> values
     source             its directory, or what the paths of its two tables begin with
+    fingerprints       of the held-out text it was evaluated on, by name; empty where they are unknown
     domains            domain -> name -> values, of validation alone
     stages             (name, index of its first training point)
     """
@@ -33,6 +34,7 @@ class Curves:
     source: Path
     domains: dict[str, Columns] = field(default_factory=dict)
     stages: list[tuple[str, int]] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     def curve(self, kind: str, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
         """Both columns over increasing x; of points at one x the last. Empty where either was not recorded.
@@ -112,7 +114,8 @@ def read_curves(folder: str | Path, name: str | None = None) -> Curves:
         for d in names
     }
     name = name or folder.resolve().name
-    return Curves(name, _columns(train), _columns(validation), folder.resolve(), domains, stages)
+    prints = read_fingerprints(folder)
+    return Curves(name, _columns(train), _columns(validation), folder.resolve(), domains, stages, prints)
 
 
 def _real_tokens(train: list[dict], validation: list[dict]) -> list[dict]:

@@ -74,8 +74,9 @@ def draw(
     """A matplotlib figure with each of `metrics` (loss and accuracy unless given) over `x`.
 
     One run is shown with its stages and, for the loss, its domains; several with their differences from
-    `baseline`, one of them (the longest unless given). smoothing: training points that a smoothed one
-    averages; by default a fiftieth of them.
+    `baseline`, one of them (the longest unless given). Runs evaluated on other held-out text have panels, and
+    a baseline, of their own. smoothing: training points that a smoothed one averages; by default a fiftieth
+    of them.
 
     Raises UserError for a metric or axis that was not recorded, and where no run holds a point.
     """
@@ -117,18 +118,33 @@ def _draw_one(run: Curves, x: str, metrics: list[str], smoothing: int | None):
 
 
 def _draw_several(runs: list[Curves], base: Curves, x: str, metrics: list[str], smoothing: int | None):
-    figure, panels = _figure(len(metrics), 2)
-    looks, kinds = _looks(len(runs)), set()
-    for (left, right), metric in zip(panels, metrics):
-        drawn = [
-            _draw_curves(left, run, look, x, metric, smoothing) for run, look in zip(runs, looks, strict=True)
-        ]
-        _finish(left, x, _title(metric), _label(metric))
+    rows = [(metric, group) for metric in metrics for group in _on_one_text(runs, metric)]
+    figure, panels = _figure(len(rows), 2)
+    looks, kinds = dict(zip(map(id, runs), _looks(len(runs)), strict=True)), set()
+    for (left, right), (metric, group) in zip(panels, rows):
+        own = [looks[id(run)] for run in group]
+        drawn = [_draw_curves(left, run, look, x, metric, smoothing) for run, look in zip(group, own)]
+        text = f', held-out text of {group[0].name}' if len(group) < len(runs) else ''
+        _finish(left, x, _title(metric) + text, _label(metric))
         kinds |= {kind for curves in drawn for kind in curves}
-        _draw_differences(right, drawn, looks, runs.index(base))
-        _finish(right, x, f'{_title(metric)}: difference from {base.name}', f'difference in {_label(metric)}')
-    _legend(figure, [(run.name, look) for run, look in zip(runs, looks, strict=True)], kinds)
+        first = base if base in group else max(group, key=lambda run: run.extent(x))
+        _draw_differences(right, drawn, own, group.index(first))
+        title = f'{_title(metric)}: difference from {first.name}'
+        _finish(right, x, title, f'difference in {_label(metric)}')
+    _legend(figure, [(run.name, looks[id(run)]) for run in runs], kinds)
     return figure
+
+
+def _on_one_text(runs: Sequence[Curves], metric: str) -> list[list[Curves]]:
+    """The runs in groups that were evaluated on the same held-out tokens, or text for bits per byte; all in
+    one for a metric that no run evaluates."""
+    if not any(metric_key(run.validation, metric) in run.validation for run in runs):
+        return [list(runs)]
+    groups: dict[str, list[Curves]] = {}
+    for run in runs:
+        text = run.fingerprints.get('text' if metric == 'bits_per_byte' else 'evaluation', '')
+        groups.setdefault(text, []).append(run)
+    return list(groups.values())
 
 
 def _draw_curves(

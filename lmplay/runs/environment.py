@@ -42,12 +42,41 @@ def environment() -> dict:
         'cpu': _cpu_model(),
         'cpu_count': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         'torch_threads': torch.get_num_threads(),
+        'load': load(),
         'cuda': torch.version.cuda,
         'devices': [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        'gpus': [_gpu(i) for i in range(torch.cuda.device_count())],
+        'cudnn': torch.backends.cudnn.version(),
+        'driver': _driver(),
+        'cuda_visible_devices': os.environ.get('CUDA_VISIBLE_DEVICES'),
         'git': {'lmplay': _git(package, package / '__init__.py'), 'working_directory': _git(Path.cwd())},
         'working_directory': str(Path.cwd()),
         'command': shlex.join(sys.argv),
     }
+
+
+def load() -> float | None:
+    """Tasks that ran or waited in the last minute, per core of the machine: above 1 it is busy."""
+    try:
+        return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    except OSError:
+        return None
+
+
+def _gpu(index: int) -> dict:
+    import torch
+
+    found = torch.cuda.get_device_properties(index)
+    return {'name': found.name, 'capability': [found.major, found.minor], 'memory': found.total_memory}
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's kernel driver."""
+    file = Path('/sys/module/nvidia/version')
+    try:
+        return file.read_text(encoding='utf-8').strip()
+    except OSError:
+        return None
 
 
 def _cpu_model() -> str:

@@ -22,7 +22,7 @@ from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
-from .optimizer import make_optimizer, restore_moments
+from .optimizer import make_optimizer, restore_moments, unfinished_warmup
 from .record import data_record
 from .resolve import ResolvedStage, Settings
 from .resume import SavedRun
@@ -90,6 +90,8 @@ def prepare_stage(
     record = run.record | data_record(stage, data, prints)
     trainer = _trainer(run, stage, model, data, moments, checkpoint_header(stage, model, run.seed, record))
     length = trainer.length
+    if note := unfinished_warmup(stage.settings, length.total_steps(run.state)):
+        run.event('schedule', stage.name, note)
     counted = isinstance(length, SampleLength)
     facts = model_facts(model, exp=stage.entry_name) | {
         'row_length': stage.row_length,

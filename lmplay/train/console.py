@@ -9,6 +9,8 @@ from ..base.base_model import LMBase
 from ..cli import count, duration
 from ..device import Compute
 from .length import StageLength
+from .optimizer import assignments
+from .plan import Stage
 from .resolve import ResolvedStage
 from .state import TrainState
 
@@ -85,8 +87,10 @@ class ConsoleReporter:
         for part in ('prompt', 'truth', 'prediction'):
             self.line(f'  {part:<10} {" ".join(example[part].split())[:160]}')
 
-    def gradients(self, model: LMBase) -> None:
-        """--check-grads: which parameters got no gradient, or are frozen."""
+    def gradients(self, model: LMBase, stage: Stage) -> None:
+        """--check-grads: how parameters are updated, and which got no gradient, or are frozen."""
+        for line in assignments(model, stage):
+            self.line(f'Updated by {line}')
         parameters = dict(model.named_parameters())
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         trained = {name: p for name, p in parameters.items() if p.requires_grad}

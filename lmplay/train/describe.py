@@ -12,6 +12,7 @@ from ..device import measured_flops
 from ..tokenizers import as_tokenizer
 from .length import TimeLength, stage_length
 from .objective import Objective
+from .optimizer import assignments, unfinished_warmup
 from .plan import Plan, Stage
 from .readiness import check_starts, open_stages
 from .resolve import ResolvedStage, Settings, resolve
@@ -94,6 +95,7 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
     rows = stage.settings.mini_batch_size
     rows = Stage.model_fields['mini_batch_size'].default if rows == 'auto' else rows
     figures = describe(stage.measurable, rows=rows, length=stage.row_length, amp=settings.amp)
+    figures['updates'] = assignments(stage.measurable, stage.settings)
     if as_json:
         print(json.dumps(figures, indent=1, default=str))
     else:
@@ -125,6 +127,7 @@ def print_description(model: LMBase, figures: dict, console) -> None:
             f'{gib["weights"]}, gradients '
             f'{gib["gradients"]}, optimizer {gib["optimizer"]}, activations {gib["activations"]}',
         ),
+        *(('updated by', line) for line in figures['updates']),
         *((k, str(v)) for k, v in figures['hyperparameters'].items()),
     ):
         table.add_row(key, value)
@@ -145,16 +148,16 @@ def dry_run(session: Session) -> None:
         table.add_column(heading, justify='right' if heading in numbers else 'left')
     if plan.description:
         out.print(plan.description, highlight=False)
-    total = 0.0
+    total, warmups = 0.0, []
     data = open_stages(stages, first=0, seed=session.seed, progress=session.console.line)
     for stage in stages:
-        row, seconds = _expected(stage, data[stage.index], speed=speed, amp=session.settings.amp)
+        row, steps, seconds = _expected(stage, data[stage.index], speed=speed, amp=session.settings.amp)
         table.add_row(*row)
         total += seconds
+        warmups.append(unfinished_warmup(stage.settings, steps))
     out.print(table)
-    for stage in stages:
-        for note in stage.notes:
-            out.print(note, highlight=False, markup=False)
+    for note in [*(note for stage in stages for note in stage.notes), *filter(None, warmups)]:
+        out.print(note, highlight=False, markup=False)
     out.print(
         f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
         'product reaches '
@@ -165,8 +168,10 @@ def dry_run(session: Session) -> None:
     )
 
 
-def _expected(stage: ResolvedStage, data: StageData, *, speed: float, amp: bool) -> tuple[list[str], float]:
-    """(a row of the dry run's table, seconds). speed: FLOP/s that training reaches."""
+def _expected(
+    stage: ResolvedStage, data: StageData, *, speed: float, amp: bool
+) -> tuple[list[str], int, float]:
+    """(a row of the dry run's table, steps, seconds). speed: FLOP/s that training reaches."""
     settings, length = stage.settings, stage_length(stage.settings, data.mixture)
     auto = settings.mini_batch_size == 'auto'
     rows = settings.batch_size if auto else min(int(settings.mini_batch_size), settings.batch_size)
@@ -189,4 +194,4 @@ def _expected(stage: ResolvedStage, data: StageData, *, speed: float, amp: bool)
         f'{memory / 2**30:.1f} GiB',
         duration(seconds),
     ]
-    return row, seconds
+    return row, steps, seconds

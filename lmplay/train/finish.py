@@ -9,6 +9,7 @@ from ..files import write_json, write_text
 from ..generate.generator import generate
 from ..plots.plot import plot_run
 from ..runs.directory import RunDirectory
+from ..runs.environment import load
 from ..runs.recorder import read_metrics
 from ..tokenizers import as_tokenizer
 from .record import EVENTS
@@ -71,6 +72,7 @@ def _summary(
         'tokens': state.tokens,
         'flops': state.flops,
         'seconds': round(state.seconds, 1),
+        'load': load(),
         'train_loss': state.loss,
         'validation_loss': state.validation_loss,
         'best_validation_loss': state.best_loss,

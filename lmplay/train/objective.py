@@ -8,8 +8,10 @@ N tokens, D width, V vocabulary.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,12 @@ from torch import Tensor, nn
 from ..base.base_model import LMBase, LMOutput
 from ..base.fusion import fused_head
 from ..data.rows import IGNORE
+from ..device import is_out_of_memory
 from ..errors import ExperimentError
 from ..modules.matmul import matmul
+
+log = logging.getLogger(__name__)
+RECOMPILES = 64  # of one function, after which it runs uncompiled
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -36,6 +42,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         needs = ctx.needs_input_grad
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        # fp16 holds neither 1 / tokens well nor the scale of the loss at all; it holds their product
+        ctx.late_scale, row_scale = (scale, 1.0) if dtype is torch.float16 else (1.0, scale)
         chunk = chunk or (256 if device == 'cpu' and dtype is torch.float32 else 1024)
         with torch.autocast(device, enabled=False):
             features = features.to(dtype)
@@ -65,7 +73,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 correct += torch.where(scored & r, right, 0.0).sum()
                 if grad_features is not None:
                     grad_features[start : start + len(x)] = (
-                        matmul(grad, w.t()) * (scored.to(dtype) * scale)[:, None]
+                        matmul(grad, w.t()) * (scored.to(dtype) * row_scale)[:, None]
                     )
                 if (
                     grad_weight_DV is not None
@@ -83,12 +91,17 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        one = (
-            grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0
-        )  # elsewhere reading it would wait for the device
+        grad_features, *weights = ctx.saved_tensors
+        # elsewhere reading it would wait for the device
+        one = grad_loss.device.type == 'cpu' and grad_loss.item() == 1.0
         grads: list[Tensor | None] = [
-            g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors
+            g if g is None or one else g.mul_(grad_loss.to(g.dtype)) for g in weights
         ]
+        if grad_features is not None and grad_features.dtype is torch.float16:
+            grad_features = (grad_features.float() * (grad_loss * ctx.late_scale)).to(grad_features.dtype)
+        elif grad_features is not None and not one:
+            grad_features = grad_features.mul_(grad_loss.to(grad_features.dtype))
+        grads.insert(0, grad_features)
         for i, dtype in enumerate(ctx.dtypes, start=1):
             grad = grads[i]
             grads[i] = None if grad is None else grad.to(dtype)
@@ -140,11 +153,43 @@ def _share_right(logits_NV: Tensor, picked_N1: Tensor, largest_N1: Tensor) -> Te
     return right
 
 
+class Compiled:
+    """A function through torch.compile; as it stands, from a warning on, where that fails.
+
+    It fails without a C compiler or Python's headers, and for a function that more than RECOMPILES kinds of
+    input would have compiled again and again.
+    """
+
+    def __init__(self, function: Callable, what: str, **options: Any):
+        from torch._dynamo import config  # a second's worth of modules, which only compiling needs
+
+        config.recompile_limit = RECOMPILES
+        config.fail_on_recompile_limit_hit = True
+        self.function, self.what = function, what
+        self.run = torch.compile(function, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(*args, **kwargs)
+        except Exception as error:
+            if self.run is self.function or is_out_of_memory(error):
+                raise
+            reason = ' '.join(' '.join(str(error).splitlines()[:2]).split())
+            log.warning(
+                '%s runs uncompiled, slower, from here on (%s: %s).',
+                self.what,
+                type(error).__name__,
+                reason,
+            )
+            self.run = self.function
+            return self.function(*args, **kwargs)
+
+
 @functools.cache
-def compiled_softmax():
+def compiled_softmax() -> Compiled:
     """softmax_minus_target_ as one kernel; on a GPU its separate operations cost as much as the products
     around them."""
-    return torch.compile(softmax_minus_target_)
+    return Compiled(softmax_minus_target_, 'The loss')
 
 
 @dataclass
@@ -184,9 +229,14 @@ class Objective(nn.Module):
         self._passes = {'eager': eager, 'training': eager}
         self._takes_mask = 'mask' in (model.features_takes if self.fused else model.forward_takes)
 
-    def compile_pass(self, *, dynamic: bool | None) -> None:
-        """Trains through torch.compile from now on; evaluation stays eager."""
-        self._passes['training'] = torch.compile(self._passes['eager'], dynamic=dynamic)
+    def compile_pass(self, *, dynamic: bool | None, backend: str | Callable = 'inductor') -> None:
+        """Trains through torch.compile from now on; evaluation stays eager.
+
+        Begins with a clean slate: the limit on recompilations would else count those of earlier stages.
+        """
+        torch.compiler.reset()
+        compiled = Compiled(self._passes['eager'], 'The model', dynamic=dynamic, backend=backend)
+        self._passes['training'] = compiled
 
     def forward(
         self,

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ..device import Compute, keep_freed_memory
+from ..device import Compute, keep_freed_memory, reset_peak_memory
 from ..errors import UserError
 from ..runs.checkpoint import Checkpoints, point
 from ..runs.directory import RunDirectory
@@ -32,6 +32,7 @@ class Session:
         self.seed = settings.seed if settings.seed is not None else plan.seed
         self.directory = RunDirectory(settings.run_dir)
         keep_freed_memory()
+        reset_peak_memory(self.compute.device)
 
     def resolve(self) -> list[ResolvedStage]:
         """The plan's stages, each checked as far as can be without its data and weights from elsewhere."""
@@ -141,7 +142,7 @@ class Session:
             run.checkpoints.wait()
         evaluation = trainer.final_evaluation()
         if self.settings.check_grads:
-            self.console.gradients(trainer.model)
+            self.console.gradients(trainer.model, trainer.stage)
         folder = self.directory.checkpoints
         point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
         self.directory.write_held_out(stage.name, evaluation.documents)

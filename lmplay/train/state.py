@@ -74,10 +74,12 @@ class TrainState:
         """Average seconds of a step of this stage, excluding the first; 0 until there are two."""
         return (self.stage_seconds - self.first_seconds) / (self.step - 1) if self.step > 1 else 0.0
 
-    def count_skipped(self, skipped: int, steps: int) -> None:
-        """Of the last `steps` steps, `skipped` had a gradient that was not finite."""
+    def count_skipped(self, skipped: int, steps: int, *, failed: int | None = None) -> None:
+        """Of the last `steps` steps, `skipped` had a gradient that was not finite; `failed` of them, by
+        default all, for another reason than that the loss scale was too high."""
+        failed = skipped if failed is None else failed
         self.skipped += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + skipped if skipped == steps else 0
+        self.skipped_in_a_row = self.skipped_in_a_row + failed if failed == steps else 0
 
     def record_validation(self, loss: float) -> None:
         self.validation_loss, self.validated_step = loss, self.total_step

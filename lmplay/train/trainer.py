@@ -5,6 +5,7 @@ So the state that a run needs to resume exactly is the weights, the optimizer's 
 """
 
 import contextlib
+import dataclasses
 import logging
 import time
 import zlib
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..base.base_model import LMBase, StepContext
 from ..data.rows import Batch
@@ -26,13 +28,14 @@ from .length import StageLength
 from .loader import Loader, micro_batches
 from .metrics import MODEL, MetricAccumulator
 from .objective import Objective
-from .optimizer import clip_gradients, learning_rate
+from .optimizer import clip_gradients, learning_rate, skips_by_itself
 from .plan import Stage
 from .saving import StageCheckpoints
 from .state import TrainState
 from .stopping import StopSignal, StopTraining
 
 log = logging.getLogger(__name__)
+LOWEST_SCALE = 1.0  # of the loss in fp16: gradients that overflow without scaling are not calibration
 MAX_SKIPPED = 20  # steps in a row without a finite gradient, after which a run stops
 
 
@@ -65,6 +68,9 @@ class Trainer:
     def __post_init__(self):
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.metrics = MetricAccumulator(self.compute.device)
+        self._failed = torch.zeros(
+            (), dtype=torch.int64, device=self.compute.device
+        )  # steps since last logged
 
     def fit(self) -> None:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
@@ -104,21 +110,29 @@ class Trainer:
         "auto"; raises UserError otherwise. `before_step` may therefore run more than once for a step.
         """
         context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
-        while True:
-            try:
-                self._compute_gradient(batch, context, lr)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve_mini_batch(batch, error)
+        while not self._gradient_fits(batch, context, lr):
+            self._release_memory()
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters, self.stage.clip)
-        stepped = self._optimize(norm)
+        stepped = self._update(norm)
         tokens = context.tokens + batch.tokens
         self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
         return norm
+
+    def _gradient_fits(self, batch: Batch, context: StepContext, lr: float) -> bool:
+        """Computes the gradient; False where memory ran out and the micro-batch is now half of what it was.
+
+        The failed pass, which its exception keeps alive, is gone on return.
+        """
+        try:
+            self._compute_gradient(batch, context, lr)
+            return True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve_mini_batch(batch, error)
+            return False
 
     def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
         torch.manual_seed(step_seed(self.seed, self.stage.name, context.step))
@@ -127,6 +141,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.before_step(context)
         self.metrics.begin_step()
+        self._finite_loss = torch.ones((), dtype=torch.bool, device=self.compute.device)
         self.forward_backward(batch)
 
     def _halve_mini_batch(self, batch: Batch, error: BaseException) -> None:
@@ -137,7 +152,11 @@ class Trainer:
             ) from error
         self.state.mini_batch_size = max(1, self.state.mini_batch_size // 2)
         log.info('Out of memory: mini-batch size is now %d', self.state.mini_batch_size)
+
+    def _release_memory(self) -> None:
+        """Drops what a failed pass left behind: gradients, and what modules keep of its graph."""
         self.optimizer.zero_grad(set_to_none=True)
+        forget_pass(self.model)
         if self.compute.device.type == 'cuda':
             torch.cuda.empty_cache()
 
@@ -154,24 +173,38 @@ class Trainer:
                 with self.compute.autocast():
                     micro = self.objective(x, y, mask, scored=batch.scored, tokens_share=share)
                 self.scaler.scale(micro.objective).backward()
+                if self.scaler.is_enabled():
+                    self._finite_loss &= torch.isfinite(micro.objective.detach())
                 self.metrics.add(micro, share)
 
+    def _update(self, norm: Tensor) -> bool | Tensor:
+        """Raises UserError where memory runs out: half an update cannot be taken again."""
+        try:
+            return self._optimize(norm)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f'Out of memory in the update of the weights by {self.stage.optimizer}, whose state takes '
+                f'memory whatever the mini-batch size. Use a smaller model, or --optimizer sgd.'
+            ) from error
+
     def _optimize(self, norm: Tensor) -> bool | Tensor:
-        """Steps unless the gradient is not finite; whether it did,
-        as a tensor where the device decides by itself."""
+        """Steps unless the gradient is not finite; whether it did, on the device where the optimizer decides
+        there and nothing waits."""
+        stepped: bool | Tensor = torch.isfinite(norm)
+        if skips_by_itself(self.optimizer):
+            self.optimizer.found_inf = (~stepped).to(torch.float32)
+            self.optimizer.step()
+        elif stepped := bool(stepped):
+            self.optimizer.step()
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
+            # a finite loss whose scaled gradients overflow only asks for a lower scale
+            self._failed = self._failed + (~self._finite_loss).long()
             self.scaler.update()
-            return bool(torch.isfinite(norm))
-        if getattr(self.optimizer, '_step_supports_amp_scaling', False):
-            # the fused kernel skips by itself, without our waiting
-            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
-            self.optimizer.step()
-            return torch.isfinite(norm)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            return True
-        return False
+        else:
+            self._failed = self._failed + (~torch.isfinite(norm)).long()
+        return stepped
 
     def log(self, lr: float) -> None:
         """Records a point of the training curve.
@@ -180,7 +213,8 @@ class Trainer:
         """
         state, stage = self.state, self.stage
         measured = self.metrics.pop()
-        state.count_skipped(measured['skipped'], measured['steps'])
+        failed = self._pop_failed(measured['skipped'])
+        state.count_skipped(measured['skipped'], measured['steps'], failed=failed)
         state.loss = measured['loss']
         record = measured | {'stage': stage.name} | state.spent()
         record |= {'lr': lr, 'memory': memory_in_use(self.compute.device)}
@@ -189,15 +223,31 @@ class Trainer:
             record['mfu'] = self.flops_per_token * speed / peak
         self.recorder.train(record)
         self.console.train(record, state, self.length)
-        if skipped := record['skipped']:
+        if failed:
             step = state.total_step
-            self.event('skipped', f'step {step}: {skipped} step(s) skipped, the gradient was not finite')
+            self.event('skipped', f'step {step}: {failed} step(s) skipped, the gradient was not finite')
             if stage.on_nan == 'stop' or state.skipped_in_a_row >= MAX_SKIPPED:
                 raise StopTraining(
                     f'the gradient was not finite at step {step} of stage "{stage.name}"; the weights are '
                     'those '
                     f'before it. A lower --lr or a longer --warmup may help'
                 )
+
+    def _pop_failed(self, skipped: int) -> int:
+        """How many of the steps skipped since the last logging point failed; says what the others are."""
+        failed = int(self._failed.item())
+        self._failed = torch.zeros_like(self._failed)
+        if not self.scaler.is_enabled() or skipped <= failed:
+            return failed
+        scale = self.scaler.get_scale()
+        if scale < LOWEST_SCALE:
+            return skipped
+        self.event(
+            'loss_scale',
+            f'step {self.state.total_step}: {skipped - failed} step(s) skipped while the loss scale falls to '
+            f'what fp16 can hold, now {scale:,.0f}',
+        )
+        return failed
 
     def evaluate(self) -> Evaluation:
         """The model on the held-out text."""
@@ -232,7 +282,7 @@ class Trainer:
 
     def _watch_experts(self, load: Tensor) -> None:
         """Raises the alarm where one expert takes over; an evaluation is the alarm's window."""
-        alarm = CollapseAlarm()
+        alarm = CollapseAlarm(k=self.model.hyperparameters.get('top_k') or 1)
         alarm.load_state_dict(self.state.alarm)
         found = alarm.update(load)
         self.state.alarm = alarm.state_dict()
@@ -242,7 +292,7 @@ class Trainer:
         if found.status == 'collapse':
             if self.stage.on_collapse == 'stop':
                 raise StopTraining(found.message)
-            if self.stage.on_collapse == 'snapshot':
+            if self.stage.on_collapse == 'snapshot' and found.onset:
                 self.checkpoints.save(link=f'collapse-{self.state.total_step}')
 
     def event(self, name: str, message: str) -> None:
@@ -255,3 +305,16 @@ class Trainer:
 def step_seed(seed: int, stage: str, step: int) -> int:
     """The seed of the random numbers of a step."""
     return zlib.crc32(f'{seed}/{stage}/{step}'.encode()) | seed % (1 << 20) << 32
+
+
+def forget_pass(model: nn.Module) -> None:
+    """Sets to None the attributes of modules that hold a part of a graph, and with it all its activations."""
+    for module in model.modules():
+        kept = [name for name, value in vars(module).items() if not name.startswith('_') and _in_graph(value)]
+        for name in kept:
+            setattr(module, name, None)
+
+
+def _in_graph(value: Any) -> bool:
+    leaves = tree_leaves(vars(value) if dataclasses.is_dataclass(value) else value)
+    return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in leaves)

@@ -14,15 +14,16 @@ import time
 
 import pytest
 
-from lmplay.compare import comparison
+from lmplay.compare import comparison, tuning
 from lmplay.compare.__main__ import main
 from lmplay.compare.prepare import Budget, Prepared, Spec, apply_budget
 from lmplay.new.copying import copy_experiment
+from lmplay.runs.finished import read_run
 from lmplay.runs.recorder import read_metrics
 
 SMALL = ('--device', 'cpu', '--set', 'embed_dim=16')
 # Measured by the clock, and what a working copy says of itself: never twice the same.
-OWN = ('seconds', 'tokens_per_second', 'memory')
+OWN = ('seconds', 'tokens_per_second', 'memory', 'load')
 
 
 @pytest.fixture(scope='module')
@@ -197,26 +198,18 @@ def test_other_settings_in_the_same_directory_are_refused(whole, cache):
     assert process.returncode == 2 and 'another budget: None there, tokens=5000 now' in error
 
 
-def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_path, monkeypatch, capsys, plan):
-    """A smaller search and a shorter measurement than usual."""
-    monkeypatch.setattr(comparison, 'TUNE_FACTORS', (0.1, 1.0))
+def test_budgets_of_flops_and_seconds(tmp_path, monkeypatch, plan):
     monkeypatch.chdir(tmp_path)
     common = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), '--seeds', '1', *SMALL]
-    assert main([*common, '--budget', 'flops=5e8', '--out', 'f', '--tune', 'lr', '--jobs', '2']) == 0
+    assert main([*common, '--budget', 'flops=5e8', '--out', 'f', '--jobs', '2']) == 0
     findings = json.loads((tmp_path / 'f/results.json').read_text())
     for entry in findings['experiments']:
         row = 32 * entry['figures']['flops_per_token']
         assert entry['figures']['flops'] == pytest.approx(
             5e8, abs=1.5 * row
         )  # a run stops at the end of a row
-        log = findings['tuning'][entry['label']]
-        assert [p['factor'] for p in log['points']] == [0.1, 1.0]
-        best = min(log['points'], key=lambda p: p['loss'])
-        assert log['chosen'] == best['lr'] == pytest.approx([0.006 * best['factor']])
     tokens = [e['figures']['tokens'] for e in findings['experiments']]
     assert tokens[0] > 1.5 * tokens[1]
-    assert 'id="tuning"' in (tmp_path / 'f/report.html').read_text()
-    assert any('at the edge' in w for w in findings['warnings'])
     assert main([*common, '--budget', 'seconds=1', '--out', 's']) == 0
     findings = json.loads((tmp_path / 's/results.json').read_text())
     for entry in findings['experiments']:
@@ -229,7 +222,67 @@ def test_budgets_of_flops_and_seconds_and_the_search_for_a_learning_rate(tmp_pat
     assert 'ended by the clock' in (tmp_path / 's/report.html').read_text()
 
 
-def test_a_run_that_stops_early_is_left_out_and_said(tmp_path, cache, plan):
+def test_the_search_for_a_learning_rate(tmp_path, monkeypatch, capsys, write_plan):
+    """A smaller search than usual; on documents and seeds of its own, at full length, and resumable."""
+    assert len(tuning.SEEDS) >= 3 and 1.0 in tuning.FACTORS
+    for module in (comparison, tuning):
+        monkeypatch.setattr(module, 'FACTORS', (0.01, 1.0))
+        monkeypatch.setattr(module, 'SEEDS', tuning.SEEDS[:2])
+    monkeypatch.chdir(tmp_path)
+    plan = write_plan(tmp_path, tokens=4000, batch_size=8, mini_batch_size=8, validation_bytes=30_000)
+    plan.write_text(plan.read_text().replace('"validation_fraction": 0.1', '"validation_fraction": 0.3'))
+    arguments = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), '--seeds', '1', *SMALL]
+    arguments += ['--tune', 'lr', '--out', 't', '--jobs', '2']
+    assert main([*arguments, '--dry-run']) == 0
+    assert 'In all: 10 runs to train' in capsys.readouterr().out and not (tmp_path / 't').exists()
+    assert main(arguments) == 0
+    findings = json.loads((tmp_path / 't/results.json').read_text())
+    trials = [read_run(f.parent) for f in (tmp_path / 't/tuning').rglob('summary.json')]
+    runs = [read_run(f.parent) for f in (tmp_path / 't/runs').rglob('summary.json')]
+    assert len(trials) == 8 and len(runs) == 2
+    assert all(abs(r.cost['tokens'] - 4000) < 32 for r in (*trials, *runs))  # up to a sequence
+    assert not {r.seed for r in trials} & {r.seed for r in runs}
+    for entry in findings['experiments']:
+        log = findings['tuning'][entry['label']]
+        assert [p['factor'] for p in log['points']] == [0.01, 1.0] and log['best'] == 1.0
+        assert log['chosen'] == [0.006] and all(len(p['losses']) == 2 and p['sd'] for p in log['points'])
+        (low, _) = log['points']
+        assert low['verdict'] == 'worse' and low['low'] > 0
+        documents = next(r for r in runs if r.exp == 'gpt2ish').documents
+        used = tuning.for_tuning(documents['domain'], documents['hash'])
+        assert findings['held_out']['documents'] == (~used).sum() < len(used)
+    assert 'id="tuning"' in (tmp_path / 't/report.html').read_text()
+    shutil.rmtree(next(r.folder for r in trials))
+    capsys.readouterr()
+    assert main(arguments) == 0 and capsys.readouterr().err.count(': training on') == 1
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path, monkeypatch, capsys, plan, whole):
+    monkeypatch.chdir(tmp_path)
+    arguments = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), *SMALL, '--dry-run']
+    assert main([*arguments, '--budget', 'tokens=9k', '--seeds', '2']) == 0
+    out = capsys.readouterr().out
+    assert '2 seeds; at least 3 recommended' in out and 'In all: 4 runs to train, 36' in out
+    assert 'each 9' in out and 'Nothing was trained or written' in out and not list(tmp_path.iterdir())
+    assert main([*arguments, '--budget', 'seconds=3', '--seeds', '4']) == 0
+    assert 'about 0:24 with 1 at a time.' in capsys.readouterr().out
+    monkeypatch.chdir(whole[0])
+    assert main([*arguments, '--out', 'c', '--seeds', '2']) == 0
+    assert '4 runs, 4 of them finished' in capsys.readouterr().out
+    assert main([*arguments, '--out', 'c', '--budget', 'tokens=5k']) == 2
+    assert 'another budget' in capsys.readouterr().err
+    assert main([*arguments, '--device', 'cpu', '--jobs', '2', '--budget', 'seconds=3']) == 2
+
+
+def test_a_search_needs_held_out_text_of_its_own(tmp_path, monkeypatch, capsys, write_plan):
+    monkeypatch.chdir(tmp_path)
+    plan = write_plan(tmp_path, validation_bytes=800)
+    arguments = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), *SMALL, '--tune', 'lr']
+    assert main([*arguments, '--dry-run']) == 2
+    assert 'that for tuning would count as' in capsys.readouterr().err
+
+
+def test_an_experiment_whose_runs_all_stop_early_is_left_out_and_said(tmp_path, cache, plan):
     """The third experiment's numbers leave the finite; the other two are compared all the same."""
     arguments = (
         'gpt2ish',
@@ -270,6 +323,7 @@ def test_a_run_that_stops_early_is_left_out_and_said(tmp_path, cache, plan):
         (['--runs', '/none'], "No directory '/none'"),
         (['gpt2ish', 'some', '--baseline', 'some'], 'goes with --runs'),
         (['--leaderboard', '/none'], "No directory '/none'"),
+        (['--leaderboard', 'x', '--dry-run'], '--dry-run goes with experiments to train'),
         (
             ['gpt2ish', 'gpt2ish,embed_dim=64', '--budget', 'seconds=3', '--jobs', '2', '--device', 'cpu'],
             'needs a device for every job',

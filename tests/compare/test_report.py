@@ -13,7 +13,8 @@ import pytest
 
 from lmplay.compare import figures
 from lmplay.compare.judge import judge
-from lmplay.compare.report import axis_of, routing_table, write_report
+from lmplay.compare.report import axis_of, routing_table, source_diff, write_report
+from lmplay.compare.tuning import choose
 from lmplay.runs.finished import read_run
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -42,22 +43,19 @@ def report(trained, baseline, wide, tmp_path_factory):
         'same': same,
         'moe': moe,
     }
-    findings = judge(runs, notes=['A note <script>alert(1)</script>.'])
+    stopped = {'moe': {2: 'the loss is not finite'}}
+    findings = judge(runs, notes=['A note <script>alert(1)</script>.'], stopped=stopped)
+    trials = {0.5: wide, 1.0: baseline, 4.0: [*baseline[:2], None]}
     findings |= {
         'title': ', '.join(list(runs)[1:]) + ' compared with gpt2ish',
         'plan': 'stories',
         'budget': 'flops=1e9',
-        'tuning': {
-            label: {
-                'points': [
-                    {'factor': f, 'lr': [0.01 * f], 'loss': 1.0 if f < 4 else None} for f in (0.5, 1, 4)
-                ],
-                'chosen': [0.01],
-            }
-            for label in runs
-        },
+        'tuning': {label: choose(label, trials, 'loss') | {'chosen': [0.01]} for label in runs},
     }
     findings['samples'][0]['texts']['same'] = '</pre><img src=x onerror=alert(1)>'
+    findings['samples'][0]['texts']['gpt2ish'] = ' \n\t'
+    idle = {'most': 0.9, 'busy': False}
+    findings['load'] = dict.fromkeys(runs, idle) | {'same': {'most': 3.0, 'busy': True}}
     return write_report(findings, runs, out)
 
 
@@ -124,6 +122,32 @@ def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
     assert all(a['src'].startswith('data:image/svg+xml') for a in Outline(text).of('img'))
     assert '&lt;script&gt;' in text and 'onerror=alert(1)&gt;' in text
     assert text.index('id="verdict"') < text.index('id="course"')  # verdict first
+
+
+def test_what_the_page_says_besides_the_verdict(report):
+    text = html.unescape(report.read_text())
+    assert '(only white space)' in text and 'at least 3 are recommended' in ' '.join(text.split())
+    assert text.count('busy machine') == 2  # seconds and tokens per second of one experiment
+    assert 'stopped early' in text and 'moe stopped early on seed 2' in text
+    search = ' '.join(text[text.index('id="tuning"') : text.index('id="routing"')].split())
+    assert '±' in search and 'told apart' in search and 'diverged' in search and '987654' in search
+
+
+def test_the_page_shows_how_the_sources_differ(report):
+    text = html.unescape(report.read_text())
+    source = text[text.index('id="source"') : text.index('id="tuning"')]
+    assert 'gpt2ish,<wbr>embed_dim=64' in source and 'the same source as gpt2ish' in source
+    assert '--- baseline/model.py' in source and '+class Same(LMBase):' in source
+
+
+def test_the_difference_of_two_sources():
+    old, new = {'a.py': 'one\ntwo\n', 'b.py': 'x\n'}, {'a.py': 'one\n2\n', 'c.py': '--- y\n'}
+    found = source_diff(old, new)
+    assert (found['added'], found['removed']) == (2, 2)
+    kinds = {line['text']: line['kind'] for line in found['lines']}
+    assert kinds['-two'] == 'removed' and kinds['+2'] == 'added' and kinds['+--- y'] == 'added'
+    assert kinds[' one'] == 'same' and kinds['--- baseline/a.py'] == 'file'
+    assert source_diff(old, old) == {} == source_diff({}, new)
 
 
 def test_a_routed_experiment_is_x_rayed(report):
@@ -219,7 +243,8 @@ def test_routing_in_numbers():
 
 def test_routing_names_layers_as_the_x_ray_does(report):
     text = report.read_text()
-    table = text[text.index('id="routing"') : text.index('<details')]
+    start = text.index('id="routing"')
+    table = text[start : text.index('<details', start)]
     assert re.findall(r'<th scope="row">(block \d+)</th>', table) == [
         'block 0'
     ] and 'block 0: share of assignments' in unpacked(text)

@@ -70,3 +70,14 @@ def test_long_rows_take_the_fused_form(monkeypatch):
     for T in (PLAIN, PLAIN + 1):
         layer(torch.randn(1, T, 8, dtype=torch.bfloat16))
     assert taken == [PLAIN + 1]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_lengths_that_vary_compile_into_one_graph(dtype):
+    """A condition that stays symbolic would break the graph at every attention."""
+    compiled = torch.compile(
+        lambda q, k, v: attend(q, k, v, dropout=0.0), backend='eager', dynamic=True, fullgraph=True
+    )
+    for T in (5, 9, 14):
+        q, k, v = (torch.randn(2, 2, T, 8, dtype=dtype) for _ in range(3))
+        torch.testing.assert_close(compiled(q, k, v), attend(q, k, v, dropout=0.0))

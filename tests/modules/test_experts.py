@@ -185,6 +185,39 @@ def test_autocast(form):
 
 
 @no_grouped_product
+def test_an_expert_without_tokens_gets_no_gradient_whatever_the_kernel_left(monkeypatch):
+    """On some devices the grouped product does not write the gradients of empty groups."""
+    product = experts.grouped_mm
+
+    def careless(a, b, *, offs):
+        y = product(a, b, offs=offs)
+        if y.ndim == 3:
+            y[torch.diff(offs, prepend=offs.new_zeros(1)) == 0] = float('nan')
+        return y
+
+    monkeypatch.setattr(experts, 'grouped_serves', lambda *_: True)
+    monkeypatch.setattr(experts, 'grouped_mm', careless)
+    ids = torch.tensor([[0, 3], [3, 0], [0, 3]])
+    x, ids, weights, parameters = case(N=3, E=5, ids=ids, dtype=torch.bfloat16)
+    for gradient in gradients(run(x, ids, weights, parameters), parameters):
+        assert gradient.isfinite().all() and not gradient[[1, 2, 4]].any() and gradient[[0, 3]].any()
+
+
+@pytest.mark.parametrize(
+    'capability, serves', [((8, 0), 0), ((8, 9), 0), ((9, 0), 1), ((10, 3), 1), ((12, 0), 0)]
+)
+def test_the_grouped_product_serves_where_it_has_a_kernel(monkeypatch, capability, serves):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    monkeypatch.setattr(experts, 'grouped_mm', lambda *_: None)
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    x = torch.zeros(4, 8, dtype=torch.bfloat16).as_subclass(OnCuda)
+    assert experts.grouped_serves(x, 8, 16) == bool(serves)
+
+
+@no_grouped_product
 def test_no_synchronisation_on_the_grouped_path():
     """On the meta device reading a value is an error, so a pass through it reads none."""
     x, ids, weights, parameters = case(dtype=torch.bfloat16)

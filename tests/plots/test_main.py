@@ -31,6 +31,11 @@ def test_runs_that_were_evaluated_on_different_tokens_are_told(make_run, tmp_pat
         'a and c were evaluated on different tokens' in (error := capsys.readouterr().err)
         and '--metric bits_per_byte compares them' in error
     )
+    out = tmp_path / 'o.svg'
+    assert main([*(str(tmp_path / name) for name in 'abc'), '--out', str(out)]) == 0
+    capsys.readouterr()
+    for group, others in (('a', 'c'), ('c', 'a')):
+        assert f'<!-- loss, held-out text of {group} -->' in out.read_text(), others
     by_bytes = ['--metric', 'bits_per_byte', '--out', str(tmp_path)]
     assert main([*(str(tmp_path / name) for name in 'ac'), *by_bytes]) == 0 and not capsys.readouterr().err
     assert (
@@ -69,6 +74,15 @@ def test_command_line(make_run, make_csv, tmp_path, monkeypatch, capsys):
         == 0
     )
     assert '<!-- loss: difference from old -->' in (tmp_path / 'x.svg').read_text()
+
+
+def test_runs_of_comparisons_are_named_by_experiment_and_seed(make_run, tmp_path, capsys):
+    for place in ('gpt2ish,lr=0.1-0123456789/seed-0', 'mine-0123456789/seed-12', 'mine-abcdef0123/seed-12'):
+        make_run(tmp_path / 'compare' / 'c' / 'runs' / place)
+    out = tmp_path / 'o.svg'
+    assert main([str(tmp_path / 'compare'), '--out', str(out), '--baseline', 'gpt2ish,lr=0.1 seed 0']) == 0
+    for name in ('gpt2ish,lr=0.1 seed 0', 'mine (0123456789) seed 12', 'mine (abcdef0123) seed 12'):
+        assert f'<!-- {name} -->' in out.read_text(), name
 
 
 def test_runs_of_one_name_are_told_apart(make_run, tmp_path):

@@ -15,6 +15,8 @@ def test_environment_is_json_and_true(tmp_path, monkeypatch):
     )  # a build's suffix may be the module's alone
     assert found['python'] == '.'.join(map(str, sys.version_info[:3]))
     assert found['cpu'] and found['cpu_count'] >= 1
+    assert len(found['gpus']) == torch.cuda.device_count()
+    assert {'cudnn', 'driver', 'cuda_visible_devices'} <= found.keys()
     assert found['git']['working_directory'] is None
     assert found['working_directory'] == str(tmp_path)
 

@@ -31,6 +31,15 @@ def test_a_model_that_is_not_causal_trains_and_is_told_so_once(train, capsys):
     assert json.loads((run / 'stages.json').read_text())['s']['causal'] is False
 
 
+def test_a_warmup_longer_than_the_stage_is_told_before_it_trains_and_by_the_dry_run(train, capsys):
+    stage = {'steps': 3, 'warmup': 40}
+    code, run = train(exp='mean', stage=stage, flags=['--dry-run'])
+    assert code == 0 and 'warm-up of 40 steps takes the whole stage of 3' in capsys.readouterr().out
+    code, run = train(exp='mean', stage=stage)
+    (told,) = events(run, 'schedule')
+    assert code == 0 and told['step'] == 0 and 'warm-up of 40 steps' in told['message']
+
+
 def test_a_causal_model_is_not_told_so(train, capsys):
     _, run = train(exp='mean', quiet=False)
     assert 'non-causal' not in capsys.readouterr().err

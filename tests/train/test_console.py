@@ -4,6 +4,7 @@ import pytest
 
 from lmplay.train.console import ConsoleReporter
 from lmplay.train.length import SampleLength
+from lmplay.train.plan import Stage
 from lmplay.train.state import TrainState
 from tests.helpers import tiny
 
@@ -73,8 +74,10 @@ def test_gradients_that_are_missing_are_told_by_name(console):
     model.pos_embed.requires_grad_(False)
     for name, p in model.named_parameters():
         p.grad = p.detach() * 0 + (name != 'fc.bias')
-    console.gradients(model)
-    assert said(console).splitlines() == [
+    console.gradients(model, Stage(dataset='embedded'))
+    lines = said(console).splitlines()
+    assert 'Updated by adamw, weight decay 0.01, head: fc.weight (4,112 parameters)' in lines
+    assert [line for line in lines if not line.startswith('Updated by')] == [
         '1 parameters frozen: pos_embed',
         '1 parameters without a gradient: fc.bias',
     ]

@@ -13,7 +13,7 @@ from lmplay.errors import ExperimentError
 from lmplay.modules import matmul
 from lmplay.tokenizers import BytesTokenizer
 from lmplay.train.loader import micro_batches
-from lmplay.train.objective import LinearCrossEntropy, Objective
+from lmplay.train.objective import Compiled, LinearCrossEntropy, Objective, softmax_minus_target_
 from tests.helpers import mask_of, ragged, tiny
 
 
@@ -378,3 +378,64 @@ def test_a_forward_that_returns_no_logits_is_named(out, given):
     batch = ragged()
     with pytest.raises(ExperimentError, match=rf'forward of Wrong must return logits .* given: {given}'):
         Objective(Wrong())(batch.x, batch.y, mask_of(batch), scored=1, tokens_share=1.0)
+
+
+@pytest.mark.parametrize('tokens', [1, 40, 50_000])
+def test_in_fp16_a_large_loss_scale_neither_overflows_nor_underflows(tokens):
+    """The gradient of the features in fp16, under the scale that a scaler begins with, against float64."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(12, 16, generator=g), torch.randn(50, 16, generator=g) / 4
+    t = torch.randint(0, 50, (12,), generator=g)
+    scale = min(65536.0, 4096.0 * tokens)  # what a scaler settles on: gradients of each token up to 4,096
+    half = x.half().requires_grad_()
+    with torch.autocast('cpu', dtype=torch.float16):
+        loss, _ = LinearCrossEntropy.apply(half, w.requires_grad_(), None, t, 1 / tokens, None)
+    got = torch.autograd.grad(loss * scale, (half, w))
+    exact = [half.detach().double().requires_grad_(), w.detach().double().requires_grad_()]
+    wanted = torch.nn.functional.cross_entropy(exact[0] @ exact[1].t(), t, reduction='sum') * (scale / tokens)
+    for mine, true in zip(got, torch.autograd.grad(wanted, exact)):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine.double(), true, rtol=0.02, atol=0.005 * true.abs().max().item())
+
+
+# ---- compilation
+
+
+def failing(graph, inputs):
+    raise RuntimeError('no C compiler')
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(caplog):
+    torch.compiler.reset()
+    run = Compiled(softmax_minus_target_, 'The loss', backend=failing)
+    logits, targets = torch.randn(4, 9), torch.tensor([1, 2, 3, 8])
+    for _ in range(3):
+        got, wanted = logits.clone(), logits.clone()
+        losses = run(got, None, targets)[0], softmax_minus_target_(wanted, None, targets)[0]
+        assert torch.equal(got, wanted) and torch.equal(*losses)
+    assert caplog.text.count('The loss runs uncompiled') == 1 and 'no C compiler' in caplog.text
+
+
+def test_what_runs_out_of_memory_is_not_taken_for_a_failure_to_compile():
+    def full(x):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(full, 'It', backend='eager')(torch.zeros(2))
+
+
+def test_each_stage_has_its_own_recompilations_and_their_end_is_told(caplog, monkeypatch):
+    monkeypatch.setattr('lmplay.train.objective.RECOMPILES', 3)
+
+    def passes(lengths):
+        objective = Objective(tiny())
+        objective.compile_pass(dynamic=False, backend='eager')
+        for T in lengths:
+            x = torch.zeros(1, T, dtype=torch.int64)
+            objective(x, x, x == 0, scored=T, tokens_share=1.0)
+
+    for _ in range(3):
+        passes((4, 5, 6))
+    assert 'uncompiled' not in caplog.text
+    passes((4, 5, 6, 7, 8, 9))
+    assert caplog.text.count('The model runs uncompiled') == 1

@@ -1,11 +1,15 @@
 """What the loop does when things go wrong, and what it must never do."""
 
 import contextlib
+import copy
 import dataclasses
 import json
+import weakref
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmplay.base.base_model import LMBase
 from lmplay.base.runner_list import find_runner
@@ -164,22 +168,83 @@ def test_a_single_sequence_that_does_not_fit_ends_auto(tmp_path):
         trainer.fit()
 
 
+class Pass(NamedTuple):
+    hidden: torch.Tensor
+
+
+def test_nothing_of_a_failed_pass_is_alive_when_it_is_retried(tmp_path):
+    """Whatever a module keeps of its pass, and the exception with its frames."""
+    kept = []
+
+    class Keeping(type(experiment('troubled'))):
+        def before_step(self, ctx):
+            super().before_step(ctx)
+            assert not [r for r in kept if r() is not None]
+
+        def forward(self, x):
+            hidden = self.embed(x)
+            kept.append(weakref.ref(hidden))
+            self.embed.last = Pass(hidden * 2)
+            self.lists = {'all': [hidden]}
+            self.steps_seen = 3
+            return super().forward(x)
+
+    trainer = make_trainer(Keeping(rows_that_fit=1), tmp_path, mini_batch_size='auto', state=auto(4))
+    kept.clear()
+    trainer.train_step(trainer.loader.mixture.batch(0, 4), 6, 0.01)
+    assert trainer.state.mini_batch_size == 1 and len(kept) == 2 + 4
+    assert trainer.model.steps_seen == 3
+
+
+class FullAtTheUpdate(torch.optim.SGD):
+    def step(self):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+def test_an_update_that_does_not_fit_is_never_retried(tmp_path):
+    model = experiment('mean')
+    trainer = make_trainer(model, tmp_path, mini_batch_size='auto', state=auto(4))
+    trainer = dataclasses.replace(trainer, optimizer=FullAtTheUpdate(model.parameters()))
+    with pytest.raises(UserError, match='Out of memory in the update of the weights by adamw'):
+        trainer.train_step(trainer.loader.mixture.batch(0, 4), 6, 0.01)
+    assert trainer.state.mini_batch_size == 4
+
+
+def auto(mini_batch_size):
+    return TrainState(mini_batch_size=mini_batch_size)
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'sgd'])
+def test_a_retried_step_leaves_the_moments_of_one_that_fitted(optimizer, tmp_path):
+    trainers = []
+    for fits, begin in ((1, 4), (10, 1)):
+        model = experiment('troubled', rows_that_fit=fits)
+        model.out = torch.nn.Sequential(torch.nn.Linear(8, 8), model.out)
+        how = dict(optimizer=optimizer, mini_batch_size='auto', state=auto(begin))
+        trainers.append(make_trainer(model, tmp_path / str(fits), **how))
+        for _ in range(2):
+            trainers[-1].train_step(trainers[-1].loader.mixture.batch(0, 4), 6, 0.01)
+    retried, plain = trainers
+    assert_equal(retried.model.state_dict(), plain.model.state_dict())
+    assert_equal(retried.optimizer.state_dict(), plain.optimizer.state_dict())
+
+
 # ---- the load of the experts
 
 
 @pytest.mark.parametrize('on_collapse, code', [('warn', 0), ('stop', 1), ('snapshot', 0)])
 def test_the_collapse_alarm(train, on_collapse, code):
-    got, run = train(stage={'on_collapse': on_collapse, 'validation_interval': 8}, load=0.75)
+    got, run = train(stage={'on_collapse': on_collapse, 'validation_interval': 8}, load=0.95)
     assert got == code
     found = [r['event'] for r in read_metrics(run) if r['kind'] == 'event']
     assert found[:3] == ['warning', 'warning', 'collapse']
     snapshots = [f.name for f in (run / 'checkpoints').iterdir() if f.name.startswith('collapse-')]
-    assert bool(snapshots) == (on_collapse == 'snapshot')
+    assert len(snapshots) == (on_collapse == 'snapshot')  # of its onset alone
     assert (progress(run)['step'] == 6) == (on_collapse == 'stop')
 
 
 def test_no_alarm_for_a_balanced_load(train):
-    _, run = train(stage={'validation_interval': 8}, load=0.55)
+    _, run = train(stage={'validation_interval': 8}, load=0.62)
     assert not [r for r in read_metrics(run) if r['kind'] == 'event']
 
 
@@ -201,6 +266,69 @@ def test_a_step_turns_neither_ids_into_text_nor_tensors_into_numbers(train):
     assert records[-1]['model/decoded'] > 0  # evaluation does show an example
 
 
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU's host wait: numbers and shapes read from the values of tensors.
+
+    Those of int64 are lengths of sequences, which the host has anyway.
+    """
+
+    NAMES = ('_local_scalar_dense', 'nonzero', 'equal', 'masked_select', 'is_nonzero', '_unique2')
+
+    def __init__(self, on_host=()):
+        super().__init__()
+        self.on_host, self.seen = [id(t) for t in on_host], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = func._schema.name.partition('::')[2] in self.NAMES
+        if waits and id(args[0]) not in self.on_host and args[0].dtype is not torch.int64:
+            self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('amp', [None, torch.float16])
+@pytest.mark.parametrize('optimizer', ['adamw', 'adam', 'adagrad', 'sgd', 'rmsprop', 'muon'])
+def test_a_step_does_not_read_the_gradients_norm(optimizer, amp, tmp_path):
+    """And where the gradient is not finite it leaves weights and moments as they are, the first step too."""
+    model = experiment('troubled')
+    model.hidden = torch.nn.Linear(8, 8)
+    model.out = torch.nn.Sequential(model.hidden, model.out)
+    trainer = make_trainer(model, tmp_path, optimizer=optimizer, weight_decay=0.1)
+    if amp:
+        scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
+        trainer = dataclasses.replace(trainer, scaler=scaler, compute=Compute(torch.device('cpu'), amp))
+    batch = trainer.loader.mixture.batch(0, 4)
+    mode = Waits()
+    for finite in (False, True, True, False, True):
+        trainer.model.nan_from, trainer.model.nan_to = (9, 9) if finite else (0, 9)
+        before = copy.deepcopy((model.state_dict(), moments(trainer.optimizer)))
+        mode.on_host = [id(t) for t in counters(trainer.optimizer)]  # torch keeps those on the host
+        with mode:
+            trainer.train_step(batch, 10, 1e-2)
+        after = model.state_dict(), moments(trainer.optimizer)
+        if finite:
+            assert not torch.equal(before[0]['hidden.weight'], after[0]['hidden.weight'])
+            assert all(torch.isfinite(w).all() for w in after[0].values())
+        else:
+            assert_equal(before[0], after[0])
+            assert all(torch.equal(t, before[1].get(k, torch.zeros_like(t))) for k, t in after[1].items())
+    assert mode.seen == []
+
+
+def states(optimizer):
+    parts = getattr(optimizer, 'parts', [optimizer])
+    for part in parts:
+        for i, p in enumerate(p for g in part.param_groups for p in g['params']):
+            yield from ((f'{type(part).__name__} {i} {k}', t) for k, t in part.state.get(p, {}).items())
+
+
+def moments(optimizer):
+    return {k: t for k, t in states(optimizer) if isinstance(t, torch.Tensor)}
+
+
+def counters(optimizer):
+    return [t for k, t in moments(optimizer).items() if k.endswith('step')]
+
+
 class SteppingOnTheDevice(torch.optim.Optimizer):
     """As the fused kernels of a GPU: the device decides by `found_inf` whether it steps."""
 
@@ -219,10 +347,11 @@ class SteppingOnTheDevice(torch.optim.Optimizer):
                     p.sub_(group['lr'] * p.grad * (1 - self.found_inf))
 
 
+@pytest.mark.parametrize('optimizer', ['fused', 'adagrad', 'rmsprop', 'muon'])
 @pytest.mark.parametrize(
     'name', ['gpt2ish', 'gpt2_moe', 'gpt2_moe_top2', 'pythia_moe', 'some', 'some_baseline']
 )
-def test_a_step_reads_nothing_back_from_the_device(name, tmp_path, monkeypatch):
+def test_a_step_reads_nothing_back_from_the_device(name, optimizer, tmp_path, monkeypatch):
     """A whole step of the full-size model where no tensor has values.
 
     Reading one, which on a GPU would wait for it, raises.
@@ -234,19 +363,75 @@ def test_a_step_reads_nothing_back_from_the_device(name, tmp_path, monkeypatch):
     for module in model.modules():
         if isinstance(module, Keys):
             module.float()
-    optimizer = SteppingOnTheDevice(model.param_groups(0.1), lr=1e-3)
-    trainer = dataclasses.replace(
-        make_trainer(model, tmp_path, mini_batch_size=2),
-        optimizer=optimizer,
-        compute=Compute(torch.device('meta')),
-    )
+    trainer = make_trainer(model, tmp_path, mini_batch_size=2, optimizer=optimizer.replace('fused', 'adamw'))
+    steps = trainer.optimizer
+    if optimizer == 'fused':
+        steps = SteppingOnTheDevice(model.param_groups(0.1), lr=1e-3)
+    elif optimizer == 'muon':  # fused AdamW has no kernel for meta tensors
+        steps.parts[1] = SteppingOnTheDevice(steps.parts[1].param_groups, lr=1e-3)
+        steps._step_supports_amp_scaling = True
+    trainer = dataclasses.replace(trainer, optimizer=steps, compute=Compute(torch.device('meta')))
     x = torch.zeros(4, 16, dtype=torch.int64)
     batch = Batch(x, x, torch.full((4,), 16), 64)
     norm = trainer.train_step(batch, 10, 1e-3)
     trainer.metrics.end_step(batch, norm, seconds=0.0, waited=0.0)
-    assert optimizer.steps == 1 and norm.is_meta and optimizer.found_inf.is_meta
+    assert norm.is_meta and steps.found_inf.is_meta
     with pytest.raises(RuntimeError, match='meta'):
         trainer.metrics.pop()  # the logging point, where it is read
+
+
+# ---- the scale of the loss in fp16
+
+
+def scaled(model, folder, *, scale, **stage):
+    """A trainer in fp16 whose loss scale begins there."""
+    trainer = make_trainer(model, folder, **{'steps': 40, 'on_nan': 'stop'} | stage)
+    scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+    return dataclasses.replace(trainer, scaler=scaler, compute=Compute(torch.device('cpu'), torch.float16))
+
+
+def test_a_loss_scale_that_begins_too_high_is_no_failure(tmp_path):
+    trainer = scaled(experiment('mean'), tmp_path, scale=2.0**34)
+    trainer.fit()
+    skipped = [r['skipped'] for r in train_records(tmp_path)]
+    assert 3 <= sum(skipped) <= 25 and not any(skipped[30:]) and trainer.state.step == 40
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    assert events(tmp_path, 'loss_scale') and not events(tmp_path, 'skipped')
+    assert trainer.state.skipped_in_a_row == 0
+
+
+@pytest.mark.parametrize('on_nan, at', [('stop', 4), ('skip', 3 + MAX_SKIPPED)])
+def test_a_loss_that_is_not_finite_is_one(tmp_path, on_nan, at):
+    trainer = scaled(experiment('troubled', nan_from=3), tmp_path, scale=8.0, on_nan=on_nan)
+    with pytest.raises(StopTraining, match='not finite'):
+        trainer.fit()
+    assert trainer.state.step == at and not events(tmp_path, 'loss_scale')
+
+
+class Broken(torch.autograd.Function):
+    """Passes values on, and NaN back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float('nan')
+
+
+def test_a_scale_that_falls_to_its_floor_is_one(tmp_path):
+    """A finite loss whose gradient is NaN whatever the scale."""
+
+    class NoGradient(type(experiment('mean'))):
+        def logits(self, x):
+            return Broken.apply(super().logits(x))
+
+    trainer = scaled(NoGradient(), tmp_path, scale=16.0)
+    with pytest.raises(StopTraining, match='not finite'):
+        trainer.fit()
+    assert trainer.state.step == 5  # after 16, 8, 4, 2 and 1
+    assert [r['step'] for r in events(tmp_path, 'loss_scale')] == [1, 2, 3, 4]
 
 
 # ---- stages that take a time

@@ -247,7 +247,11 @@ def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[di
                 raise CheckpointError(f"'{name}' has no counterpart in GPT-2.")
             value = value.t() if value.ndim == 2 else value  # Conv1D is (in, out)
             converted[f'transformer.h.{block}.{names[part]}.{kind}'] = value
-    lines = ["not carried over: the output head and its bias; here the head is the token embedding's weight"]
+    lines = []
+    if not hyperparameters.get('tie_head', False):
+        lines.append(
+            "not carried over: the output head and its bias; here the head is the token embedding's weight"
+        )
     if hyperparameters.get('gelu', 'none') != 'tanh':
         lines.append('not carried over: the exact GELU; GPT-2 computes its tanh approximation')
     if hyperparameters.get('norm_eps', 1e-5) != 1e-5:

@@ -1,6 +1,7 @@
 """gpt2ish: the baseline and the template, in the style of GPT-2 (Radford et al. 2019).
 
-It differs in three details: the GELU is exact, and the output head is untied and has a bias.
+It differs in three details: the GELU is exact, and the output head is untied and has a bias, unless it is
+asked to be tied.
 
 B sequences, T positions, D = embed_dim, V vocabulary.
 """
@@ -18,7 +19,7 @@ class GPT2(LMBase):
     """Pre-norm transformer with learned positions.
 
     norm_eps and gelu ('none' exact, 'tanh' GPT-2's approximation) are what weights from elsewhere may need
-    changed.
+    changed. tie_head: the head is the token embedding's weight, without a bias, as in GPT-2.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class GPT2(LMBase):
         embed_dropout=0.1,
         norm_eps=1e-5,
         gelu='none',
+        tie_head=False,
         tokenizer='gpt2',
         version='gpt2ish',
         **ignore,
@@ -56,7 +58,9 @@ class GPT2(LMBase):
             for _ in range(num_blocks)
         )
         self.ln = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.fc = nn.Linear(embed_dim, vocab_size)
+        self.fc = nn.Linear(embed_dim, vocab_size, bias=not tie_head)
+        if tie_head:
+            self.fc.weight = self.tok_embed.weight
         self.apply(self._init_weights)
         # Radford et al. 2019, section 2.3: layers that write to the residual stream, scaled by 1 / sqrt(their
         # number)

@@ -1,9 +1,15 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from lmplay.base.fusion import fused_head
 from lmplay.base.runner_list import find_runner
+from lmplay.checks import check_contract
 from lmplay.errors import UserError
+from lmplay.runs.checkpoint import load_model
+from lmplay.train.__main__ import main
+from lmplay.train.objective import Objective
 
 
 def build(**parameters):
@@ -114,3 +120,46 @@ def test_each_dropout_is_really_applied_in_training_only(dropout):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(UserError, match='multiple of num_heads; given: embed_dim 48, num_heads 5'):
         build(num_heads=5)
+
+
+# ---- a head tied to the token embedding
+
+
+def test_a_tied_head_is_the_embedding_and_costs_no_parameters():
+    tied, untied = build(tie_head=True, tokenizer='bytes'), build(tokenizer='bytes')
+    assert tied.fc.weight is tied.tok_embed.weight and tied.fc.bias is None
+    saved = 257 * 48 + 257
+    assert untied.total_parameters() - tied.total_parameters() == saved
+    assert not [p for g in tied.param_groups(0.1) if g['weight_decay'] for p in g['params'] if len(p) == 257]
+    assert fused_head(tied) is tied.fc
+
+
+def test_a_tied_head_computes_what_an_untied_one_of_that_weight_does():
+    """Logits alike; the gradient of the shared weight is the sum of both."""
+    tied, untied = build(tie_head=True, tokenizer='bytes').eval(), build(tokenizer='bytes').eval()
+    weights = tied.state_dict() | {'fc.bias': torch.zeros(257)}
+    untied.load_state_dict(weights)
+    x = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for model in (tied, untied):
+        part = Objective(model)(x, x.roll(-1), x >= 0, scored=x.numel(), tokens_share=1.0)
+        part.objective.backward()
+        losses.append(part.loss)
+    torch.testing.assert_close(*losses)
+    both = untied.tok_embed.weight.grad + untied.fc.weight.grad
+    torch.testing.assert_close(tied.tok_embed.weight.grad, both)
+
+
+def test_a_tied_head_trains_saves_and_stays_tied(tiny_plan, tmp_path):
+    """It keeps the contract; its weight and moments are saved once."""
+    run = tmp_path / 'run'
+    shape = '--num-blocks 1 --embed-dim 16 --num-heads 2 --max-len 32 --tokenizer bytes --tie-head true'
+    options = f'--exp gpt2ish --training-plan {tiny_plan()} --run-dir {run} --device cpu --quiet {shape}'
+    assert main(options.split()) == 0
+    model, _ = load_model(run)
+    assert model.fc.weight is model.tok_embed.weight
+    saved = load_file(run / 'checkpoints/last/model.safetensors')
+    assert sum(t.numel() for t in saved.values()) == model.total_parameters()
+    moments = torch.load(run / 'checkpoints/last/optimizer.pt', weights_only=True)['optimizer']['state']
+    assert sum(m['exp_avg'].numel() for m in moments.values()) == model.total_parameters()
+    assert not [f.problem for f in check_contract(model) if f.problem]

@@ -1,0 +1,84 @@
+"""What a comparison would train, told before it trains anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cli import count, duration
+from .prepare import Prepared
+from .runner import Job
+from .statistics import RECOMMENDED_SEEDS
+
+if TYPE_CHECKING:
+    from .comparison import Request
+
+Runs = Sequence[tuple[Prepared, Sequence[Job]]]  # experiment, as it would be trained -> its runs
+
+
+def told(
+    request: 'Request',
+    *,
+    out: Path,
+    plan: str,
+    device: str,
+    speed: float,
+    verdict: Runs,
+    search: Runs,
+    notes: Sequence[str],
+) -> str:
+    """The runs, seeds, budget, tokens and expected time. speed: FLOP/s that training reaches."""
+    budget = str(request.budget) if request.budget else "the plan's own"
+    lines = [f'Plan {plan}, budget {budget}, on {device}, kept in {out}.']
+    if search:
+        lines += [f'The search for the learning rate: {_counted(search)}. For each experiment:']
+        by_label: dict[str, list] = {}
+        for p, jobs in search:
+            by_label.setdefault(p.spec.label, []).append((p, jobs))
+        lines += [_line(label, runs, speed) for label, runs in by_label.items()]
+    seeds = (
+        f'{request.seeds} seed{"s" if request.seeds > 1 else ""}; at least {RECOMMENDED_SEEDS} recommended'
+    )
+    lines += [f'The comparison, with {seeds}: {_counted(verdict)}. For each experiment:']
+    lines += [_line(p.spec.label, [(p, jobs)], speed) for p, jobs in verdict]
+    left = [(p, job) for p, jobs in (*search, *verdict) for job in jobs if not job.finished]
+    whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
+    tokens = [_tokens(p) for p, _ in left]
+    about = f'{count(sum(t for t in tokens if t))} tokens, ' if all(tokens) and tokens else ''
+    basis = f', at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here'
+    basis = basis if all(tokens) else ''
+    lines += [
+        f'In all: {len(left)} runs to train, {about}about {duration(whole)} with {request.jobs} at a time'
+        f'{basis}.',
+        *notes,
+        'Nothing was trained or written.',
+    ]
+    return '\n'.join(lines)
+
+
+def _counted(runs: Runs) -> str:
+    jobs = [job for _, members in runs for job in members]
+    finished = sum(job.finished for job in jobs)
+    return f'{len(jobs)} runs' + (f', {finished} of them finished' if finished else '')
+
+
+def _line(label: str, runs: Runs, speed: float) -> str:
+    prepared, _ = runs[0]
+    tokens, flops = _tokens(prepared), _flops(prepared)
+    size = f'{count(tokens)} tokens, {flops:.2g} FLOPs, ' if tokens and flops else ''
+    return f'  {label}: {sum(len(jobs) for _, jobs in runs)} runs, each {size}' + (
+        f'about {duration(_seconds(prepared, speed))}'
+    )
+
+
+def _tokens(p: Prepared) -> float | None:
+    """None where the clock ends a run."""
+    return sum(p.lengths) if p.unit == 'tokens' else None
+
+
+def _flops(p: Prepared) -> float | None:
+    return sum(n * f for n, f in zip(p.lengths, p.flops_per_token)) if p.unit == 'tokens' else None
+
+
+def _seconds(p: Prepared, speed: float) -> float:
+    flops = _flops(p)
+    return sum(p.lengths) if flops is None else flops / speed
