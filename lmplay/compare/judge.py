@@ -331,3 +331,8 @@ def _routing(runs: dict[str, list[FinishedRun]]) -> dict[str, list[list[float]]]
     last = {label: members[0].validations[-1] for label, members in runs.items()}
     found = {label: record.get(metric_key(record, 'expert_load')) for label, record in last.items()}
     return {label: load for label, load in found.items() if load}
+
+
+def _spread(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return plain_statistics.stdev(known) if len(known) > 1 else None
