@@ -96,7 +96,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"The model in '{folder}' can't be read: {file.name}: {' '.join(str(error).split())}."
             ) from error
-    quantized = [f"'{name}' is {value.dtype}" for name, value in weights.items() if value.dtype not in DTYPES]
+    quantized = [
+        f"'{name}' is {value.dtype}"
+        for name, value in weights.items()
+        if name.endswith('.weight') and value.dtype not in DTYPES
+    ]
     refuse(quantized, f"The model in '{folder}'", 'is quantized, or no model')
     return weights
 
