@@ -159,8 +159,9 @@ class LMBase(nn.Module):
     def import_pretrained(self, source: 'str | LMBase') -> list[str]:
         """Warm start from another model's weights; returns lines for the log.
 
-        source: 'pretrained:NAME', the path of a folder, or an LMBase trained before. This default takes the
-        weights of a model of the same class and shapes. Raises ExperimentError for any other source.
+        source: 'pretrained:NAME', the path of a folder, or an LMBase trained before. This default takes
+        weights and tokenizer of a model of the same class and shapes. Raises ExperimentError for any other
+        source.
         """
         if not isinstance(source, LMBase) or not self.is_like(source):
             name = source.name if isinstance(source, LMBase) else source
@@ -168,8 +169,10 @@ class LMBase(nn.Module):
                 f'{self.name} cannot start from {name}: its model defines no import_pretrained, and the '
                 'architectures differ.'
             )
+        from .pretrained import take_tokenizer
+
         self.load_state_dict(source.state_dict())
-        return []
+        return take_tokenizer(self, as_tokenizer(source.tokenizer), source.name)
 
     def can_start_from(self, source: 'LMBase') -> bool:
         """Whether `import_pretrained` may take this model, as far as can be told without its weights."""

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of the format; raised when it changes, so that stores are made again
 CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
 REPORT_SECONDS = 2
+SAMPLE, SAMPLE_CHARACTERS = 100, 2000  # documents, and of each, that are encoded and decoded to compare
 
 
 def cache_dir() -> Path:
@@ -170,10 +171,12 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
     documents = _Documents(source.name)
     began = reported = time.monotonic()
+    round_trip = _RoundTrip(tokenizer)
     with open(folder / 'tokens.bin', 'wb') as out:
         for row, ids, prompt_length in _encoded(split_documents(source), tokenizer, dtype):
             out.write(ids.tobytes())
             documents.add(row, len(ids), prompt_length)
+            round_trip.add(row.text)
             if (now := time.monotonic()) - reported > REPORT_SECONDS:
                 reported = now
                 progress(
@@ -183,6 +186,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     if not documents.lengths:
         raise DataError(f"Dataset '{source.name}' is empty: no document with text in it.")
     documents.save(folder)
+    round_trip.tell(source.name)
     meta = {
         'version': VERSION,
         'dataset': source.name,
@@ -199,6 +203,40 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
         f'{source.name}: {meta["documents"]:,} documents, {documents.bytes / 1e6:.1f} MB, '
         f'{documents.tokens / 1e6:.2f} M tokens in {time.monotonic() - began:.1f} s'
     )
+
+
+@dataclass
+class _RoundTrip:
+    """Whether a tokenizer gives back the text it is given, on the first SAMPLE documents."""
+
+    tokenizer: Tokenizer
+    seen: int = 0
+    lost: int = 0
+    example: str = ''
+
+    def add(self, text: str) -> None:
+        if self.seen >= SAMPLE:
+            return
+        self.seen += 1
+        text = text[:SAMPLE_CHARACTERS]
+        back = self.tokenizer.decode(self.tokenizer.encode(text))
+        if back == text:
+            return
+        self.lost += 1
+        at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
+        around = slice(max(0, at - 12), at + 12)
+        self.example = self.example or f'{text[around]!r} comes back as {back[around]!r}'
+
+    def tell(self, dataset: str) -> None:
+        if self.lost:
+            log.warning(
+                "Dataset '%s': the tokenizer %s does not give back %d of %d documents looked at: %s.",
+                dataset,
+                self.tokenizer.name,
+                self.lost,
+                self.seen,
+                self.example,
+            )
 
 
 def _encoded(

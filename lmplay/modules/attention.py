@@ -1,6 +1,7 @@
 """Causal self-attention.
 
-B sequences, T positions, D width of the model, H heads, K = D / H width of a head.
+B sequences, T positions, D width of the model, H heads, G heads of keys and values, K = D / H width of a
+head.
 """
 
 import torch
@@ -9,58 +10,104 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .kv_cache import KVCache
+from .rotary import Rotary
 
 # Up to that many positions, attention in bf16 on a CPU is 1.5 to 3 times faster written out than fused.
 PLAIN = 1024
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(K)) v, each position seeing itself and those before it; all (B, H, T, K)."""
+    """softmax(q k' / sqrt(K)) v, each position seeing itself and those before it: (B, H, T, K).
+
+    q is (B, H, T, K), k and v are (B, G, T, K).
+    """
     T, K = q.shape[-2:]
+    shared = q.shape[1] // k.shape[1]
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
         # a branch, since a comparison of dynamic shapes is symbolic, which the operator does not take
         causal = True if T > 1 else False
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=shared > 1
+        )
+    if shared > 1:
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     future = torch.full((T, T), float('-inf'), dtype=q.dtype).triu(1)
     p = torch.softmax((q * K**-0.5) @ k.transpose(-2, -1) + future, dim=-1)
     return F.dropout(p, dropout) @ v if dropout else p @ v
 
 
+def head_width(embed_dim: int, num_heads: int) -> int:
+    """embed_dim / num_heads. Raises UserError where that is not whole."""
+    if embed_dim % num_heads:
+        raise UserError(
+            f'embed_dim must be a multiple of num_heads; given: embed_dim {embed_dim}, num_heads {num_heads}.'
+        )
+    return embed_dim // num_heads
+
+
+def default_kv_heads(num_heads: int) -> int:
+    """A third of `num_heads`, or the next smaller number that divides it."""
+    return max(n for n in range(1, max(1, num_heads // 3) + 1) if num_heads % n == 0)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention of each position to itself and those before it (Vaswani et al. 2017, section 3.2).
 
+    num_kv_heads  G: each head of keys and values serves H / G heads of queries (Ainslie et al. 2023)
+    rotary        turns queries and keys by their position
+    qk_norm       normalises the queries and keys of each head, before they are turned (Henry et al. 2020; in
+                  this form Qwen3)
+
     One matrix product gives queries, keys and values. Raises UserError where num_heads does not divide
-    embed_dim.
+    embed_dim, or num_kv_heads num_heads.
     """
 
     def __init__(
-        self, *, num_heads: int, embed_dim: int, attn_dropout: float = 0.0, out_dropout: float = 0.0
+        self,
+        *,
+        num_heads: int,
+        embed_dim: int,
+        num_kv_heads: int | None = None,
+        bias: bool = True,
+        rotary: Rotary | None = None,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-5,
+        attn_dropout: float = 0.0,
+        out_dropout: float = 0.0,
     ):
         super().__init__()
-        if embed_dim % num_heads:
+        self.head_dim = head_dim = head_width(embed_dim, num_heads)
+        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if kv_heads < 1 or num_heads % kv_heads:
             raise UserError(
-                f'embed_dim must be a multiple of num_heads; '
-                f'given: embed_dim {embed_dim}, num_heads {num_heads}.'
+                f'num_heads must be a multiple of num_kv_heads; '
+                f'given: num_heads {num_heads}, num_kv_heads {kv_heads}.'
             )
-        self.num_heads = num_heads
+        self.heads = (num_heads, kv_heads, kv_heads)  # of queries, keys and values
         self.attn_dropout = attn_dropout
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.qkv = nn.Linear(embed_dim, sum(self.heads) * head_dim, bias=bias)
+        self.proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.rotary = rotary
+        self.q_norm = nn.RMSNorm(head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.out_dropout = nn.Dropout(out_dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) to (B, T, D). With a cache, x holds the positions that follow the cached ones."""
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        parts = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2).split(self.heads, dim=1)
+        q, k, v = self.q_norm(parts[0]), self.k_norm(parts[1]), parts[2]  # (B, H or G, T, K)
         dropout = self.attn_dropout if self.training else 0.0
         past = cache.length if cache is not None else 0
+        if self.rotary is not None:
+            q, k = self.rotary(q, past), self.rotary(k, past)
         if cache is not None:
             k, v = cache.append(k, v)
         if past:
             # new position i sees the past and the new ones up to i
             mask = x.new_ones(T, past + T, dtype=torch.bool).tril(past) if T > 1 else None
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            grouped = k.shape[1] < q.shape[1]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
         else:
             y = attend(q, k, v, dropout=dropout)
         return self.out_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D)))

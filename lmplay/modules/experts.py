@@ -1,7 +1,7 @@
 """Dispatch of tokens to experts: tokens are sorted by expert, then multiplied by the stacked expert weights.
 
 N tokens (B * T), K choices per token, M = N * K assignments, E experts, D width of the model, F inner width
-of an expert; m assignments of one expert.
+of an expert; m assignments of one expert. What is called h is as wide as w1: F, and 2 F in gated experts.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import matmul as mm
 
+SWIGLU = 'swiglu'
 # public since torch 2.10; None where this torch has neither
 grouped_mm: Any = getattr(F, 'grouped_mm', None) or getattr(torch, '_grouped_mm', None)
 
@@ -71,11 +72,12 @@ def experts_mlp(
     b2_ED: Tensor | None,
     gelu: str = 'none',
 ) -> Tensor:
-    """Sum over each token's choices of weight * expert(x), where expert(x) = GELU(x w1 + b1) w2 + b2: (N, D).
+    """Sum over each token's choices of weight * expert(x), where expert(x) = act(x w1 + b1) w2 + b2: (N, D).
 
     expert_ids_NK  int64 in [0, E)
     weights_NK     gate weights, float
-    gelu           'none' for the exact GELU, 'tanh' for GPT-2's approximation
+    gelu           act: 'none' for the exact GELU, 'tanh' for GPT-2's approximation; SWIGLU for silu(a) * b
+                   (Shazeer 2020), where a and b are the halves of x w1 + b1: w1 is then (E, D, 2 F)
 
     No token is dropped. Frozen experts (parameters that require no gradient) cost no weight gradients. Under
     autocast the products run in its dtype. Where `grouped_serves`, one grouped product per projection serves
@@ -87,7 +89,7 @@ def experts_mlp(
     x_ND = x_ND.to(dtype)
     parameters = (w1_EDF, b1_EF, w2_EFD, b2_ED)
     dispatch = sort_by_expert(expert_ids_NK, len(w1_EDF))
-    if grouped_serves(x_ND, *w1_EDF.shape[1:]):
+    if grouped_serves(x_ND, *w1_EDF.shape[1:], *w2_EFD.shape[1:]):
         return _GroupedExperts.apply(
             x_ND, weights_NK, *(p if p is None else p.to(dtype) for p in parameters), *dispatch, gelu
         )
@@ -95,8 +97,22 @@ def experts_mlp(
 
 
 # For the backward pass both forms keep the pre-activations h (M, F); the outputs of the experts (M, D), for
-# the gradient of the gate weights, <dy, expert(x)>; and x where an expert trains. GELU(h) is computed again
+# the gradient of the gate weights, <dy, expert(x)>; and x where an expert trains. act(h) is computed again
 # where w2 trains.
+
+
+def _activate(h: Tensor, gelu: str) -> Tensor:
+    if gelu != SWIGLU:
+        return F.gelu(h, approximate=gelu)
+    a, b = h.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
+def _activate_backward(grad: Tensor, h: Tensor, gelu: str) -> Tensor:
+    if gelu != SWIGLU:
+        return torch.ops.aten.gelu_backward(grad, h, approximate=gelu)
+    a, b = h.chunk(2, dim=-1)
+    return torch.cat((torch.ops.aten.silu_backward(grad * b, a), grad * F.silu(a)), dim=-1)
 
 
 class _GroupedExperts(torch.autograd.Function):
@@ -110,7 +126,7 @@ class _GroupedExperts(torch.autograd.Function):
         h_MF = grouped_mm(x_ND.index_select(0, order_M // K), w1_EDF, offs=offsets_E)
         if b1_EF is not None:
             h_MF = h_MF + b1_EF.index_select(0, experts_M)
-        y_MD = grouped_mm(F.gelu(h_MF, approximate=gelu), w2_EFD, offs=offsets_E)
+        y_MD = grouped_mm(_activate(h_MF, gelu), w2_EFD, offs=offsets_E)
         if b2_ED is not None:
             y_MD = y_MD + b2_ED.index_select(0, experts_M)
         ctx.gelu = gelu
@@ -140,11 +156,11 @@ class _GroupedExperts(torch.autograd.Function):
             dweights = (dy_MD * y_MD).sum(1, dtype=weights_NK.dtype).index_select(0, inverse_M).view(N, K)
         gated_MD = dy_MD * weights_NK.to(dy_ND.dtype).flatten().index_select(0, order_M)[:, None]
         if needs[4]:
-            dw2 = _by_expert(F.gelu(h_MF, approximate=ctx.gelu).t(), gated_MD, offsets_E)
+            dw2 = _by_expert(_activate(h_MF, ctx.gelu).t(), gated_MD, offsets_E)
         if needs[5]:
             db2 = _sum_by_expert(gated_MD, offsets_E)
         da_MF = grouped_mm(gated_MD, w2_EFD.transpose(1, 2), offs=offsets_E)
-        dh_MF = torch.ops.aten.gelu_backward(da_MF, h_MF, approximate=ctx.gelu)
+        dh_MF = _activate_backward(da_MF, h_MF, ctx.gelu)
         if needs[2]:
             dw1 = _by_expert(x_ND.index_select(0, token_M).t(), dh_MF, offsets_E)
         if needs[3]:
@@ -252,7 +268,7 @@ def _segments_forward(
             )
             b1, b2 = (None if b is None else b[e].to(x_ND.dtype) for b in (b1_EF, b2_ED))
             h_mF = _matmul(x_ND.index_select(0, token_M[rows]), w1, b1, out=h_MF[rows] if keep else None)
-            _matmul(F.gelu(h_mF, approximate=gelu), w2, b2, out=y_MD[rows])
+            _matmul(_activate(h_mF, gelu), w2, b2, out=y_MD[rows])
     return outputs
 
 
@@ -302,11 +318,11 @@ def _segments_backward(
             torch.sum(dy_mD * y_MD[rows], 1, out=dgate_M[rows])
         gated_mD = dy_mD.mul_(gate_M[rows, None])
         if needs[4]:
-            _matmul(F.gelu(h_mF, approximate=gelu).t(), gated_mD, out=dw2_EFD[e])
+            _matmul(_activate(h_mF, gelu).t(), gated_mD, out=dw2_EFD[e])
         if needs[5]:
             db2_ED[e] = gated_mD.sum(0)  # with out= of a wider dtype it would copy its whole input first
         da_mF = _matmul(gated_mD, cast2_EFD[e].t())
-        dh_mF = torch.ops.aten.gelu_backward(da_mF, h_mF, approximate=gelu)
+        dh_mF = _activate_backward(da_mF, h_mF, gelu)
         if x_ND is not None:
             _matmul(x_ND.index_select(0, token_M[rows]).t(), dh_mF, out=dw1_EDF[e])
         if needs[3]:

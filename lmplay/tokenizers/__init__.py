@@ -180,13 +180,16 @@ class BPETokenizer:
     """A byte-pair encoding of the `tokenizers` library, whose own format tokenizer.json is."""
 
     FILE = 'tokenizer.json'
+    CONFIG = 'tokenizer_config.json'  # names the end of text where that is none of END_OF_TEXT
 
-    def __init__(self, backend, name: str = 'bpe'):
-        self.backend = backend
+    def __init__(self, backend, name: str = 'bpe', *, end_of_text: str | None = None):
+        self.backend = _as_plain_text(backend)
         self.name = name
-        self.n_vocab = backend.get_vocab_size(with_added_tokens=True)
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        eot = next((vocabulary[t] for t in END_OF_TEXT if t in vocabulary), None)
+        self.n_vocab = max(vocabulary.values(), default=-1) + 1  # an imported one may leave ids out
+        known = [t for t in END_OF_TEXT if t in vocabulary]
+        self._named = None if known else end_of_text
+        eot = next((vocabulary[t] for t in [*known, end_of_text] if t in vocabulary), None)
         if eot is None:
             raise DataError(
                 "A tokenizer needs an end-of-text token; add '<|endoftext|>' or '[EOS]' to special_tokens."
@@ -194,11 +197,14 @@ class BPETokenizer:
         self.eot_token: int = eot
         self.pad_token: int = next((vocabulary[t] for t in PADDING if t in vocabulary), eot)
         self._unprinted = {vocabulary[t] for t in ('<|endoftext|>', '[EOS]', *PADDING) if t in vocabulary}
-        self._lossless = 'ByteLevel' in json.dumps(json.loads(backend.to_str()).get('pre_tokenizer') or '')
+        self._lossless = backend.decoder is not None
+        self._byte_level = 'ByteLevel' in json.dumps(_settings(backend).get('pre_tokenizer'))
+        _refuse_lost_text(backend, self._byte_level)
 
     @property
     def fingerprint(self) -> str:
-        return f'bpe-{hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]}'
+        text = self.backend.to_str() + (self._named or '')
+        return f'bpe-plain-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -220,17 +226,25 @@ class BPETokenizer:
 
     def spells_bytes(self, token: int) -> bool:
         """Each character of the token's entry in the vocabulary stands for a byte."""
-        return self._lossless and token not in self.backend.get_added_tokens_decoder()
+        return self._byte_level and token not in self.backend.get_added_tokens_decoder()
 
     def save(self, folder: Path) -> None:
         (Path(folder) / self.FILE).write_text(self.backend.to_str(), encoding='utf-8')
+        if self._named is not None:
+            text = json.dumps({'eos_token': self._named})
+            (Path(folder) / self.CONFIG).write_text(text, encoding='utf-8')
 
     @classmethod
     def load(cls, file: str | Path) -> 'BPETokenizer':
+        """The tokenizer of a tokenizer.json; a tokenizer_config.json beside it may name its end of text.
+
+        Raises DataError.
+        """
         import tokenizers
 
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            backend = tokenizers.Tokenizer.from_file(str(file))
+            return cls(backend, end_of_text=_named_end(Path(file).with_name(cls.CONFIG)))
         except DataError:
             raise
         except Exception as error:  # the library raises bare Exception for every fault of the file
@@ -266,6 +280,46 @@ class BPETokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
+
+
+def _settings(backend) -> dict:
+    return json.loads(backend.to_str())
+
+
+def _as_plain_text(backend):
+    """The backend, set to encode all of a text and nothing but the text: without the truncation and padding
+    that its file may ask for, and special tokens that are spelled out in a text as ordinary text."""
+    import tokenizers as tk
+
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    ordinary = {token.content for token in backend.get_added_tokens_decoder().values() if not token.special}
+    ends = sorted(ordinary & {*END_OF_TEXT, *PADDING})
+    backend.add_special_tokens([tk.AddedToken(t, special=True, normalized=False) for t in ends])
+    return backend
+
+
+def _refuse_lost_text(backend, byte_level: bool) -> None:
+    """Raises DataError for a model that drops what its vocabulary has no token for."""
+    model = _settings(backend)['model']
+    unknown_token = model.get('unk_token') if model.get('type') != 'Unigram' else model.get('unk_id')
+    if not (byte_level or model.get('byte_fallback')) and unknown_token is None:
+        raise DataError(
+            'This tokenizer would silently drop characters that it has not seen: it neither works on bytes '
+            "nor has a token for the unknown. Add '[UNK]' to special_tokens, or use the pre_tokenizer "
+            "'byte_level'."
+        )
+
+
+def _named_end(file: Path) -> str | None:
+    """The `eos_token` of a tokenizer_config.json, None where there is none."""
+    try:
+        token = json.loads(file.read_text(encoding='utf-8')).get('eos_token')
+    except (OSError, ValueError, AttributeError):
+        return None
+    token = token.get('content') if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def _normalizer(name: str):

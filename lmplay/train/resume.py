@@ -73,10 +73,9 @@ class SavedRun:
         """
         model = stage.runner.build(device)
         saved = self.state['tokenizer']
-        if 'tokenizer' in stage.runner.declared and 'tokenizer' not in stage.runner.given:
-            model.tokenizer = load_tokenizer(
-                saved['name'], self.folder
-            )  # imported weights may have brought it
+        imported = stage.init_from not in ('scratch', 'previous')  # weights that bring their tokenizer
+        if 'tokenizer' in stage.runner.declared and (imported or 'tokenizer' not in stage.runner.given):
+            model.tokenizer = load_tokenizer(saved['name'], self.folder)
         if saved['fingerprint'] != as_tokenizer(model.tokenizer).fingerprint:
             raise CheckpointError(
                 f"The run in '{self.run_dir}' was trained with another tokenizer ({saved['name']}). Use "

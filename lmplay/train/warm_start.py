@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 
 from ..base.base_model import LMBase
+from ..base.pretrained import take_tokenizer
 from ..base.runner_list import find_runner
 from ..errors import CheckpointError
 from ..runs.checkpoint import find_checkpoint, load_model, load_weights, read_state
+from ..tokenizers import load_tokenizer
 from .resolve import ResolvedStage
 
 
@@ -57,7 +59,8 @@ def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
     if find_runner(state['exp_file'] or state['exp']).function().model_class is type(model):
         try:
             load_weights(model, folder)
-            return [f'weights from {folder}']
+            tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
+            return [f'weights from {folder}', *take_tokenizer(model, tokenizer, str(folder))]
         except CheckpointError:
             if type(model).import_pretrained is LMBase.import_pretrained:
                 raise

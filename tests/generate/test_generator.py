@@ -249,7 +249,12 @@ def stream(tokenizer, ids):
 def tokenizer_of(name):
     if name != 'whitespace':
         return get_tokenizer(name)
-    return BPETokenizer.train(['one two, three. Größe 漢字 !'] * 3, vocab_size=80, pre_tokenizer='whitespace')
+    return BPETokenizer.train(
+        ['one two, three. Größe 漢字 !'] * 3,
+        vocab_size=80,
+        pre_tokenizer='whitespace',
+        special_tokens=['<|endoftext|>', '[UNK]'],
+    )
 
 
 @pytest.mark.parametrize('name', ['bytes', 'gpt2', 'whitespace'])

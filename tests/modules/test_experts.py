@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmplay.modules import experts
-from lmplay.modules.experts import experts_mlp, sort_by_expert
+from lmplay.modules import GatedFeedForward, experts
+from lmplay.modules.experts import SWIGLU, experts_mlp, sort_by_expert
 
 no_grouped_product = pytest.mark.skipif(
     experts.grouped_mm is None, reason='this torch has no grouped product'
@@ -21,12 +21,16 @@ def oracle(x_ND, ids_NK, weights_NK, w1, b1, w2, b2, gelu):
         y = torch.zeros_like(x)
         for e, weight in zip(ids, weights):
             h = x @ w1[e] + (0 if b1 is None else b1[e])
-            y = y + weight * (F.gelu(h, approximate=gelu) @ w2[e] + (0 if b2 is None else b2[e]))
+            if gelu == SWIGLU:
+                a = F.silu(h[: len(h) // 2]) * h[len(h) // 2 :]
+            else:
+                a = F.gelu(h, approximate=gelu)
+            y = y + weight * (a @ w2[e] + (0 if b2 is None else b2[e]))
         rows.append(y)
     return torch.stack(rows)
 
 
-def case(*, N=7, D=8, F=16, E=4, K=2, dtype=torch.float32, ids=None, bias=True, seed=0):
+def case(*, N=7, D=8, F=16, E=4, K=2, dtype=torch.float32, ids=None, bias=True, seed=0, gated=False):
     g = torch.Generator().manual_seed(seed)
 
     def randn(*shape, scale=1.0):
@@ -34,8 +38,8 @@ def case(*, N=7, D=8, F=16, E=4, K=2, dtype=torch.float32, ids=None, bias=True, 
 
     x = randn(N, D)
     parameters = [
-        randn(E, D, F, scale=0.3),
-        randn(E, F) if bias else None,
+        randn(E, D, 2 * F if gated else F, scale=0.3),
+        randn(E, 2 * F if gated else F) if bias else None,
         randn(E, F, D, scale=0.3),
         randn(E, D) if bias else None,
     ]
@@ -83,6 +87,40 @@ def test_matches_the_oracle(form, gelu, bias):
     check(*case(bias=bias), gelu=gelu)
 
 
+@pytest.mark.parametrize('bias', [True, False])
+def test_gated_experts_match_the_oracle(form, bias):
+    check(*case(bias=bias, gated=True), gelu=SWIGLU)
+    check(*case(E=6, ids=torch.tensor([[3], [3], [1]]), N=3, bias=bias, gated=True), gelu=SWIGLU)
+    rough = case(N=33, dtype=torch.bfloat16, bias=bias, gated=True)
+    check(*rough, gelu=SWIGLU, atol=0.15, rtol=0.05)
+
+
+def test_gated_experts_in_float64_and_of_odd_widths():
+    x, ids, weights, parameters = case(N=5, D=3, F=5, dtype=torch.float64, gated=True)
+    assert torch.autograd.gradcheck(
+        lambda x, weights, *p: run(x, ids, weights, p, SWIGLU), (x, weights, *parameters)
+    )
+
+
+def test_frozen_gated_experts(form):
+    x, ids, weights, parameters = case(gated=True, bias=False)
+    full = gradients(run(x, ids, weights, parameters, SWIGLU), [x, weights])
+    frozen = [p if p is None else p.detach() for p in parameters]
+    for got, wanted in zip(gradients(run(x, ids, weights, frozen, SWIGLU), [x, weights]), full):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_gated_experts_are_swiglu():
+    """One expert for all tokens computes what GatedFeedForward does."""
+    torch.manual_seed(0)
+    mlp = GatedFeedForward(8, ff_dim=16)
+    w1 = torch.cat((mlp.gate.weight.T, mlp.up.weight.T), 1)[None]
+    x = torch.randn(5, 8)
+    parameters = (w1, None, mlp.down.weight.T[None], None)
+    y = run(x, torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1), parameters, SWIGLU)
+    torch.testing.assert_close(y, mlp(x))
+
+
 def test_experts_without_tokens(form):
     check(*case(E=6, ids=torch.tensor([[3], [3], [1]]), N=3))
     check(*case(E=6, ids=torch.tensor([[5], [0]]), N=2))
@@ -125,12 +163,14 @@ def test_any_assignment(data):
             st.lists(st.lists(st.integers(0, E - 1), min_size=K, max_size=K), min_size=N, max_size=N), 'ids'
         )
     )
-    made = case(N=N, E=E, K=K, ids=ids, seed=data.draw(st.integers(0, 99), 'seed'))
-    check(*made)
+    gated = data.draw(st.booleans(), 'gated')
+    made = case(N=N, E=E, K=K, ids=ids, seed=data.draw(st.integers(0, 99), 'seed'), gated=gated)
+    gelu = SWIGLU if gated else 'none'
+    check(*made, gelu=gelu)
     if experts.grouped_mm is not None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experts, 'grouped_serves', lambda *_: True)
-            check(*made)
+            check(*made, gelu=gelu)
 
 
 def test_float64_and_odd_widths():
@@ -235,6 +275,8 @@ def test_compiles_without_a_break(form, dtype):
     x, ids, weights, parameters = case(N=16, dtype=dtype)
     torch.compiler.reset()
     compiled = torch.compile(run, fullgraph=True, backend='aot_eager')
+    gated = case(N=16, dtype=dtype, gated=True)
+    torch.testing.assert_close(compiled(*gated, SWIGLU), run(*gated, SWIGLU))
     y, expected = compiled(x, ids, weights, parameters), run(x, ids, weights, parameters)
     torch.testing.assert_close(y, expected)
     for got, wanted in zip(

@@ -101,7 +101,10 @@ def test_a_token_is_of_the_type_of_its_first_visible_character(tokenizer):
 
 def test_a_tokenizer_that_forgets_spaces():
     tokenizer = BPETokenizer.train(
-        ['one two, 34 five'] * 20, vocab_size=60, pre_tokenizer='whitespace', special_tokens=['[EOS]']
+        ['one two, 34 five'] * 20,
+        vocab_size=60,
+        pre_tokenizer='whitespace',
+        special_tokens=['[EOS]', '[UNK]'],
     )
     pieces = Pieces(tokenizer)
     assert pieces.separator == ' '

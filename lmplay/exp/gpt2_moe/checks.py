@@ -50,7 +50,7 @@ class Checks:
 
     def installation(self) -> list[Finding]:
         blocks, D, E = self.model.blocks, self.model.embed_dim, self.model.num_experts
-        mlp = 8 * D * D + 5 * D
+        mlp = self.model.family.mlp_parameters(D, self.model.ff_dim)
         routed = [i for i, block in enumerate(blocks) if hasattr(block.mlp, 'router')]
         total = self.model.total_parameters()
         plain = total - sum(p.numel() for i in routed for p in blocks[i].mlp.parameters()) + len(routed) * mlp

@@ -4,7 +4,7 @@ B sequences, T positions, S positions attended to, H heads, K width of a head, D
 width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmplay.errors import ExperimentError, unknown
+from lmplay.modules.attention import default_kv_heads
+from lmplay.modules.block import default_gated_dim
+from lmplay.modules.experts import SWIGLU
 
 ATTENTION = 'lmplay_causal'
 
@@ -22,23 +25,28 @@ class Family:
 
     type            transformers' model_type
     blocks          the trunk's attribute that holds them
-    embed_dropout   the trunk's attribute of the dropout after the embedding
+    embed_dropout   the trunk's attribute of the dropout after the embedding, None where there is none
     positions       the weight of the position embedding, None where there is none
-    projections     the attributes of the MLP's two linear layers
-    gelu            the MLP's activation as torch.nn.GELU names it: 'tanh', or 'none' (exact)
+    projections     the attributes of the MLP's linear layers, from input to output
+    gelu            the MLP's activation as `experts_mlp` names it: 'tanh', 'none' (exact GELU), or SWIGLU
     dropout_in_mlp  whether the dropout after the MLP is part of it
+    centers         whether upcycling takes what all inputs of a block share out of its router
+    options         those of `config` that it takes, with their values where none is given; None for what
+                    follows from the shape
     settings        configuration that weights from elsewhere must share -> our parameter for it, '' where we
                     have none
     """
 
     type: str
     blocks: str
-    embed_dropout: str
+    embed_dropout: str | None
     positions: str | None
-    projections: tuple[str, str]
+    projections: tuple[str, ...]
     gelu: str
     dropout_in_mlp: bool
     settings: dict[str, str]
+    centers: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     def config(
         self,
@@ -50,8 +58,12 @@ class Family:
         vocab_size: int,
         attn_dropout: float,
         ff_dropout: float,
+        **options: Any,
     ):
-        """transformers' configuration of that shape, in all else that of the family's published models."""
+        """transformers' configuration of that shape, in all else that of the family's published models.
+
+        options: values for the family's `options`. Raises ExperimentError for others.
+        """
         import transformers
 
         common: dict[str, Any] = dict(
@@ -60,6 +72,21 @@ class Family:
             eos_token_id=None,
             attn_implementation=causal_attention(),
         )
+        if self.type == 'llama':
+            shape = self.complete(options, embed_dim=embed_dim, num_heads=num_heads)
+            return transformers.LlamaConfig(
+                num_hidden_layers=num_blocks,
+                hidden_size=embed_dim,
+                num_attention_heads=num_heads,
+                max_position_embeddings=max_len,
+                attention_dropout=attn_dropout,
+                intermediate_size=shape['ff_dim'],
+                num_key_value_heads=shape['num_kv_heads'],
+                rms_norm_eps=shape['norm_eps'],
+                rope_parameters={'rope_type': 'default', 'rope_theta': shape['rope_theta']},
+                tie_word_embeddings=shape['tied_head'],
+                **common,
+            )
         if self.type == 'gpt2':
             return transformers.GPT2Config(
                 n_layer=num_blocks,
@@ -86,14 +113,51 @@ class Family:
         """transformers' causal language model."""
         import transformers
 
-        return transformers.GPT2LMHeadModel if self.type == 'gpt2' else transformers.GPTNeoXForCausalLM
+        return {
+            'gpt2': transformers.GPT2LMHeadModel,
+            'gpt_neox': transformers.GPTNeoXForCausalLM,
+            'llama': transformers.LlamaForCausalLM,
+        }[self.type]
 
-    def mlp_weights(self, mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """w1 (D, F), b1 (F,), w2 (F, D), b2 (D,) of a block's MLP."""
-        first, second = (getattr(mlp, name) for name in self.projections)
-        # GPT-2's Conv1D is (in, out)
-        w1, w2 = (p.weight.t() if isinstance(p, nn.Linear) else p.weight for p in (first, second))
-        return w1, first.bias, w2, second.bias
+    def complete(self, given: dict[str, Any], *, embed_dim: int, num_heads: int) -> dict[str, Any]:
+        """The family's options, with what is given of them. Raises ExperimentError for those it has not."""
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            if name not in self.options:
+                raise ExperimentError(f'The family {self.type} has no {name}; given: {value}.')
+        options = self.options | given
+        if 'ff_dim' in options and options['ff_dim'] is None:
+            options['ff_dim'] = default_gated_dim(embed_dim)
+        if 'num_kv_heads' in options and options['num_kv_heads'] is None:
+            options['num_kv_heads'] = default_kv_heads(num_heads)
+        kv_heads = options.get('num_kv_heads', num_heads)
+        if kv_heads < 1 or num_heads % kv_heads or options.get('ff_dim', 1) < 1:
+            raise ExperimentError(
+                'num_heads must be a multiple of num_kv_heads, and ff_dim at least 1; given: num_heads '
+                f'{num_heads}, num_kv_heads {kv_heads}, ff_dim {options.get("ff_dim")}.'
+            )
+        return options
+
+    def setting(self, config: Any, key: str) -> Any:
+        """A setting of transformers' configuration; those of rotary positions stand inside one of them."""
+        rotary = key in ('rope_theta', 'rope_type')
+        return config.rope_parameters.get(key) if rotary else getattr(config, key)
+
+    def mlp_parameters(self, embed_dim: int, ff_dim: int) -> int:
+        """Parameters of a dense MLP; a gated one has no biases."""
+        weights = len(self.projections) * embed_dim * ff_dim
+        return weights if self.gelu == SWIGLU else weights + ff_dim + embed_dim
+
+    def mlp_weights(self, mlp: nn.Module) -> tuple[Tensor, ...]:
+        """A block's MLP in the order of `MoELayer.experts`; weights are (in, out)."""
+        weights = []
+        for projection in (getattr(mlp, name) for name in self.projections):
+            # GPT-2's Conv1D is (in, out)
+            weight = projection.weight
+            weights.append(weight.t() if isinstance(projection, nn.Linear) else weight)
+            if projection.bias is not None:
+                weights.append(projection.bias)
+        return tuple(weights)
 
 
 FAMILIES = {
@@ -139,6 +203,33 @@ FAMILIES = {
                 'tie_word_embeddings': '',
             },
         ),
+        Family(
+            'llama',
+            blocks='layers',
+            embed_dropout=None,
+            positions=None,
+            projections=('gate_proj', 'up_proj', 'down_proj'),
+            gelu=SWIGLU,
+            dropout_in_mlp=False,
+            settings={
+                'num_hidden_layers': 'num_blocks',
+                'hidden_size': 'embed_dim',
+                'num_attention_heads': 'num_heads',
+                'num_key_value_heads': 'num_kv_heads',
+                'intermediate_size': 'ff_dim',
+                'vocab_size': 'vocab_size',
+                'rope_theta': 'rope_theta',
+                'rope_type': '',
+                'rms_norm_eps': 'norm_eps',
+                'tie_word_embeddings': 'tied_head',
+                'head_dim': '',
+                'hidden_act': '',
+                'attention_bias': '',
+                'mlp_bias': '',
+            },
+            centers=True,
+            options=dict(num_kv_heads=None, ff_dim=None, rope_theta=10_000.0, norm_eps=1e-5, tied_head=True),
+        ),
     )
 }
 
@@ -171,7 +262,10 @@ def _attend(
     scaling: float | None = None,
     **_,
 ) -> tuple[Tensor, None]:
-    """query (B, H, T, K), key and value (B, H, S, K), S - T of them before the first query: (B, T, H, K)."""
+    """query (B, H, T, K), key and value (B, H, S, K), S - T of them before the first query: (B, T, H, K).
+
+    Keys and values may have fewer heads, each of them for several of the queries.
+    """
     T, S = query.shape[2], key.shape[2]
     if attention_mask is None and 1 < T < S:
         attention_mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)
@@ -183,5 +277,6 @@ def _attend(
         dropout_p=dropout,
         scale=scaling,
         is_causal=attention_mask is None and T > 1,
+        enable_gqa=key.shape[1] < query.shape[1],
     )
     return y.transpose(1, 2), None

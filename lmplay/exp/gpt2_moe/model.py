@@ -1,6 +1,6 @@
-"""A pretrained transformer, GPT-2 or Pythia, whose MLPs are turned into layers of experts.
+"""A pretrained transformer, GPT-2, Pythia or Llama, whose MLPs are turned into layers of experts.
 
-The transformer is transformers' own; `families.py` says how the two differ, `moe_layer.py` is the layer of
+The transformer is transformers' own; `families.py` says how they differ, `moe_layer.py` is the layer of
 experts, `pretrained.py` imports weights.
 
 B sequences, T positions, N = B * T tokens, D = embed_dim, V vocabulary, L routed layers, E experts, K choices
@@ -56,7 +56,7 @@ def _check_sizes(*, embed_dim: int, num_heads: int, num_experts: int, top_k: int
 class UpcycledLM(RoutedLM):
     """A causal language model of transformers with layers of experts in place of some of its MLPs.
 
-    family              'gpt2', or 'gpt_neox' (Pythia)
+    family              'gpt2', 'gpt_neox' (Pythia), or 'llama' (SmolLM2 and others)
     moe_layers          see `routed_layers`
     num_experts, top_k  experts of a routed layer, and how many serve a token
     lb_coef, z_coef     weights of the load-balance loss and the router's z-loss, each a mean over the routed
@@ -66,6 +66,10 @@ class UpcycledLM(RoutedLM):
     perturbation        noise on the copies that upcycling makes, relative to each parameter's standard
                         deviation
     vocab_size          rows of the embedding, where a family pads it beyond the tokenizer's vocabulary
+    num_kv_heads, ff_dim, rope_theta, norm_eps, tied_head
+                        of Llama alone: heads of keys and values (None: a third of num_heads), width of the
+                        MLP (None: 8/3 of embed_dim), base of the rotary positions, epsilon of the norms,
+                        whether the output head's weight is the embedding's
 
     Under gradient accumulation the fractions in the load-balance loss are those of each micro-batch: those of
     the whole step are known only after its last forward pass, when the first micro-batches have already had
@@ -92,6 +96,11 @@ class UpcycledLM(RoutedLM):
         ff_dropout=0.1,
         embed_dropout=0.1,
         vocab_size: int | None = None,
+        num_kv_heads: int | None = None,
+        ff_dim: int | None = None,
+        rope_theta: float | None = None,
+        norm_eps: float | None = None,
+        tied_head: bool | None = None,
         tokenizer: str | Tokenizer = 'gpt2',
         version='gpt2_moe',
     ):
@@ -107,7 +116,22 @@ class UpcycledLM(RoutedLM):
                 f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}."
             )
         self.family = find_family(family)
+        if self.family.embed_dropout is None and (ff_dropout or embed_dropout):
+            raise ExperimentError(
+                f'The family {family} has dropout in its attention alone: ff_dropout and embed_dropout must '
+                f'be 0; given: {ff_dropout} and {embed_dropout}.'
+            )
+        options = dict(
+            num_kv_heads=num_kv_heads,
+            ff_dim=ff_dim,
+            rope_theta=rope_theta,
+            norm_eps=norm_eps,
+            tied_head=tied_head,
+        )
+        self.options = self.family.complete(options, embed_dim=embed_dim, num_heads=num_heads)
+        self.ff_dim = self.options.get('ff_dim', 4 * embed_dim)
         config = self.family.config(
+            **self.options,
             num_blocks=num_blocks,
             embed_dim=embed_dim,
             num_heads=num_heads,
@@ -117,17 +141,17 @@ class UpcycledLM(RoutedLM):
             ff_dropout=ff_dropout,
         )
         self.model = self.family.model_class(config)
-        getattr(self.trunk, self.family.embed_dropout).p = embed_dropout
+        if self.family.embed_dropout is not None:
+            getattr(self.trunk, self.family.embed_dropout).p = embed_dropout
         self.moe_layers: dict[int, MoELayer] = {}
         for i in routed_layers(moe_layers, num_blocks):
             layer = self._moe_layer(noise_std=noise_std, dropout=ff_dropout)
             self.moe_layers[i] = self.blocks[i].mlp = layer
 
     def _moe_layer(self, *, noise_std: float, dropout: float) -> MoELayer:
-        D = self.embed_dim
         return MoELayer(
-            embed_dim=D,
-            ff_dim=4 * D,
+            embed_dim=self.embed_dim,
+            ff_dim=self.ff_dim,
             num_experts=self.num_experts,
             top_k=self.top_k,
             noise_std=noise_std,
@@ -241,5 +265,8 @@ class UpcycledLM(RoutedLM):
         """Forward FLOPs, multiply and add counted as two: blocks, routers, head, and attention in full."""
         D, routed = self.embed_dim, len(self.moe_layers)
         mlps = self.num_blocks - routed + routed * self.top_k
-        products = 4 * D * D * self.num_blocks + 8 * D * D * mlps + routed * D * self.num_experts
+        kv_heads = self.options.get('num_kv_heads', self.num_heads)
+        attention = 2 * D * D + 2 * D * D * kv_heads // self.num_heads
+        mlp = len(self.family.projections) * D * self.ff_dim
+        products = attention * self.num_blocks + mlp * mlps + routed * D * self.num_experts
         return 2 * (products + self.fc.weight.numel()) + 4 * length * D * self.num_blocks

@@ -9,12 +9,15 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from lmplay.modules.experts import experts_mlp
+from lmplay.modules.experts import SWIGLU, experts_mlp
 from lmplay.modules.routing import Routing, route
 
 
 class MoELayer(nn.Module):
     """Routes each token to `top_k` of `num_experts` MLPs: (B, T, D) to (B, T, D). No token is dropped.
+
+    gelu is the activation as `experts_mlp` names it. Gated experts have no biases; their w1 holds the weights
+    of gate and up-projection, side by side.
 
     noise_std is the initial standard deviation of the noise on the router's logits in training, `noise` the
     current one. `routing` is what the last forward pass decided, until it is taken.
@@ -36,12 +39,13 @@ class MoELayer(nn.Module):
     ):
         super().__init__()
         self.top_k, self.gelu, self.noise_std, self.out_std = top_k, gelu, noise_std, out_std
+        self.gated = gelu == SWIGLU
         self.router = nn.Linear(embed_dim, num_experts, bias=False)
-        self.w1 = nn.Parameter(torch.empty(num_experts, embed_dim, ff_dim))
-        self.b1 = nn.Parameter(torch.empty(num_experts, ff_dim))
+        self.w1 = nn.Parameter(torch.empty(num_experts, embed_dim, 2 * ff_dim if self.gated else ff_dim))
+        self.b1 = None if self.gated else nn.Parameter(torch.empty(num_experts, ff_dim))
         self.w2 = nn.Parameter(torch.empty(num_experts, ff_dim, embed_dim))
-        self.b2 = nn.Parameter(torch.empty(num_experts, embed_dim))
-        for bias in (self.b1, self.b2):  # stacked, they have two dimensions, as weights have
+        self.b2 = None if self.gated else nn.Parameter(torch.empty(num_experts, embed_dim))
+        for bias in self._biases:  # stacked, they have two dimensions, as weights have
             bias.skip_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]  torch allows it
         self.dropout = nn.Dropout(dropout)
         self.register_buffer('noise', torch.tensor(float(noise_std)), persistent=False)
@@ -52,11 +56,22 @@ class MoELayer(nn.Module):
         """Initialises each expert independently, as the family does its MLP."""
         nn.init.normal_(self.w1, std=0.02)
         nn.init.normal_(self.w2, std=self.out_std)
-        nn.init.zeros_(self.b1)
-        nn.init.zeros_(self.b2)
+        for bias in self._biases:
+            nn.init.zeros_(bias)
 
     @property
-    def experts(self) -> tuple[nn.Parameter, ...]:
+    def _biases(self) -> list[nn.Parameter]:
+        return [b for b in (self.b1, self.b2) if b is not None]
+
+    @property
+    def experts(self) -> tuple[Tensor, ...]:
+        """w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D).
+
+        Of gated experts w_gate (E, D, F), w_up (E, D, F), w_down (E, F, D).
+        """
+        if self.b1 is None or self.b2 is None:
+            w_gate, w_up = self.w1.chunk(2, dim=-1)
+            return w_gate, w_up, self.w2
         return self.w1, self.b1, self.w2, self.b2
 
     @torch.no_grad()

@@ -7,21 +7,30 @@ D width of the model, F inner width of an expert, T positions.
 """
 
 import contextlib
-import statistics
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lmplay.base.base_model import LMBase
-from lmplay.errors import CheckpointError, DataError
-from lmplay.tokenizers import BPETokenizer, as_tokenizer
+from lmplay.base.pretrained import (
+    TEXT,
+    adopt_tokenizer,
+    check_tie,
+    find_folder,
+    misfits,
+    read_config,
+    read_weights,
+    refuse,
+    take_tokenizer,
+)
+from lmplay.errors import CheckpointError
+from lmplay.tokenizers import as_tokenizer
 
 from .families import Family, causal_attention
 
-TEXT = str(statistics.__doc__)  # of the parity check: English and some code, in every installation of Python
-TEXT_TOKENS = 256
-FILES = ['config.json', 'tokenizer.json', '*.safetensors', '*.safetensors.index.json']
+TEXT_TOKENS = 256  # of the parity check
 SEED = 0  # of the perturbation
 
 
@@ -29,58 +38,25 @@ def import_pretrained(model, source) -> list[str]:
     """See `UpcycledLM.import_pretrained`."""
     if isinstance(source, LMBase):
         dense, lines = dense_of(model, source)
-        theirs = as_tokenizer(source.tokenizer)
-        if theirs.fingerprint != as_tokenizer(model.tokenizer).fingerprint:
-            model.tokenizer = source.tokenizer
-            lines.append(f'tokens are those of {source.name} ({theirs.name}, {theirs.n_vocab:,} entries)')
+        lines += take_tokenizer(model, as_tokenizer(source.tokenizer), source.name)
         if dense is None:
             return lines
     else:
         name = str(source).removeprefix('pretrained:')
-        folder = fetch(name) if str(source).startswith('pretrained:') else Path(source)
+        folder = find_folder(str(source))
         dense = load_folder(folder, model.family)
-        _check_settings(model, dense.config, name)
+        check_settings(model, dense.config, name)
         lines = [f'weights of {name}', *adopt_tokenizer(model, folder)]
     upcycle(model, dense)
     return lines + parity_lines(model, dense)
 
 
-def fetch(name: str) -> Path:
-    """The folder of model `name` in the hub's local cache, downloaded if missing. Raises CheckpointError."""
-    import huggingface_hub as hub
-
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        folder = Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        if any(folder.glob('*.safetensors')):
-            return folder
-    try:
-        # fails fast, where the download would keep trying
-        hub.get_session().head(hub.constants.ENDPOINT, timeout=10)
-        return Path(hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # network errors of several libraries
-        reason = ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
-        raise CheckpointError(
-            f"The weights of '{name}' are not in the local cache of the Hugging Face hub and can't be "
-            f'downloaded ({reason}): run `hf download {name}` where there is a network and copy its cache '
-            f'here, or give a folder with its config.json and model.safetensors, or a checkpoint '
-            f'(lmp_trainer --initial-model PATH, lmp_verify_moe PATH).'
-        ) from error
-
-
 def load_folder(folder: Path, family: Family):
     """transformers' dense model of a folder. Raises CheckpointError for any missing or additional weight."""
-    import transformers
-
-    if not (folder / 'config.json').is_file():
-        raise CheckpointError(f"No model in Hugging Face's format at '{folder}': it has no config.json.")
+    config = read_config(folder, family.type)
+    check_tie(config, read_weights(folder), folder)
     try:
         with _quiet():
-            config = transformers.AutoConfig.from_pretrained(folder)
-            if config.model_type != family.type:
-                raise CheckpointError(
-                    f"'{folder}' holds a model of type {config.model_type}; "
-                    f'this experiment takes {family.type}.'
-                )
             dense, info = family.model_class.from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -89,8 +65,6 @@ def load_folder(folder: Path, family: Family):
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    except CheckpointError:
-        raise
     except Exception as error:  # the library raises many kinds for a damaged folder
         raise CheckpointError(
             f"The model in '{folder}' can't be read: {' '.join(str(error).split())[:300].rstrip('.')}."
@@ -100,7 +74,7 @@ def load_folder(folder: Path, family: Family):
         + [f"'{key}' is not of this architecture" for key in sorted(info['unexpected_keys'])]
         + [f"'{key[0]}' has another shape than in config.json" for key in sorted(info['mismatched_keys'])]
     )
-    _refuse(problems, f"The model in '{folder}'", 'is not a complete dense model')
+    refuse(problems, f"The model in '{folder}'", 'is not a complete dense model')
     return dense
 
 
@@ -120,48 +94,22 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def _refuse(problems: list[str], subject: str, verdict: str) -> None:
-    if problems:
-        shown = ', '.join(problems[:4]) + (f' (and {len(problems) - 4} more)' if len(problems) > 4 else '')
-        raise CheckpointError(f'{subject} {verdict}: {shown}.')
-
-
-def _check_settings(model, config, name: str) -> None:
+def check_settings(model, config, name: str) -> None:
     """Raises CheckpointError where weights made for `config` would compute something else in this model."""
     own, problems = model.model.config, []
     for key, parameter in model.family.settings.items():
-        given, wanted = getattr(config, key), getattr(own, key)
-        if given != wanted:
+        given, wanted = (model.family.setting(c, key) for c in (config, own))
+        near = (
+            isinstance(given, float)
+            and isinstance(wanted, float)
+            and math.isclose(given, wanted, rel_tol=1e-6)
+        )
+        if given != wanted and not near:  # a number may have been written in float32
             problems.append(
                 f'{key} is {given!r}, this model has {wanted!r}'
                 + (f' (--{parameter.replace("_", "-")} {given})' if parameter else '')
             )
-    _refuse(problems, f"'{name}'", f'does not fit {model.name}')
-
-
-def adopt_tokenizer(model, folder: Path) -> list[str]:
-    """Gives the model the tokenizer beside the weights, unless both encode alike; returns lines for the log.
-
-    Weights are meaningless with another tokenizer than they were trained with. Raises CheckpointError where
-    it is damaged or has more entries than the model's embedding.
-    """
-    file = folder / BPETokenizer.FILE
-    own = as_tokenizer(model.tokenizer)
-    if not file.is_file():
-        return [f'no {file.name} beside the weights: tokens are those of {own.name}']
-    try:
-        theirs = BPETokenizer.load(file)
-    except DataError as error:
-        raise CheckpointError(f"The tokenizer beside the weights can't be used: {error}") from error
-    if theirs.encode(TEXT) == own.encode(TEXT):
-        return []
-    if theirs.n_vocab > model.fc.weight.shape[0]:
-        raise CheckpointError(
-            f"The tokenizer '{file}' has {theirs.n_vocab} entries, "
-            f"more than the model's {model.fc.weight.shape[0]}."
-        )
-    model.tokenizer = theirs
-    return [f'tokens are those of {file.name} beside the weights ({theirs.n_vocab:,} entries)']
+    refuse(problems, f"'{name}'", f'does not fit {model.name}')
 
 
 def dense_of(model, source: LMBase):
@@ -191,6 +139,7 @@ def dense_of(model, source: LMBase):
         weights = {name.removeprefix('model.'): value for name, value in weights.items()}
     config = model.family.config(
         **{k: getattr(model, k) for k in ('num_blocks', 'embed_dim', 'num_heads')},
+        **model.options,
         attn_dropout=0.0,
         ff_dropout=0.0,
         max_len=source.max_len,
@@ -204,20 +153,8 @@ def dense_of(model, source: LMBase):
 
 def _load(module, weights: dict[str, Tensor], source: str, target: str) -> None:
     """Loads weights, all or none. Raises CheckpointError that names what does not fit."""
-    _refuse(_misfits(weights, module.state_dict()), source, f'does not fit {target}')
+    refuse(misfits(weights, module.state_dict()), source, f'does not fit {target}')
     module.load_state_dict(weights)
-
-
-def _misfits(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """What of `weights` is missing, unexpected, or of another shape than a model's own."""
-    missing = [f"'{name}' is missing" for name in own if name not in weights]
-    unexpected = [f"'{name}' is not of this architecture" for name in weights if name not in own]
-    reshaped = [
-        f"'{name}' has shape {list(value.shape)} instead of {list(own[name].shape)}"
-        for name, value in weights.items()
-        if name in own and own[name].shape != value.shape
-    ]
-    return missing + unexpected + reshaped
 
 
 def _from_gpt2ish(weights: dict[str, Tensor], hyperparameters: dict) -> tuple[dict[str, Tensor], list[str]]:
@@ -273,16 +210,33 @@ def upcycle(model, dense) -> None:
         weights[family.positions] = weights[family.positions][: model.max_len]
     experts = {i: family.mlp_weights(blocks[i].mlp) for i in model.moe_layers if i < len(blocks)}
     own = {name: value for name, value in model.model.state_dict().items() if not name.startswith(mlps)}
-    problems = _misfits(weights, own)
-    for i, (w1_DF, *_) in experts.items():
-        expected = model.moe_layers[i].w1.shape[1:]
-        if w1_DF.shape != expected:
-            problems.append(f'the MLP of block {i} has shape {list(w1_DF.shape)} instead of {list(expected)}')
-    _refuse(problems, 'The dense model', f'does not fit {model.name}')
+    problems = misfits(weights, own)
+    for i, given in experts.items():
+        for theirs, stacked in zip(given, model.moe_layers[i].experts):
+            if theirs.shape != stacked.shape[1:]:
+                shapes = f'{list(theirs.shape)} instead of {list(stacked.shape[1:])}'
+                problems.append(f'the MLP of block {i} has shape {shapes}')
+    refuse(problems, 'The dense model', f'does not fit {model.name}')
     model.model.load_state_dict(weights, strict=False)
     generator = torch.Generator().manual_seed(SEED)
     for i, layer in model.moe_layers.items():
         layer.copy_mlp(experts[i], perturbation=model.perturbation, generator=generator)
+    if family.centers:
+        _center_routers(model, dense)
+
+
+@torch.no_grad()
+def _center_routers(model, dense) -> None:
+    """Takes the mean of a block's inputs, over a text, out of its router's weights.
+
+    The inputs of SmolLM2's MLPs share a direction, 0.65 to 0.90 of their length, by which a fresh router
+    would choose before any other: in the last block half of the experts would get no token.
+    """
+    tokens = as_tokenizer(model.tokenizer).encode(TEXT)[TEXT_TOKENS : 2 * TEXT_TOKENS]  # not those of parity
+    for i, (x, _) in _dense_mlps(model, dense, tokens).items():
+        router = model.moe_layers[i].router.weight
+        mean_D = x.flatten(0, 1).mean(0).to(router)
+        router -= torch.outer(router @ mean_D, mean_D) / mean_D.square().sum()
 
 
 @torch.no_grad()
@@ -295,16 +249,11 @@ def parity(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]:
     device = next(model.parameters()).device
     tokens = as_tokenizer(model.tokenizer).encode(text)[: min(TEXT_TOKENS, model.max_len)]
     x = torch.tensor([tokens], device=device)
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-    blocks = getattr(dense.base_model, model.family.blocks)
-    hooks = [
-        blocks[i].mlp.register_forward_hook(lambda _, args, out, i=i: seen.update({i: (args[0], out)}))
-        for i in model.moe_layers
-    ]
     training = model.training
     model.eval()
-    dense.eval().to(device)
+    dense.to(device)
     try:
+        seen = _dense_mlps(model, dense, tokens)
         expected = dense(input_ids=x, use_cache=False).logits
         logits = model(x).logits
         layers = {i: _error(layer(seen[i][0]), seen[i][1]) for i, layer in model.moe_layers.items()}
@@ -312,9 +261,25 @@ def parity(model, dense, *, text: str = TEXT) -> tuple[dict[int, float], float]:
             layer.take_routing()
     finally:
         model.train(training)
+    return layers, _error(logits, expected[..., : logits.shape[-1]])
+
+
+@torch.no_grad()
+def _dense_mlps(model, dense, tokens: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    """{block: (input, output) of the dense model's MLP} of the blocks that the mixture routes."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    blocks = getattr(dense.base_model, model.family.blocks)
+    hooks = [
+        blocks[i].mlp.register_forward_hook(lambda _, args, out, i=i: seen.update({i: (args[0], out)}))
+        for i in model.moe_layers
+    ]
+    x = torch.tensor([tokens[: model.max_len]], device=next(dense.parameters()).device)
+    try:
+        dense.eval().base_model(input_ids=x, use_cache=False)
+    finally:
         for hook in hooks:
             hook.remove()
-    return layers, _error(logits, expected[..., : logits.shape[-1]])
+    return seen
 
 
 def _error(given: Tensor, expected: Tensor) -> float:

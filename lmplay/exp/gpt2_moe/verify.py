@@ -108,7 +108,7 @@ def tiny():
 
 def open_source(source: str):
     """(model, dense or None, description) of what the command names."""
-    from .pretrained import fetch
+    from lmplay.base.pretrained import fetch
 
     path = Path(source)
     for folder in (path, path / 'checkpoints' / 'best', path / 'checkpoints' / 'last'):
@@ -125,16 +125,15 @@ def open_source(source: str):
 
 def open_weights(folder: Path, name: str):
     """(model, dense, description) of a folder in Hugging Face's format, upcycled to 8 experts, top 1."""
+    from lmplay.base.pretrained import adopt_tokenizer, read_config
+
     from .families import find_family
     from .model import UpcycledLM
-    from .pretrained import adopt_tokenizer, load_folder, upcycle
+    from .pretrained import check_settings, load_folder, upcycle
 
-    try:
-        family = find_family(json.loads((folder / 'config.json').read_text()).get('model_type'))
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"'{folder / 'config.json'}' is not a JSON object: {error}.") from error
+    family = find_family(read_config(folder).get('model_type'))
     dense = load_folder(folder, family)
-    shape = {ours: getattr(dense.config, theirs) for theirs, ours in family.settings.items() if ours}
+    shape = {ours: family.setting(dense.config, theirs) for theirs, ours in family.settings.items() if ours}
     beside = folder / 'tokenizer.json'
     model = UpcycledLM(
         family=family.type,
@@ -147,6 +146,7 @@ def open_weights(folder: Path, name: str):
         embed_dropout=0.0,
         version=folder.name,
     )
+    check_settings(model, dense.config, name)
     adopt_tokenizer(model, folder)
     upcycle(model, dense)
     return model, dense, f'weights of {name}'
@@ -156,6 +156,7 @@ def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
     """(model, dense or None, description) of a checkpoint; an upcycled model stays as it was trained."""
     from lmplay.tokenizers import as_tokenizer
 
+    from .families import find_family
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle
 
@@ -163,12 +164,17 @@ def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
     if getattr(source, 'moe_layers', None):
         return source, None, f'trained weights of {folder}'
     h = source.hyperparameters
+    options = find_family(h['family']).options if 'family' in h else {}
     model = UpcycledLM(
         family=h.get('family', 'gpt2'),
         **{key: h[key] for key in ('num_blocks', 'embed_dim', 'num_heads', 'max_len')},
         moe_layers=_last(h['num_blocks']),
         tokenizer=as_tokenizer(source.tokenizer),
         vocab_size=h.get('vocab_size'),
+        **{key: h.get(key) for key in options},
+        attn_dropout=0.0,
+        ff_dropout=0.0,
+        embed_dropout=0.0,
         version=source.name,
     )
     dense, _ = dense_of(model, source)

@@ -16,6 +16,18 @@ STUDY = dict(
     row_length=512,
 )
 
+LLAMA = dict(family='llama', attn_dropout=0.0, ff_dropout=0.0, embed_dropout=0.0)
+SMOLLM2 = LLAMA | dict(
+    num_blocks=30,
+    embed_dim=576,
+    num_heads=9,
+    max_len=8192,
+    vocab_size=49152,
+    rope_theta=100_000.0,
+    tokenizer='bytes',  # until the weights bring theirs, which is not shipped
+)
+SMOLLM2_START = dict(init_from='pretrained:HuggingFaceTB/SmolLM2-135M')
+
 
 @expose_runner('gpt2_dense', description='Pretrained GPT-2 as it is: the dense baseline of gpt2_moe.')
 def runner_dense(*args, **kwargs):
@@ -73,6 +85,81 @@ def runner_test(*args, **kwargs):
         *args,
         overrides=dict(
             num_blocks=4, embed_dim=64, num_heads=2, max_len=128, moe_layers='last 2', version='gpt2_moe_test'
+        ),
+        training=dict(on_collapse='warn'),
+        **kwargs,
+    )
+
+
+@expose_runner(
+    'llama_dense', description='Pretrained SmolLM2-135M as it is: the dense baseline of llama_moe.'
+)
+def runner_llama_dense(*args, **kwargs):
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=SMOLLM2
+        | dict(moe_layers='none', lb_coef=0.0, z_coef=0.0, noise_std=0.0, version='llama_dense'),
+        training=STUDY | SMOLLM2_START,
+        **kwargs,
+    )
+
+
+@expose_runner(
+    'llama_moe',
+    description='SmolLM2-135M, the MLPs of its last 4 blocks upcycled to 8 experts each, one per token.',
+)
+def runner_llama(*args, **kwargs):
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=SMOLLM2 | dict(version='llama_moe'),
+        training=STUDY | SMOLLM2_START | dict(on_collapse='warn'),
+        **kwargs,
+    )
+
+
+@expose_runner(
+    'llama_moe_nolb',
+    description='Ablation of llama_moe: no load-balance loss, no noise; stops when the routing collapses.',
+)
+def runner_llama_nolb(*args, **kwargs):
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=SMOLLM2 | dict(lb_coef=0.0, noise_std=0.0, version='llama_moe_nolb'),
+        training=STUDY | SMOLLM2_START | dict(on_collapse='stop'),
+        **kwargs,
+    )
+
+
+@expose_runner('llama_moe_top2', description='llama_moe with two experts per token.')
+def runner_llama_top2(*args, **kwargs):
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=SMOLLM2 | dict(top_k=2, version='llama_moe_top2'),
+        training=STUDY | SMOLLM2_START | dict(on_collapse='warn'),
+        **kwargs,
+    )
+
+
+@expose_runner(
+    'llama_moe_test',
+    description='Tiny llama_moe with fresh weights: 4 layers, 64 wide, 4 heads, for quick tests.',
+)
+def runner_llama_test(*args, **kwargs):
+    return BasicModelRunner(
+        UpcycledLM,
+        *args,
+        overrides=LLAMA
+        | dict(
+            num_blocks=4,
+            embed_dim=64,
+            num_heads=4,
+            max_len=128,
+            moe_layers='last 2',
+            version='llama_moe_test',
         ),
         training=dict(on_collapse='warn'),
         **kwargs,

@@ -22,10 +22,14 @@ def model():
     return UpcycledLM(**TINY)
 
 
-@pytest.fixture(params=['gpt2', 'gpt_neox'])
+NO_DROPOUT = dict(attn_dropout=0.0, ff_dropout=0.0, embed_dropout=0.0)
+LLAMA = dict(family='llama', **NO_DROPOUT)
+
+
+@pytest.fixture(params=['gpt2', 'gpt_neox', 'llama'])
 def either(request):
     torch.manual_seed(0)
-    return UpcycledLM(family=request.param, **TINY)
+    return UpcycledLM(**TINY | (LLAMA if request.param == 'llama' else dict(family=request.param)))
 
 
 def tokens(B=2, T=20, seed=0):
@@ -39,6 +43,11 @@ COUNTS = {
     'gpt2_moe_nolb': 256_692_480,
     'gpt2_moe_top2': 256_692_480,
     'pythia_moe': 162_322_944 + 4 * 7 * 4_722_432 + 4 * 768 * 8,
+    # SmolLM2-135M's: gated MLPs of three matrices, without biases
+    'llama_dense': 134_515_008,
+    'llama_moe': 134_515_008 + 4 * 7 * 3 * 576 * 1536 + 4 * 576 * 8,
+    'llama_moe_nolb': 134_515_008 + 4 * 7 * 3 * 576 * 1536 + 4 * 576 * 8,
+    'llama_moe_top2': 134_515_008 + 4 * 7 * 3 * 576 * 1536 + 4 * 576 * 8,
 }
 
 
@@ -58,6 +67,18 @@ def test_active_parameters_and_flops():
     assert training == [854, 855, 968]
     counted = super(UpcycledLM, dense).flops_per_token(1024)  # torch's own count, which knows a dense model
     assert dense.flops_per_token(1024) == pytest.approx(counted, rel=0.001)
+
+
+def test_active_parameters_and_flops_of_llama():
+    names = ('llama_dense', 'llama_moe', 'llama_moe_top2')
+    dense, moe, top2 = (find_runner(name).function().build('meta') for name in names)
+    assert dense.active_parameters() == dense.total_parameters()
+    assert moe.active_parameters() == dense.active_parameters() + 4 * 576 * 8
+    assert top2.active_parameters() == moe.active_parameters() + 4 * 3 * 576 * 1536
+    counted = super(UpcycledLM, dense).flops_per_token(1024)
+    assert dense.flops_per_token(1024) == pytest.approx(counted, rel=0.001)
+    assert moe.flops_per_token(1024) - dense.flops_per_token(1024) == 2 * 4 * 576 * 8
+    assert top2.flops_per_token(1024) - moe.flops_per_token(1024) == 2 * 4 * 3 * 576 * 1536
 
 
 @pytest.mark.parametrize(
@@ -88,8 +109,14 @@ def test_routed_layers_refuses(choice):
         dict(top_k=5),
         dict(top_k=0),
         dict(embed_dim=33),
-        dict(family='llama'),
+        dict(family='lama'),
         dict(vocab_size=100),
+        dict(family='llama'),  # with dropout
+        LLAMA | dict(embed_dropout=0.1),
+        LLAMA | dict(num_kv_heads=3),
+        dict(num_kv_heads=1),
+        dict(rope_theta=1e5),
+        dict(ff_dim=64),
     ],
 )
 def test_wrong_parameters(wrong):
@@ -123,7 +150,10 @@ def test_routing_tells_what_the_layers_do(either):
     torch.testing.assert_close(load, metrics['expert_load'][0])
     torch.testing.assert_close(layer.entropy.mean(), metrics['router_entropy'][0])
     (experts,) = either.experts()
-    assert [tuple(w.shape) for w in experts.weights] == [(4, 32, 128), (4, 128), (4, 128, 32), (4, 32)]
+    shapes = [(4, 32, 128), (4, 128), (4, 128, 32), (4, 32)]
+    if either.family.type == 'llama':
+        shapes = [(4, 32, 128), (4, 32, 128), (4, 128, 32)]
+    assert [tuple(w.shape) for w in experts.weights] == shapes
 
 
 def test_dense_has_neither_losses_nor_metrics():
@@ -152,6 +182,23 @@ def test_layer_by_definition(top_k):
                 for e, w in zip(best, weights)
             )
             torch.testing.assert_close(y[b, t], wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_gated_layer_by_definition(top_k):
+    torch.manual_seed(1)
+    layer = UpcycledLM(**TINY | LLAMA | dict(top_k=top_k, ff_dim=24)).eval().moe_layers[1]
+    gate, up, down = layer.experts
+    x = torch.randn(1, 5, 32)
+    y = layer(x)
+    for t in range(5):
+        p = (layer.router.weight @ x[0, t]).softmax(-1)
+        best = p.argsort(descending=True)[:top_k]
+        weights = torch.ones(1) if top_k == 1 else p[best] / p[best].sum()
+        wanted = sum(
+            w * ((F.silu(x[0, t] @ gate[e]) * (x[0, t] @ up[e])) @ down[e]) for e, w in zip(best, weights)
+        )
+        torch.testing.assert_close(y[0, t], wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_router_learns_from_the_language_model_loss_alone(model):
@@ -221,7 +268,7 @@ def test_padded_vocabulary():
     assert model.fc.weight.shape == (300, 32) and model(tokens()).logits.shape == (2, 20, 257)
 
 
-@pytest.mark.parametrize('family', ['gpt2', 'gpt_neox'])
+@pytest.mark.parametrize('family', ['gpt2', 'gpt_neox', 'llama'])
 def test_compiles_whole(family):
     """The whole model in one graph, forward and backward; router noise changes without a new one."""
     model = UpcycledLM(family=family, **TINY, attn_dropout=0.0, ff_dropout=0.0, embed_dropout=0.0)
@@ -289,6 +336,7 @@ def test_a_copied_folder_is_an_experiment(tmp_path):
         versions.read_text()
         .replace("'gpt2_", "'my_")
         .replace("'pythia_moe'", "'my_pythia'")
+        .replace("'llama_", "'my_llama_")
         .replace('top_k=2', 'top_k=3')
     )
     versions.write_text(text)

@@ -18,19 +18,40 @@ SHAPE = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=64)
 TINY = dict(**SHAPE, moe_layers='last 2', num_experts=4, tokenizer='bytes')
 
 
+LLAMA = dict(
+    family='llama', num_kv_heads=1, ff_dim=80, norm_eps=1e-6, tied_head=True, rope_theta=10_000.0,
+    attn_dropout=0.0, ff_dropout=0.0, embed_dropout=0.0,
+)  # fmt: skip
+
+
 def make(**changed):
     torch.manual_seed(3)
+    if changed.get('family') == 'llama':
+        changed = LLAMA | changed
     return BasicModelRunner(UpcycledLM, **TINY | changed).build()
 
 
-@pytest.fixture(scope='module', params=['gpt2', 'gpt_neox'])
+@pytest.fixture(scope='module', params=['gpt2', 'gpt_neox', 'llama'])
 def folder(request, tmp_path_factory):
     """A small model of each family, as transformers itself writes it."""
     import transformers
 
     torch.manual_seed(0)
     common = dict(vocab_size=257, bos_token_id=None, eos_token_id=None)
-    if request.param == 'gpt2':
+    if request.param == 'llama':
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                num_hidden_layers=4,
+                hidden_size=32,
+                intermediate_size=80,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=64,
+                tie_word_embeddings=True,
+                **common,
+            )
+        )
+    elif request.param == 'gpt2':
         model = transformers.GPT2LMHeadModel(
             transformers.GPT2Config(n_layer=4, n_embd=32, n_head=2, n_positions=64, **common)
         )
@@ -79,6 +100,29 @@ def test_upcycling_keeps_what_the_dense_model_computes(folder, top_k):
     assert max([*layers.values(), logits]) < 1e-5
 
 
+def test_a_router_does_not_read_what_all_inputs_share(tmp_path):
+    """Inputs that are nearly the same for every token would otherwise send all to one expert."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = dict(num_hidden_layers=4, hidden_size=32, intermediate_size=80, max_position_embeddings=64)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, vocab_size=257, tie_word_embeddings=True)
+    dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+    with torch.no_grad():
+        dense.model.embed_tokens.weight.normal_(std=0.1).add_(torch.randn(32))
+    dense.save_pretrained(tmp_path)
+    model = make(family='llama')
+    fresh = model.moe_layers[2].router.weight.detach().clone()
+    model.import_pretrained(tmp_path)
+    moved = model.moe_layers[2].router.weight - fresh
+    assert torch.linalg.matrix_rank(moved, rtol=1e-4) == 1  # one direction is gone, nothing else
+    x = torch.tensor([list(TEXT.encode())[:64]])
+    load = model.eval()(x).metrics['expert_load'][0]
+    with torch.no_grad():
+        model.moe_layers[2].router.weight.copy_(fresh)
+    assert load.max() < model(x).metrics['expert_load'][0].max()
+
+
 def test_perturbation_is_as_said_and_always_the_same(folder):
     path, family, original = folder
     model, again, exact = (make(family=family, perturbation=p) for p in (0.1, 0.1, 0.0))
@@ -87,7 +131,7 @@ def test_perturbation_is_as_said_and_always_the_same(folder):
     layer, dense = model.moe_layers[3], exact.moe_layers[3]
     for own, other, plain in zip(layer.experts, again.moe_layers[3].experts, dense.experts):
         assert own.equal(other)
-        relative = ((own - plain).std() / plain[0].std()).item()
+        relative = ((own - plain).std() / plain[0].std()).item()  # of each parameter by itself
         assert relative == pytest.approx(0.1, rel=0.3 if own.ndim == 2 else 0.05)
     assert len({e.detach().numpy().tobytes() for e in layer.w1}) == 4
 
@@ -106,6 +150,7 @@ def test_a_missing_key_fails_by_name(folder, tmp_path):
     name = {
         'gpt2': 'transformer.h.1.mlp.c_fc.weight',
         'gpt_neox': 'gpt_neox.layers.1.mlp.dense_h_to_4h.weight',
+        'llama': 'model.layers.1.mlp.up_proj.weight',
     }[folder[1]]
     copy, family = broken(folder, tmp_path, lambda w: w.pop(name))
     with pytest.raises(CheckpointError, match=f"'{name}' is missing"):
@@ -136,11 +181,43 @@ def test_another_shape_is_refused_with_the_flag_that_helps(folder):
         make(family=family, num_heads=4).import_pretrained(path)
     with pytest.raises(CheckpointError, match='--num-blocks 4.*--embed-dim 32'):
         make(family=family, num_blocks=3, embed_dim=64).import_pretrained(path)
+    if family == 'llama':
+        with pytest.raises(CheckpointError, match='--num-kv-heads 1.*--ff-dim 80'):
+            make(family=family, num_kv_heads=2, ff_dim=128).import_pretrained(path)
+        with pytest.raises(CheckpointError, match='--rope-theta 10000.0.*--norm-eps 1e-06'):
+            make(family=family, rope_theta=5e5, norm_eps=0.01).import_pretrained(path)
+        with pytest.raises(CheckpointError, match='--tied-head True'):
+            make(family=family, tied_head=False).import_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(quantization_config={'quant_method': 'gptq'}), 'are quantized'),
+        (dict(attention_bias=True), 'bias'),
+        (dict(mlp_bias=True), 'bias'),
+        (dict(hidden_act='gelu'), 'hidden_act'),
+        (dict(rope_parameters={'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 10000.0}), 'rope_'),
+        (dict(head_dim=32), 'shape|head_dim'),
+    ],
+)
+def test_what_this_llama_can_not_compute_is_refused(tmp_path, change, message):
+    import transformers
+
+    sizes = dict(num_hidden_layers=4, hidden_size=32, intermediate_size=80, max_position_embeddings=64)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, vocab_size=257, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    make(family='llama').import_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        make(family='llama').import_pretrained(tmp_path)
+    assert '\n' not in str(caught.value)
 
 
 def test_another_family_is_refused(folder):
     path, family, _ = folder
-    other = 'gpt_neox' if family == 'gpt2' else 'gpt2'
+    other = {'gpt2': 'gpt_neox', 'gpt_neox': 'llama', 'llama': 'gpt2'}[family]
     with pytest.raises(CheckpointError, match=f'of type {family}; this experiment takes {other}'):
         make(family=other).import_pretrained(path)
 

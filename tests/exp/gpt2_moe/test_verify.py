@@ -1,6 +1,7 @@
 """The ten checks, on a small GPT-2 made here, and on what must fail them."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -57,9 +58,38 @@ def test_command_on_a_folder(tmp_path, capsys):
     assert 'experts in blocks [4, 5, 6, 7]' in capsys.readouterr().out
 
 
+def test_command_on_a_llama(tmp_path, capsys):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = dict(num_hidden_layers=8, hidden_size=32, intermediate_size=80, max_position_embeddings=64)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=257, tie_word_embeddings=False)
+    rope = dict(rope_parameters={'rope_type': 'default', 'rope_theta': 50000.0}, rms_norm_eps=1e-6)
+    config = transformers.LlamaConfig(**sizes, **heads, **rope)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert 'experts in blocks [4, 5, 6, 7]' in out and '10 of 10 checks passed' in out
+
+
+def test_command_on_smollm2(capsys):
+    """The study's bounds, on the real model where LMPLAY_SMOLLM2 names its folder."""
+    folder = os.environ.get('LMPLAY_SMOLLM2')
+    if not folder:
+        pytest.skip('LMPLAY_SMOLLM2 names no folder with SmolLM2-135M')
+    assert main([folder]) == 0
+    out = capsys.readouterr().out
+    assert '10 of 10 checks passed' in out and 'experts in blocks [26, 27, 28, 29]' in out
+    assert '208,851,264 parameters, expected 208,851,264' in out
+
+
 @pytest.mark.parametrize(
     'exp, expected',
-    [('gpt2_moe_test', '9 of 10 checks passed, 1 did not apply'), ('gpt2ish', '10 of 10 checks passed')],
+    [
+        ('gpt2_moe_test', '9 of 10 checks passed, 1 did not apply'),
+        ('gpt2ish', '10 of 10 checks passed'),
+        ('llama_moe_test', '9 of 10'),
+    ],
 )
 def test_command_on_a_checkpoint(exp, expected, tmp_path, capsys):
     """As the trainer writes it: a mixture is checked as it is, a dense model is upcycled first."""
@@ -83,7 +113,7 @@ def test_what_is_no_model(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     (tmp_path / 'config.json').write_text('{')
     assert main([str(tmp_path)]) == 2
-    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'llama'}))
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'lama'}))
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count('lmp_verify_moe: ') == 3
 
