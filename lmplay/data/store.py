@@ -20,7 +20,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import new_folder, write_json
-from ..tokenizers import BPE_OPTIONS, BPETokenizer, Tokenizer, in_lists
+from ..tokenizers import BPETokenizer, Tokenizer
+from ..tokenizers.bpe import BPE_OPTIONS
+from ..tokenizers.protocol import in_lists
 from .sources import Row, Source
 from .split import SPLITS, group_hash, held_out, require_training_text, training_documents
 from .split import documents as split_documents

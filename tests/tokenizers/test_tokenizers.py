@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lmplay import tokenizers as tk
 from lmplay.errors import DataError
+from lmplay.tokenizers import protocol
 
 TEXT = st.text(max_size=300)
 
@@ -78,7 +79,7 @@ def test_long_texts_are_cut_where_the_encoding_does_not_change(monkeypatch):
         random.Random(1).choice(['the', 'quick', 'brown,', 'fox\n\n', '12', '  jumps']) for _ in range(3000)
     )
     whole = gpt2.encoding.encode_ordinary(text)
-    monkeypatch.setattr(tk, 'PIECE', 500)
+    monkeypatch.setattr(protocol, 'PIECE', 500)
     assert gpt2.encode(text) == whole
     assert gpt2.decode(gpt2.encode('x' * 1700)) == 'x' * 1700  # nowhere to cut
 
