@@ -80,7 +80,6 @@ class SoMELayer(nn.Module):
         )
         for name, tensor in zip(('w1', 'b1', 'w2', 'b2'), experts):
             self.register_buffer(name, tensor, persistent=False)
-        self.biased = init == 'default'
         self.register_buffer('expert_digest', digest)
 
     def frozen_parameters(self) -> int:
@@ -116,12 +115,7 @@ class SoMELayer(nn.Module):
         if self.w1.dtype != dtype:
             for name in ('w1', 'b1', 'w2', 'b2'):
                 setattr(self, name, getattr(self, name).to(dtype))
-        return dict(
-            w1_EDF=self.w1,
-            b1_EF=self.b1 if self.biased else None,
-            w2_EFD=self.w2,
-            b2_ED=self.b2 if self.biased else None,
-        )
+        return dict(w1_EDF=self.w1, b1_EF=None, w2_EFD=self.w2, b2_ED=None)  # the biases are all 0
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, mine = state_dict.get(f'{prefix}expert_digest'), self.expert_digest

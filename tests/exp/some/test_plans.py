@@ -4,6 +4,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
+from lmplay.base.runner_list import find_runner
 from lmplay.train.__main__ import main
 from lmplay.train.plan import load_plan
 
@@ -22,6 +23,22 @@ TINY = [
     'cpu',
     '--quiet',
 ]
+
+
+def test_the_second_preset_differs_in_the_padding_of_the_key_update_alone():
+    published, real = load_plan('some_vs_gpt2'), load_plan('some_vs_gpt2_real_tokens')
+    assert published.stage(0) == real.stage(0) and published.tokenizer == real.tokenizer
+    assert (published.model, real.model) == ({}, {'include_padding': False})
+    for name in ('some', 'some_baseline'):
+        parameters = [find_runner(name).function(**plan.model).parameters for plan in (published, real)]
+        assert [p['include_padding'] for p in parameters] == [True, False]
+
+
+def test_without_a_plan_it_is_described_as_published(capsys):
+    assert main(['--exp', 'some', '--describe', '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['vocabulary'] == 8192
+    assert (figures['trainable_parameters'], figures['total_parameters']) == (18_919_424, 1_631_629_312)
 
 
 def test_the_protocol_of_the_publication():
