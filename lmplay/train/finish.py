@@ -1,5 +1,6 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
+import math
 from typing import Any
 
 from ..checks import check_contract
@@ -9,6 +10,7 @@ from ..generate.generator import generate
 from ..plots.plot import plot_run
 from ..runs.directory import RunDirectory
 from ..tokenizers import as_tokenizer
+from .evaluate import Evaluation
 from .trainer import Trainer
 
 TEXTS = 4  # texts generated, each after a prompt of another domain
@@ -48,7 +50,9 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
     write_json(directory.path / 'summary.json', summary)
     told = (
         f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
-        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
+        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}, perplexity '
+        f'{math.exp(min(state.best_loss, 700)):.2f}.\n'
+        f'{_also_measured(trainer.evaluation)}'
         f'Curves:     {_curves(directory)}\n'
         f'Checkpoint: {directory.checkpoints / "best"}\n'
         f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
@@ -63,6 +67,14 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         console.line(
             f'WARNING: the trained model breaks the contract, and is not compared with others. {problem}'
         )
+
+
+def _also_measured(evaluation: Evaluation) -> str:
+    """A line of the last evaluation's other numbers: with padding, and those that the model reports."""
+    numbers = {k: v for k, v in evaluation.metrics.items() if k.endswith('_with_pad')}
+    numbers |= {k: v.item() for k, v in evaluation.model_metrics.items() if not v.dim()}
+    listed = ', '.join(f'{name} {value:.4f}' for name, value in numbers.items())
+    return f'Measured:   {listed}\n' if listed else ''
 
 
 def sample_texts(trainer: Trainer) -> list[dict[str, str]]:

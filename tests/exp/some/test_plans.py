@@ -1,5 +1,7 @@
 import json
+import math
 import random
+import re
 
 import pytest
 from safetensors.torch import load_file
@@ -101,6 +103,15 @@ def test_the_small_plan_on_stories_of_ones_own(exp, stories, tmp_path, capsys):
     assert main([*options, '--steps', '5']) == 0
     evaluation = json.loads((run / 'summary.json').read_text())['evaluation']
     assert evaluation['loss_with_pad'] != evaluation['loss'] > 0
+    told = (run / 'summary.txt').read_text()
+    best = json.loads((run / 'summary.json').read_text())['best_validation_loss']
+    assert f'the best was {best:.4f}, perplexity {math.exp(best):.2f}.' in told
+    measured = [
+        'loss_with_pad',
+        'perplexity_with_pad',
+        *(['gini_middle', 'entropy_middle'] if exp == 'some' else []),
+    ]
+    assert re.findall(r'(\w+) \d+\.\d{4}(?=,|$)', told.partition('Measured:')[2].splitlines()[0]) == measured
     weights = load_file(run / 'checkpoints' / 'last' / 'model.safetensors')
     if exp == 'some_baseline':
         return
