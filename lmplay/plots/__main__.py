@@ -50,8 +50,8 @@ def parser() -> CommandParser:
         action='append',
         default=[],
         metavar='NAME',
-        help='loss, perplexity or any other recorded number; repeatable (default: loss, accuracy, and Gini and '
-        'entropy where recorded)',
+        help='loss, perplexity or any other recorded number; repeatable (default: loss, accuracy, and Gini '
+        'and entropy where recorded)',
     )
     return p
 
