@@ -168,7 +168,8 @@ class SoMEBaseline(Backbone):
 
 
 class SoME(Backbone, RoutedLM):
-    """Self-organizing mixture of experts; alpha to decay_fix are explained in keys.py.
+    """Self-organizing mixture of experts; alpha to decay_fix and peer_inertia to respawn_threshold are
+    explained in keys.py, router and router_mlp_mult in layer.py.
 
     d_ffn                 inner width of an expert, 3 * embed_dim by default
     init                  of the experts: 'sparse' (published), 'sparse_scaled', 'default', 'orthogonal'; see
@@ -204,6 +205,12 @@ class SoME(Backbone, RoutedLM):
         decay_fix=False,
         include_padding=True,
         expert_seed=0,
+        router='linear',
+        router_mlp_mult=1.0,
+        peer_inertia='min',
+        usage_by='assignments',
+        key_norm='unit',
+        respawn_threshold=0.0,
         backbone_init='published',
         tokenizer=VOCABULARY,
         version='some',
@@ -230,6 +237,12 @@ class SoME(Backbone, RoutedLM):
             decay_fix=decay_fix,
             include_padding=include_padding,
             expert_seed=expert_seed,
+            router=router,
+            router_mlp_mult=router_mlp_mult,
+            peer_inertia=peer_inertia,
+            usage_by=usage_by,
+            key_norm=key_norm,
+            respawn_threshold=respawn_threshold,
         )
         super().__init__(
             to_name(version, num_blocks=num_blocks, embed_dim=embed_dim),
@@ -328,7 +341,8 @@ class SoME(Backbone, RoutedLM):
 
     def flops_per_token(self, length: int) -> float:
         D, layer = self.embed_dim, self.layer_options
-        products = 4 * D * D + D * D + D * layer['num_experts'] + layer['top_k'] * 2 * D * layer['d_ffn']
+        query = sum(p.numel() for p in self.layers[0].query.parameters() if p.ndim == 2)
+        products = 4 * D * D + query + D * layer['num_experts'] + layer['top_k'] * 2 * D * layer['d_ffn']
         attention = 2 * length * D
         return 2 * (len(self.blocks) * (products + attention) + self.fc.weight.numel())
 

@@ -212,6 +212,18 @@ def test_a_saved_model_goes_on_exactly():
     assert model.layers[0].keys.updates == 6
 
 
+def test_the_later_rules_train_and_are_a_version():
+    small = dict(num_blocks=1, embed_dim=32, max_len=32, num_experts=16, top_k=2, warmup_steps=0, delta=0.9)
+    model = build('some_v7', **small, theta_percentile=0.5)
+    given = dict(router='mlp', peer_inertia='max', key_norm='clamp', respawn_threshold=0.1)
+    assert model.hyperparameters.items() >= given.items()
+    optimizer, start = torch.optim.SGD(model.param_groups(0), lr=1e-3), keys_of(model)
+    for at in range(3):
+        step(model, optimizer, torch.randint(0, 257, (4, 16)), at=at)
+    norms = keys_of(model).norm(dim=2)
+    assert (norms >= 0.1).all() and (norms < 1.0001).all() and not torch.equal(keys_of(model), start)
+
+
 def test_padding_changes_no_real_token_and_moves_no_key():
     model = build(include_padding=False).double()
     padded, start = torch.randint(0, 257, (2, 16)), copy.deepcopy(model.state_dict())
@@ -277,6 +289,8 @@ def test_flops():
     some = build('some', 'meta', tokenizer='gpt2_8192')
     D, dense = 512, baseline.flops_per_token(512) - 8 * 2 * 2 * 512 * 2048  # without its MLPs
     assert some.flops_per_token(512) == dense + 8 * 2 * (D * D + D * 128 + 8 * 2 * D * 1536)
+    deeper = build('some', 'meta', router='mlp', router_mlp_mult=2.0, tokenizer='gpt2_8192')
+    assert deeper.flops_per_token(512) - some.flops_per_token(512) == 8 * 2 * 3 * D * D
     frozen = 8 * 2 * 8 * 2 * D * 1536  # no gradient of their own: twice the forward pass, not three times
     assert some.training_flops_per_token(512) == 3 * some.flops_per_token(512) - frozen
 
