@@ -318,8 +318,8 @@ both.collect(queries[part], choices[part])
 both.update()
 torch.testing.assert_close(both.vectors, alone.vectors, rtol=0, atol=1e-12)
 torch.testing.assert_close(both.usage, alone.usage, rtol=0, atol=1e-12)
-faded = Keys(6, 4, top_k=2, alpha=0.0, beta=0.0, delta=0.5, theta_percentile=0.5, warmup_steps=0, ema_decay=0.9,
-             decay_fix=False, key_norm='clamp', respawn_threshold=0.2).double()
+faded = Keys(6, 4, top_k=2, alpha=0.0, beta=0.0, delta=0.5, theta_percentile=0.5, warmup_steps=0,
+             ema_decay=0.9, decay_fix=False, key_norm='clamp', respawn_threshold=0.2).double()
 faded.vectors.copy_(0.1 * alone.vectors)
 faded.collect(queries[part], choices[part])
 faded.update()
