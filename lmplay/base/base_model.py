@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ExperimentError
 from ..tokenizers import Tokenizer, as_tokenizer, provide_gpt2
 from .lazy_dynamo import NoRandomInit, spare_dynamo
-from .parameters import model_parameters, typed_parameters
+from .parameters import heads_follow_width, model_parameters, typed_parameters
 from .roles import parameter_roles
 
 spare_dynamo()
@@ -248,7 +248,8 @@ class BasicModelRunner:
     training      this version's defaults for a plan's stage keys (lr, on_collapse, ...)
     parameters    model parameters from the plan and the command line; they win over `overrides`
 
-    given         `overrides` and `parameters` joined, each value typed by the model's declared default
+    given         `overrides` and `parameters` joined, each value typed by the model's declared default; where
+                  they change `embed_dim` and leave `num_heads`, the heads follow the width
     declared      what the model's __init__ takes, with its defaults
 
     Raises ExperimentError for a parameter that the model does not declare, and for a value of another type.
@@ -266,7 +267,8 @@ class BasicModelRunner:
         self.training = dict(training or {})
         self.declared = model_parameters(model_class, until=LMBase)
         name = getattr(model_class, '__name__', '')
-        self.given = typed_parameters({**(overrides or {}), **parameters}, self.declared, name)
+        own, asked = (typed_parameters(given, self.declared, name) for given in (overrides or {}, parameters))
+        self.given = own | asked | heads_follow_width(self.declared, own, asked)
         self.parameters = self.declared | {k: v for k, v in self.given.items() if k != 'version'}
 
     def build(self, device: str | torch.device = 'cpu') -> LMBase:

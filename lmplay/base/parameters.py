@@ -15,6 +15,7 @@ import yaml
 from ..errors import ExperimentError, unknown
 
 SIZES = ('max_len', 'num_blocks', 'num_heads', 'embed_dim')  # whole numbers of at least 1 in every model
+HEAD_SIZE = 64  # of GPT-2's heads in every size
 OPENING, CLOSING = '[({', '])}'
 
 
@@ -126,6 +127,27 @@ def typed(name: str, value: Any, default: Any) -> Any:
             break
     _check_range(name, value)
     return value
+
+
+def heads_for(width: int) -> int:
+    """How many heads divide `width` so that their size is nearest to 64, by ratio; at least 32 wide."""
+    sizes = [size for size in range(min(32, width), width + 1) if width % size == 0]
+    return width // min(sizes, key=lambda size: max(size / HEAD_SIZE, HEAD_SIZE / size))
+
+
+def heads_follow_width(declared: Mapping[str, Any], *given: Mapping[str, Any]) -> dict[str, int]:
+    """{'num_heads': n} where a model's width is given and its heads are not; otherwise empty.
+
+    given: a version's parameters, then those that were asked for. Heads that were meant for another width
+    need not divide this one. A model whose own default is no number decides for itself.
+    """
+    width, heads_given = declared.get('embed_dim'), True
+    for parameters in given:
+        before, width = width, parameters.get('embed_dim', width)
+        heads_given = 'num_heads' in parameters or (heads_given and width == before)
+    if heads_given or not (isinstance(declared.get('num_heads'), int) and isinstance(width, int)):
+        return {}
+    return {'num_heads': heads_for(width)}
 
 
 def _is_number(value: Any) -> bool:

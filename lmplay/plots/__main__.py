@@ -52,7 +52,8 @@ def parser() -> CommandParser:
         action='append',
         default=[],
         metavar='NAME',
-        help='loss, perplexity or any other recorded number; repeatable (default: loss and accuracy)',
+        help='loss, perplexity or any other recorded number; repeatable (default: loss, accuracy, and Gini '
+        'and entropy where recorded)',
     )
     return p
 

@@ -23,6 +23,8 @@ LABELS = {
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is too light for lines.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+# How evenly a routed model uses its experts; by convention scalars it reports begin with these words.
+BESIDE_THE_LOSS = (f'{MODEL_METRIC}gini', f'{MODEL_METRIC}entropy')
 STYLES = {
     'train': {'lw': 1.8},
     'validation': {'lw': 1.4, 'ls': (0, (4, 2)), 'marker': 'o', 'ms': 4, 'mfc': 'white'},
@@ -71,7 +73,7 @@ def draw(
     smoothing: int | None = None,
     baseline: Curves | None = None,
 ):
-    """A matplotlib figure with each of `metrics` (loss and accuracy unless given) over `x`.
+    """A matplotlib figure with each of `metrics` over `x`; unless given loss, accuracy, Gini and entropy.
 
     One run is shown with its stages and, for the loss, its domains; several with their differences from
     `baseline`, one of them (the longest unless given). Runs evaluated on other held-out text have panels, and
@@ -99,6 +101,7 @@ def _chosen(metrics: Sequence[str], known: set[str]) -> list[str]:
         if metric_key(known, metric) not in known:
             raise UserError(unknown('metric', metric, known))
     usual = [m for m in ('loss', 'accuracy') if m in known]
+    usual += sorted(m for m in known if m.startswith(BESIDE_THE_LOSS))
     return list(dict.fromkeys(metrics)) or usual or sorted(known)[:1]
 
 

@@ -1,4 +1,5 @@
-"""Tokenizers: `gpt2` (tiktoken, its vocabulary shipped here), `bytes`, and BPEs trained on a plan's data.
+"""Tokenizers: `gpt2` (tiktoken, its vocabulary shipped here), `gpt2_8192` (its first 8,192 entries), `bytes`,
+and BPEs trained on a plan's data.
 
 An experiment may bring its own: any object with the members of `Tokenizer`, or a `tiktoken.Encoding`.
 """
@@ -97,8 +98,11 @@ GPT2_FILE = Path(__file__).parent / 'gpt2.tiktoken'
 _lock = threading.Lock()
 
 
-def _gpt2_constructor() -> dict:
-    """tiktoken's definition of `gpt2`, its ranks read from the file shipped here instead of downloaded."""
+def _gpt2_constructor(name: str = 'gpt2', n_vocab: int = 50_257) -> dict:
+    """tiktoken's definition of `gpt2`, its ranks read from the file shipped here instead of downloaded.
+
+    Its first entries are a byte-pair encoding too, as each merge joins earlier ones.
+    """
     from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
     ranks = {
@@ -106,16 +110,16 @@ def _gpt2_constructor() -> dict:
         for token, rank in (line.split() for line in GPT2_FILE.read_bytes().splitlines() if line)
     }
     return {
-        'name': 'gpt2',
-        'explicit_n_vocab': 50257,
+        'name': name,
+        'explicit_n_vocab': n_vocab,
         'pat_str': r50k_pat_str,
-        'mergeable_ranks': ranks,
-        'special_tokens': {ENDOFTEXT: 50256},
+        'mergeable_ranks': {token: rank for token, rank in ranks.items() if rank < n_vocab - 1},
+        'special_tokens': {ENDOFTEXT: n_vocab - 1},
     }
 
 
 def provide_gpt2() -> None:
-    """Makes `tiktoken.get_encoding('gpt2')` work without a network in this process."""
+    """Makes `tiktoken.get_encoding` know 'gpt2' without a network, and 'gpt2_8192', in this process."""
     import tiktoken.registry as registry
 
     with _lock:
@@ -124,6 +128,7 @@ def provide_gpt2() -> None:
         constructors = registry.ENCODING_CONSTRUCTORS
         assert constructors is not None
         constructors['gpt2'] = _gpt2_constructor
+        constructors['gpt2_8192'] = functools.partial(_gpt2_constructor, 'gpt2_8192', 8192)
 
 
 def as_tokenizer(tokenizer) -> Tokenizer:

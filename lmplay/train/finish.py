@@ -1,5 +1,6 @@
 """The end of a run: summary.json, samples of generated text, the picture of its curves."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..runs.directory import RunDirectory
 from ..runs.environment import load
 from ..runs.recorder import read_metrics
 from ..tokenizers import as_tokenizer
+from .evaluate import Evaluation
 from .record import EVENTS
 from .resolve import ResolvedStage
 from .trainer import Trainer
@@ -34,7 +36,9 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
     write_json(directory.path / 'summary.json', summary)
     told = (
         f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
-        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
+        f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}, perplexity '
+        f'{math.exp(min(state.best_loss, 700)):.2f}.\n'
+        f'{_also_measured(trainer.evaluation)}'
         f'Curves:     {_curves(directory)}\n'
         f'Checkpoint: {directory.checkpoints / "best"}\n'
         f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
@@ -91,6 +95,14 @@ def _notes(stages: Sequence[ResolvedStage], changes: list[dict]) -> list[str]:
     """What of the plan did not apply, and what changed within the run."""
     applied = [note for stage in stages for note in stage.notes]
     return [*applied, *(f'After {r.get("step"):,} steps: {r.get("message")}' for r in changes)]
+
+
+def _also_measured(evaluation: Evaluation) -> str:
+    """A line of the last evaluation's other numbers: with padding, and those that the model reports."""
+    numbers = {k: v for k, v in evaluation.metrics.items() if k.endswith('_with_pad')}
+    numbers |= {k: v.item() for k, v in evaluation.model_metrics.items() if not v.dim()}
+    listed = ', '.join(f'{name} {value:.4f}' for name, value in numbers.items())
+    return f'Measured:   {listed}\n' if listed else ''
 
 
 def sample_texts(trainer: Trainer) -> list[dict[str, str]]:

@@ -3,9 +3,18 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmplay.base.base_model import BasicModelRunner, LMBase
-from lmplay.base.parameters import model_parameters, read_parameters, read_yaml, split_items, typed
+from lmplay.base.parameters import (
+    heads_for,
+    model_parameters,
+    read_parameters,
+    read_yaml,
+    split_items,
+    typed,
+)
 from lmplay.errors import ExperimentError
 from lmplay.tokenizers import BytesTokenizer
 
@@ -195,3 +204,38 @@ def test_numbers_as_people_write_them_are_numbers_in_yaml():
 )
 def test_commas_inside_brackets_and_quotes_do_not_split(text, items):
     assert split_items(text) == items
+
+
+class Heads(LMBase):
+    def __init__(self, num_heads=12, embed_dim=768, version='heads'):
+        super().__init__(version, max_len=8)
+
+
+@pytest.mark.parametrize(
+    'overrides, asked, heads',
+    [
+        ({}, {}, 12),
+        ({}, {'embed_dim': 128}, 2),
+        ({}, {'embed_dim': 768}, 12),
+        ({'embed_dim': 1280, 'num_heads': 20}, {}, 20),
+        ({'embed_dim': 1280}, {}, 20),
+        ({'embed_dim': 288, 'num_heads': 6}, {'embed_dim': 512}, 8),
+        ({'embed_dim': 288, 'num_heads': 6}, {'embed_dim': 288}, 6),
+        (
+            {'embed_dim': 288, 'num_heads': 6},
+            {'embed_dim': 512, 'num_heads': 5},
+            5,
+        ),  # for the model to refuse
+        ({'num_heads': 3}, {'embed_dim': 512}, 8),
+        ({}, {'num_heads': 5}, 5),
+    ],
+)
+def test_heads_that_are_not_given_follow_the_width(overrides, asked, heads):
+    assert BasicModelRunner(Heads, overrides=overrides, **asked).parameters['num_heads'] == heads
+
+
+@given(st.integers(1, 4096))
+def test_heads_divide_any_width_and_are_of_gpt2s_size_where_that_divides(width):
+    size, rest = divmod(width, heads_for(width))
+    assert rest == 0 and size >= min(32, width)
+    assert size == 64 or width % 64

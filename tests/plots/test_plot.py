@@ -77,6 +77,22 @@ def test_either_name_of_a_models_metric_is_drawn(make_run, tmp_path):
         assert curves.get_title(loc='left') == 'load balance'
 
 
+def test_gini_and_entropy_stand_beside_the_losses_where_they_were_recorded(make_run, tmp_path):
+    more = {
+        'model/gini_middle': 0.4,
+        'model/entropy_middle': 6.0,
+        'model/other': 1.0,
+        'model/gini': [0.1, 0.2],
+    }
+    make_run(tmp_path / 'routed', **more)
+    make_run(tmp_path / 'dense')
+    routed, dense = (find_curves(tmp_path / name) for name in ('routed', 'dense'))
+    titles = [axes.get_title(loc='left') for axes in draw(routed).axes]
+    assert titles[:4] == ['loss', 'accuracy', 'entropy middle', 'gini middle']
+    assert [axes.get_title(loc='left') for axes in draw(dense).axes][:2] == ['loss', 'accuracy']
+    assert len(draw([*routed, *dense]).axes) == 8 and len(draw(routed, metrics=['loss']).axes) == 2
+
+
 def test_pictures_that_can_not_be_drawn_are_user_errors(make_run, tmp_path):
     with pytest.raises(UserError, match='Nothing to plot'):
         plot([], tmp_path / 'x.png')

@@ -133,3 +133,13 @@ def test_bad_names_and_files_are_named(tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{}')
     with pytest.raises(DataError, match='is not a tokenizer file'):
         tk.get_tokenizer(tmp_path)
+
+
+@settings(deadline=None)
+@given(TEXT)
+def test_the_first_entries_of_gpt2_are_an_encoding_of_their_own(text):
+    small, whole = tk.get_tokenizer('gpt2_8192'), tk.get_tokenizer('gpt2')
+    ids = small.encode(text)
+    assert small.n_vocab == 8192 and small.eot_token == small.pad_token == 8191
+    assert max(ids, default=0) < 8191 and small.decode(ids) == whole.decode(whole.encode(text))
+    assert whole.decode(ids) == small.decode(ids)  # an id means the same in both

@@ -36,6 +36,8 @@ TINY = {
     'gpt2_moe_test': {'embed_dim': 8, 'num_blocks': 2, 'moe_layers': 'last 1', 'num_experts': 4},
     'some_test': {'embed_dim': 8, 'num_blocks': 1},
 }
+# What a version's defaults were then, spelled out.
+FORMER = {'some_test': {'backbone_init': 'scaled', 'include_padding': False}}
 golden = pytest.mark.parametrize('name', NAMES)
 
 
@@ -201,7 +203,7 @@ def test_a_golden_run_comes_out_the_same(name, precision, tmp_path):
     recorded = json.loads(FILE.read_text())
     here = recorded.get(machine())
     write_data(tmp_path)
-    write_plan(tmp_path)
+    write_plan(tmp_path, FORMER.get(name) and FORMER[name] | {'tokenizer': 'gpt2'})
     ours = trained(tmp_path, name, *(['--amp'] if precision == 'bf16' else []))
     if here:
         expected = here[f'{name} {precision}']
@@ -224,7 +226,8 @@ def test_a_run_begun_before_the_redesign_resumes(name, tmp_path):
     with tarfile.open(HERE / 'golden' / f'{name}.tar.xz') as archive:
         archive.extractall(tmp_path, filter='data')
     write_data(tmp_path)
-    write_plan(tmp_path, TINY[name] | {'num_heads': 2, 'max_len': 32, 'tokenizer': 'bytes'})
+    tiny = TINY[name] | {'num_heads': 2, 'max_len': 32, 'tokenizer': 'bytes'}
+    write_plan(tmp_path, tiny | FORMER.get(name, {}))
     before = (tmp_path / 'run/metrics.jsonl').read_text().count('\n')
     ours = trained(tmp_path, name)
     assert (

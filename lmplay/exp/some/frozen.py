@@ -19,9 +19,7 @@ from lmplay.errors import ExperimentError, unknown
 
 SPARSITY = 0.5  # share of zeros in what each input feeds, as in the publication
 PUBLISHED_STD = 0.01
-CACHED = (
-    1 << 16
-)  # entries made at a time; with temporaries larger than the cache it takes three times as long
+CACHED = 1 << 16  # entries made at a time; with temporaries larger than the cache it takes 3 times as long
 GELU_POWER = 0.42522  # E[gelu(z)^2] for z ~ N(0, 1)
 INITS = ('sparse', 'sparse_scaled', 'default', 'orthogonal')
 
@@ -88,13 +86,9 @@ def _expert(stream, D: int, inner: int, init: str, top_k: int) -> tuple[np.ndarr
         )
     if init == 'orthogonal':
         return _orthogonal(stream, D, inner), b1, _orthogonal(stream, inner, D), b2
-    first, second = _uniform_table(1 / sqrt(D)), _uniform_table(1 / sqrt(inner))  # torch.nn.Linear's own
-    return (
-        first.take(_bits(stream, D, inner)),
-        first.take(_bits(stream, inner)),
-        second.take(_bits(stream, inner, D)),
-        second.take(_bits(stream, D)),
-    )
+    # torch.nn.Linear's own weights
+    w1 = _uniform_table(1 / sqrt(D)).take(_bits(stream, D, inner))
+    return w1, b1, _uniform_table(1 / sqrt(inner)).take(_bits(stream, inner, D)), b2
 
 
 def frozen_experts(
@@ -110,13 +104,15 @@ def frozen_experts(
 ) -> tuple[Tensor, ...]:
     """w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D), all bfloat16, and their SHA-256 as uint8 (32,).
 
-    init  'sparse'         published: half zeros, the rest N(0, 0.01^2), which leaves a layer's output near
-          zero 'sparse_scaled'  half zeros, the rest scaled so that inputs of unit variance give outputs of
-          unit variance when top_k experts are mixed in equal parts; not in the publication 'default'
-          torch.nn.Linear's uniform weights and biases 'orthogonal'     as torch.nn.init.orthogonal_
+    init is one of
+    - 'sparse': published; half zeros, the rest N(0, 0.01^2), which leaves a layer's output near zero
+    - 'sparse_scaled': half zeros, the rest scaled so that inputs of unit variance give outputs of unit
+      variance when top_k experts are mixed in equal parts; not in the publication
+    - 'default': torch.nn.Linear's uniform weights
+    - 'orthogonal': as torch.nn.init.orthogonal_
 
-    On the meta device nothing is generated and the digest means nothing. Raises ExperimentError for an
-    unknown init.
+    Biases are 0 for all of them, as in the published code. On the meta device nothing is generated and the
+    digest means nothing. Raises ExperimentError for an unknown init.
     """
     if init not in INITS:
         raise ExperimentError(unknown('init', init, INITS, 'the experts of SoME'))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmplay.errors import CheckpointError, ExperimentError
+from lmplay.errors import CheckpointError, ExperimentError, unknown
 from lmplay.modules.experts import experts_mlp
 from lmplay.modules.routing import expert_load
 
@@ -25,6 +25,31 @@ class Choice(NamedTuple):
     logits_NE: Tensor
     expert_ids_NK: Tensor
     gates_NK: Tensor
+
+
+ROUTERS = ('linear', 'mlp')
+
+
+def query_network(embed_dim: int, router: str, router_mlp_mult: float) -> nn.Module:
+    """What turns a token into its query.
+
+    router  'linear': published. 'mlp': linear, GELU, linear, router_mlp_mult * embed_dim wide in between,
+            started at N(0, 0.02^2) with zero biases (the authors' version 5)
+    """
+    if router not in ROUTERS:
+        raise ExperimentError(unknown('router', router, ROUTERS, 'a layer of SoME'))
+    if router == 'linear':
+        return nn.Linear(embed_dim, embed_dim)
+    hidden = int(embed_dim * router_mlp_mult)
+    if hidden < 1:
+        raise ExperimentError(
+            f'router_mlp_mult must leave at least one unit of {embed_dim}; given: {router_mlp_mult}.'
+        )
+    linear = nn.Linear(embed_dim, hidden), nn.Linear(hidden, embed_dim)
+    for layer in linear:
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(linear[0], nn.GELU(), linear[1])
 
 
 class SoMELayer(nn.Module):
@@ -55,6 +80,8 @@ class SoMELayer(nn.Module):
         train_temperature: float,
         eval_temperature: float,
         include_padding: bool,
+        router: str = 'linear',
+        router_mlp_mult: float = 1.0,
         **rules,
     ):
         super().__init__()
@@ -64,7 +91,7 @@ class SoMELayer(nn.Module):
             if value <= 0:
                 raise ExperimentError(f'{name} must be above 0; given: {value}.')
         self.top_k, self.eval_temperature, self.include_padding = top_k, eval_temperature, include_padding
-        self.query = nn.Linear(embed_dim, embed_dim)
+        self.query = query_network(embed_dim, router, router_mlp_mult)
         self.keys = Keys(num_experts, embed_dim, top_k=top_k, **rules)
         # of the gates, in training
         self.register_buffer('temperature', torch.tensor(train_temperature), persistent=False)
@@ -76,11 +103,10 @@ class SoMELayer(nn.Module):
             init=init,
             seed=expert_seed,
             layer=layer,
-            device=self.query.weight.device,
+            device=self.keys.vectors.device,
         )
         for name, tensor in zip(('w1', 'b1', 'w2', 'b2'), experts):
             self.register_buffer(name, tensor, persistent=False)
-        self.biased = init == 'default'
         self.register_buffer('expert_digest', digest)
 
     def frozen_parameters(self) -> int:
@@ -98,7 +124,7 @@ class SoMELayer(nn.Module):
         )
         mask_N = None if mask is None or self.include_padding else mask.flatten()
         if self.training:
-            self.keys.collect(choice.queries_ND, choice.expert_ids_NK, mask_N)
+            self.keys.collect(choice.queries_ND, choice.expert_ids_NK, mask_N, gates_NK=choice.gates_NK)
         return y_ND.view_as(x), expert_load(choice.expert_ids_NK, len(self.keys.vectors), mask_N)
 
     def route(self, x_ND: Tensor) -> Choice:
@@ -116,12 +142,7 @@ class SoMELayer(nn.Module):
         if self.w1.dtype != dtype:
             for name in ('w1', 'b1', 'w2', 'b2'):
                 setattr(self, name, getattr(self, name).to(dtype))
-        return dict(
-            w1_EDF=self.w1,
-            b1_EF=self.b1 if self.biased else None,
-            w2_EFD=self.w2,
-            b2_ED=self.b2 if self.biased else None,
-        )
+        return dict(w1_EDF=self.w1, b1_EF=None, w2_EFD=self.w2, b2_ED=None)  # the biases are all 0
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, mine = state_dict.get(f'{prefix}expert_digest'), self.expert_digest

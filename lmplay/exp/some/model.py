@@ -21,6 +21,8 @@ from .keys import entropy_bits, gini
 from .layer import SoMELayer
 
 TEMPERATURE_SCHEDULES = ('constant', 'linear')
+BACKBONE_INITS = ('published', 'scaled')
+VOCABULARY = 'gpt2_8192'  # as many entries as the publication's, for runs whose plan trains none
 
 
 def sinusoidal_positions(max_len: int, embed_dim: int) -> Tensor:
@@ -28,6 +30,13 @@ def sinusoidal_positions(max_len: int, embed_dim: int) -> Tensor:
     position = torch.arange(max_len)[:, None]
     angle = position * torch.exp(torch.arange(0, embed_dim, 2) * (-log(10_000) / embed_dim))
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)[:, :embed_dim]
+
+
+def init_as_multihead_attention(attn: CausalSelfAttention) -> None:
+    """As nn.MultiheadAttention does it: Xavier for queries, keys and values, zero biases."""
+    nn.init.xavier_uniform_(attn.qkv.weight)
+    nn.init.zeros_(attn.qkv.bias)
+    nn.init.zeros_(attn.proj.bias)
 
 
 class Block(nn.Module):
@@ -59,7 +68,14 @@ class SoMEBlock(Block):
 
 
 class Backbone(LMBase):
-    """What both models share: scaled embedding, sinusoidal positions, post-norm, an untied head with bias."""
+    """What both models share: scaled embedding, sinusoidal positions, post-norm, an untied head with bias.
+
+    backbone_init is one of
+    - 'published': as torch initialises the publication's modules. Embedding N(0, 1); attention as
+      nn.MultiheadAttention: Xavier for queries, keys and values together, nn.Linear's weights for the output,
+      zero biases
+    - 'scaled': embedding N(0, 1 / embed_dim), of unit variance once scaled; all linear layers as nn.Linear
+    """
 
     positions: Tensor
 
@@ -72,18 +88,24 @@ class Backbone(LMBase):
         num_blocks: int,
         num_heads: int,
         embed_dim: int,
+        backbone_init: str,
         **derived,
     ):
+        if backbone_init not in BACKBONE_INITS:
+            raise ExperimentError(unknown('backbone_init', backbone_init, BACKBONE_INITS, name))
         super().__init__(name, max_len=max_len, **derived)
         self.tokenizer = get_tokenizer(tokenizer)
         vocab_size = self.tokenizer.n_vocab
         self.num_heads, self.embed_dim = num_heads, embed_dim
         self.tok_embed = nn.Embedding(vocab_size, embed_dim)
-        # of unit variance once scaled
-        nn.init.normal_(self.tok_embed.weight, std=embed_dim**-0.5)
+        if backbone_init == 'scaled':
+            nn.init.normal_(self.tok_embed.weight, std=embed_dim**-0.5)
         self.register_buffer('positions', sinusoidal_positions(max_len, embed_dim), persistent=False)
         self.blocks = nn.ModuleList(self.make_block(i) for i in range(num_blocks))
         self.fc = nn.Linear(embed_dim, vocab_size)
+        if backbone_init == 'published':
+            for block in self.blocks:
+                init_as_multihead_attention(block.attn)
 
     def make_block(self, layer: int) -> Block:
         raise NotImplementedError
@@ -99,7 +121,11 @@ class Backbone(LMBase):
 
 
 class SoMEBaseline(Backbone):
-    """The publication's "GPT-2-style" baseline; d_ffn: inner width of the MLP, 4 * embed_dim by default."""
+    """The publication's "GPT-2-style" baseline.
+
+    d_ffn            inner width of the MLP, 4 * embed_dim by default
+    include_padding  of no effect: it is taken so that one plan serves SoME and its baseline
+    """
 
     def __init__(
         self,
@@ -109,7 +135,9 @@ class SoMEBaseline(Backbone):
         num_heads=8,
         embed_dim=512,
         d_ffn=None,
-        tokenizer='gpt2',
+        backbone_init='published',
+        include_padding=True,
+        tokenizer=VOCABULARY,
         version='some_baseline',
     ):
         self.d_ffn = d_ffn or 4 * embed_dim
@@ -120,6 +148,7 @@ class SoMEBaseline(Backbone):
             num_blocks=num_blocks,
             num_heads=num_heads,
             embed_dim=embed_dim,
+            backbone_init=backbone_init,
             d_ffn=self.d_ffn,
         )
 
@@ -139,7 +168,8 @@ class SoMEBaseline(Backbone):
 
 
 class SoME(Backbone, RoutedLM):
-    """Self-organizing mixture of experts; alpha to decay_fix are explained in keys.py.
+    """Self-organizing mixture of experts; alpha to decay_fix and peer_inertia to respawn_threshold are
+    explained in keys.py, router and router_mlp_mult in layer.py.
 
     d_ffn                 inner width of an expert, 3 * embed_dim by default
     init                  of the experts: 'sparse' (published), 'sparse_scaled', 'default', 'orthogonal'; see
@@ -173,9 +203,16 @@ class SoME(Backbone, RoutedLM):
         eval_temperature=0.5,
         temperature_schedule='constant',
         decay_fix=False,
-        include_padding=False,
+        include_padding=True,
         expert_seed=0,
-        tokenizer='gpt2',
+        router='linear',
+        router_mlp_mult=1.0,
+        peer_inertia='min',
+        usage_by='assignments',
+        key_norm='unit',
+        respawn_threshold=0.0,
+        backbone_init='published',
+        tokenizer=VOCABULARY,
         version='some',
     ):
         if temperature_schedule not in TEMPERATURE_SCHEDULES:
@@ -200,6 +237,12 @@ class SoME(Backbone, RoutedLM):
             decay_fix=decay_fix,
             include_padding=include_padding,
             expert_seed=expert_seed,
+            router=router,
+            router_mlp_mult=router_mlp_mult,
+            peer_inertia=peer_inertia,
+            usage_by=usage_by,
+            key_norm=key_norm,
+            respawn_threshold=respawn_threshold,
         )
         super().__init__(
             to_name(version, num_blocks=num_blocks, embed_dim=embed_dim),
@@ -208,6 +251,7 @@ class SoME(Backbone, RoutedLM):
             num_blocks=num_blocks,
             num_heads=num_heads,
             embed_dim=embed_dim,
+            backbone_init=backbone_init,
             d_ffn=self.layer_options['d_ffn'],
         )
 
@@ -297,7 +341,8 @@ class SoME(Backbone, RoutedLM):
 
     def flops_per_token(self, length: int) -> float:
         D, layer = self.embed_dim, self.layer_options
-        products = 4 * D * D + D * D + D * layer['num_experts'] + layer['top_k'] * 2 * D * layer['d_ffn']
+        query = sum(p.numel() for p in self.layers[0].query.parameters() if p.ndim == 2)
+        products = 4 * D * D + query + D * layer['num_experts'] + layer['top_k'] * 2 * D * layer['d_ffn']
         attention = 2 * length * D
         return 2 * (len(self.blocks) * (products + attention) + self.fc.weight.numel())
 

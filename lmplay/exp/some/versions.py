@@ -63,3 +63,14 @@ def runner_static(*args, **kwargs):
     return BasicModelRunner(
         SoME, *args, overrides=dict(alpha=0.0, beta=0.0, delta=0.0, version='some_static'), **kwargs
     )
+
+
+@expose_runner(
+    'some_v7',
+    description="some by its authors' later rules (version 7): MLP router, clamped keys, faded ones respawn.",
+)
+def runner_v7(*args, **kwargs):
+    later = dict(router='mlp', router_mlp_mult=2.0, peer_inertia='max', key_norm='clamp', delta=0.005)
+    return BasicModelRunner(
+        SoME, *args, overrides=dict(**later, respawn_threshold=0.1, version='some_v7'), **kwargs
+    )

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
@@ -115,6 +117,15 @@ def test_each_dropout_is_really_applied_in_training_only(dropout):
     assert torch.equal(model(x), model(x))
     model = build(**off)
     assert torch.equal(model(x), model(x))
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 300), st.sampled_from(['gpt2ish', 'gpt2ish_med', 's_gpt2ish', 'test_runner']))
+def test_every_version_builds_at_any_width(width, version):
+    small = dict(embed_dim=width, num_blocks=1, max_len=8, tokenizer='bytes')
+    model = find_runner(version).function(**small).build().eval()
+    assert width % model.blocks[0].attn.num_heads == 0
+    assert model(torch.zeros(1, 8, dtype=torch.int64)).shape == (1, 8, 257)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmplay.errors import ExperimentError
 from lmplay.exp.some.keys import Keys, entropy_bits, gini, query_sums
 
 RULES = dict(
@@ -35,13 +36,17 @@ def literal_update(
     warmup_steps,
     ema_decay,
     decay_fix,
+    gates=None,
+    peer_inertia='min',
+    usage_by='assignments',
+    key_norm='unit',
 ):
     """The rules as they are written down: token by token, pair by pair."""
     E = len(keys)
     counts = np.zeros(E)
-    for chosen in choices:
-        for i in chosen:
-            counts[i] += 1
+    for t, chosen in enumerate(choices):
+        for rank, i in enumerate(chosen):
+            counts[i] += gates[t][rank] if usage_by == 'gate_mass' else 1
     usage = ema_decay * usage + (1 - ema_decay) * counts
     for rank in range(len(choices[0]) if len(choices) else 0):
         moved = keys.copy()
@@ -54,21 +59,26 @@ def literal_update(
         for a in range(len(chosen)):
             for b in range(a + 1, len(chosen)):
                 i, m = chosen[a], chosen[b]
-                strength = beta / (1 + min(usage[i], usage[m]))
+                of_pair = max if peer_inertia == 'max' else min
+                strength = beta / (1 + of_pair(usage[i], usage[m]))
                 moved[i] += strength * (keys[m] - keys[i])
                 moved[m] += strength * (keys[i] - keys[m])
     keys = moved
+    if key_norm == 'clamp':
+        keys = np.stack([key / max(1, np.linalg.norm(key)) for key in keys])
     if updates >= warmup_steps and (usage > 0).any():
         theta = np.quantile(usage[usage > 0], theta_percentile)
         for i in range(E):
             if usage[i] < theta:
-                keys[i] *= 1 - delta
+                keys[i] *= 1 if key_norm == 'clamp' and decay_fix else 1 - delta
                 pull[i] *= 1 - delta
             else:
                 pull[i] = min(1, pull[i] / (1 - delta))
     else:
         pull = np.minimum(1, pull / (1 - delta))
-    return keys / np.linalg.norm(keys, axis=1, keepdims=True), usage, pull if decay_fix else np.ones(E)
+    if key_norm == 'unit':
+        keys = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    return keys, usage, pull if decay_fix else np.ones(E)
 
 
 @st.composite
@@ -82,6 +92,9 @@ def cases(draw):
         warmup_steps=draw(st.integers(0, 3)),
         ema_decay=draw(st.floats(0, 0.999)),
         decay_fix=draw(st.booleans()),
+        peer_inertia=draw(st.sampled_from(['min', 'max'])),
+        usage_by=draw(st.sampled_from(['assignments', 'gate_mass'])),
+        key_norm=draw(st.sampled_from(['unit', 'clamp'])),
     )
     return dict(
         E=E,
@@ -115,13 +128,21 @@ def test_equals_the_rules_token_by_token(case):
     vectors, usage, pull = keys.vectors.numpy().copy(), keys.usage.numpy().copy(), keys.pull.numpy().copy()
     for step, N in enumerate(case['steps']):
         queries, choices = random_step(generator, N, E, K, D)
+        gates = torch.rand(N, K, dtype=torch.float64, generator=generator).softmax(1)
         cut = N // 3
         keys.clear()
-        keys.collect(queries[:cut], choices[:cut])  # two micro-batches, of unequal size
-        keys.collect(queries[cut:], choices[cut:])
+        for part in (slice(cut), slice(cut, N)):  # two micro-batches, of unequal size
+            keys.collect(queries[part], choices[part], gates_NK=gates[part])
         keys.update()
         vectors, usage, pull = literal_update(
-            vectors, usage, pull, step, queries.numpy(), choices.tolist(), **case['rules']
+            vectors,
+            usage,
+            pull,
+            step,
+            queries.numpy(),
+            choices.tolist(),
+            gates=gates.tolist(),
+            **case['rules'],
         )
         np.testing.assert_allclose(keys.vectors.numpy(), vectors, atol=1e-9)
         np.testing.assert_allclose(keys.usage.numpy(), usage, atol=1e-12)
@@ -169,6 +190,84 @@ def test_published_decay_is_undone_by_normalisation_and_the_fix_is_not():
     assert fixed.pull.max() == 1
 
 
+CLAMPED = dict(key_norm='clamp', delta=0.5, warmup_steps=0, theta_percentile=0.5, alpha=0.0, beta=0.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(0, 12))
+def test_faded_keys_respawn_at_queries_of_the_step(seed, N):
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    E, K, D = 8, 2, 32
+    keys = make(E, D, K, **CLAMPED, respawn_threshold=0.2)
+    keys.vectors[3:] *= 0.25  # half of that is faded
+    keys.usage[:] = torch.arange(E, 0, -1)
+    queries, choices = random_step(generator, N, E, K, D)
+    mask = torch.rand(N, generator=generator) < 0.7
+    expected, usage, _ = literal_update(
+        keys.vectors.numpy().copy(),
+        keys.usage.numpy().copy(),
+        np.ones(E),
+        0,
+        queries[mask].numpy(),
+        choices[mask].tolist(),
+        **{k: v for k, v in (RULES | CLAMPED).items()},
+    )
+    step_of(
+        keys,
+        (queries[: N // 2], choices[: N // 2], mask[: N // 2]),
+        (queries[N // 2 :], choices[N // 2 :], mask[N // 2 :]),
+    )
+    faded = [i for i in range(E) if np.linalg.norm(expected[i]) < 0.2]
+    respawned = faded[: int(mask.sum())]  # as many as there are queries
+    others = [i for i in range(E) if i not in respawned]
+    np.testing.assert_allclose(keys.vectors[others].numpy(), expected[others], atol=1e-9)
+    np.testing.assert_allclose(keys.usage[others].numpy(), usage[others], atol=1e-12)
+    assert not keys.usage[respawned].any()
+    if respawned:
+        similar = keys.vectors[respawned] @ queries[mask].t()
+        assert (similar.max(1).values > 0.99).all() and len(set(similar.argmax(1).tolist())) == len(respawned)
+        torch.testing.assert_close(keys.vectors[respawned].norm(dim=1), torch.ones(len(respawned)).double())
+
+
+def test_queries_to_respawn_at_are_drawn_uniformly_from_all_micro_batches():
+    torch.manual_seed(0)
+    drawn = torch.zeros(6)
+    for _ in range(400):
+        keys = make(2, 4, 1, **CLAMPED, respawn_threshold=0.2)
+        queries = torch.eye(6, 4, dtype=torch.float64) + torch.arange(6)[:, None]
+        keys.clear()
+        for part in (slice(1), slice(1, 6)):
+            keys.collect(queries[part], torch.zeros(len(queries[part]), 1, dtype=torch.int64))
+        drawn += (keys.candidates_ED[:, None] == queries).all(2).any(0)
+    assert drawn.sum() == 800 and (drawn - 800 / 6).abs().max() < 5 * (400 * 2 / 9) ** 0.5
+
+
+def test_a_clamped_key_stays_weak_and_a_long_one_does_not_grow():
+    keys = make(4, 8, 1, **CLAMPED)
+    keys.usage[:] = torch.tensor([5.0, 4.0, 1.0, 0.5])
+    for n in range(1, 4):
+        keys.clear()
+        keys.update()
+        norms = keys.vectors.norm(dim=1).tolist()
+        assert norms == pytest.approx([1, 1, 0.5**n, 0.5**n])
+
+
+@pytest.mark.parametrize(
+    'rules, message',
+    [
+        (dict(peer_inertia='maximum'), "Unknown peer_inertia 'maximum'"),
+        (dict(usage_by='gate'), "Unknown usage_by 'gate'.*'gate_mass'"),
+        (dict(key_norm='clamped'), "Unknown key_norm 'clamped'.*Did you mean 'clamp'"),
+        (dict(respawn_threshold=0.1), "needs key_norm 'clamp'"),
+        (dict(respawn_threshold=1.0, key_norm='clamp'), 'below 1, a norm; given: 1.0'),
+    ],
+)
+def test_impossible_rules_are_refused(rules, message):
+    with pytest.raises(ExperimentError, match=message):
+        make(4, 8, 1, **rules)
+
+
 @pytest.mark.parametrize('N', [0, 1, 57])
 def test_query_sums_both_ways(N):
     queries, choices = random_step(torch.Generator().manual_seed(N), N, 9, 4, 5)
@@ -202,6 +301,7 @@ def test_autocast_does_not_round_the_keys():
 
 RANKS = """
 import sys, torch, torch.distributed as dist
+from lmplay.errors import ExperimentError
 from lmplay.exp.some.keys import Keys
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)
@@ -218,6 +318,14 @@ both.collect(queries[part], choices[part])
 both.update()
 torch.testing.assert_close(both.vectors, alone.vectors, rtol=0, atol=1e-12)
 torch.testing.assert_close(both.usage, alone.usage, rtol=0, atol=1e-12)
+faded = Keys(6, 4, top_k=2, alpha=0.0, beta=0.0, delta=0.5, theta_percentile=0.5, warmup_steps=0,
+             ema_decay=0.9, decay_fix=False, key_norm='clamp', respawn_threshold=0.2).double()
+faded.vectors.copy_(0.1 * alone.vectors)
+faded.collect(queries[part], choices[part])
+faded.update()
+both_ranks = [torch.empty_like(faded.vectors) for _ in range(2)]
+dist.all_gather(both_ranks, faded.vectors)
+assert torch.equal(*both_ranks) and (faded.vectors.norm(dim=1) > 0.99).all()
 dist.destroy_process_group()
 """
 

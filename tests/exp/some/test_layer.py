@@ -70,6 +70,27 @@ def test_equals_the_naive_layer_with_gradients(init, training):
         assert expected.any()
 
 
+def test_the_mlp_router_is_two_linear_layers_with_gelu():
+    layer = make(router='mlp', router_mlp_mult=2.0, usage_by='gate_mass').double()
+    first, _, second = layer.query
+    assert first.weight.shape == (32, 16) and second.weight.shape == (16, 32)
+    assert not first.bias.any() and not second.bias.any()
+    assert torch.cat([first.weight.flatten(), second.weight.flatten()]).std().item() == pytest.approx(
+        0.02, rel=0.1
+    )
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    query = F.gelu(x.flatten(0, 1) @ first.weight.t()) @ second.weight.t()
+    choice = layer.route(x.flatten(0, 1))
+    torch.testing.assert_close(choice.queries_ND, query / query.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(layer(x)[0], naive(layer, x, 1.0))
+    mass = torch.zeros(6, dtype=torch.float64)
+    for gates, chosen in zip(choice.gates_NK, choice.expert_ids_NK):
+        for gate, expert in zip(gates, chosen):
+            mass[expert] += gate
+    torch.testing.assert_close(layer.keys.mass_E, mass)
+    assert 'query.0.weight' in layer.state_dict()
+
+
 def test_experts_are_neither_trained_nor_saved():
     layer = make()
     assert {name for name, _ in layer.named_parameters()} == {'query.weight', 'query.bias'}
@@ -129,5 +150,9 @@ def test_a_checkpoint_of_other_experts_is_refused():
 def test_impossible_options_are_refused():
     with pytest.raises(ExperimentError, match='top_k must be between 1 and num_experts .6.; given: 7'):
         make(top_k=7)
+    with pytest.raises(ExperimentError, match="Unknown router 'mpl'.*Did you mean 'mlp'"):
+        make(router='mpl')
+    with pytest.raises(ExperimentError, match='at least one unit of 16; given: 0.01'):
+        make(router='mlp', router_mlp_mult=0.01)
     with pytest.raises(ExperimentError, match='eval_temperature must be above 0; given: 0'):
         make(eval_temperature=0)

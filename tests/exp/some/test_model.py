@@ -10,11 +10,6 @@ from lmplay.base.base_model import LMBase, StepContext
 from lmplay.base.runner_list import find_runner
 from lmplay.errors import ExperimentError
 from lmplay.exp.some.model import sinusoidal_positions
-from lmplay.tokenizers import BytesTokenizer
-
-
-class Tokens(BytesTokenizer):
-    n_vocab = 8192
 
 
 def build(name='some_test', device='cpu', **parameters):
@@ -41,10 +36,8 @@ def keys_of(model):
 
 
 def test_parameter_counts_of_the_publication():
-    some, baseline = (
-        build('some', 'meta', tokenizer=Tokens()),
-        build('some_baseline', 'meta', tokenizer=Tokens()),
-    )
+    some, baseline = (find_runner(name).function().build('meta') for name in ('some', 'some_baseline'))
+    assert some.tokenizer.n_vocab == baseline.tokenizer.n_vocab == 8192
     trainable = sum(p.numel() for p in some.parameters() if p.requires_grad)
     assert trainable == 18_919_424 and some.total_parameters() == 1_631_629_312
     assert some.active_parameters() == 18_919_424 + 8 * 8 * 1_574_912
@@ -78,7 +71,8 @@ def test_documented_defaults():
             train_temperature=1.0,
             eval_temperature=0.5,
             decay_fix=False,
-            include_padding=False,
+            include_padding=True,
+            backbone_init='published',
         ).items()
     )
     assert build('some_baseline', 'meta').hyperparameters['d_ffn'] == 2048
@@ -109,6 +103,38 @@ def test_post_norm_backbone_by_hand():
     h = block.ln1(h + block.attn.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 9, D)))
     h = block.ln2(h + block.ff[2](F.gelu(block.ff[0](h))))
     torch.testing.assert_close(model(x), h @ model.fc.weight.t() + model.fc.bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['some', 'some_baseline'])
+def test_the_published_initialisation_is_that_of_torchs_modules(name):
+    """Equal in distribution: bounds and standard deviations of many draws."""
+    D, options = 128, dict(num_experts=8, top_k=2) if name == 'some' else {}
+    model = build(name, num_blocks=2, embed_dim=D, num_heads=2, max_len=32, **options)
+    theirs = torch.nn.MultiheadAttention(D, 2, batch_first=True)
+    pairs = [
+        (model.tok_embed.weight, torch.nn.Embedding(257, D).weight),
+        (model.fc.weight, theirs.out_proj.weight),
+    ]
+    for block in model.blocks:
+        assert not block.attn.qkv.bias.any() and not block.attn.proj.bias.any()
+        pairs.append((block.attn.qkv.weight, theirs.in_proj_weight))
+        pairs.append((block.attn.proj.weight, theirs.out_proj.weight))
+        if name == 'some':
+            pairs.append((block.ff.query.weight, torch.nn.Linear(D, D).weight))
+    for ours, expected in pairs:
+        assert ours.std().item() == pytest.approx(expected.std().item(), rel=0.03)
+        assert ours.abs().max().item() == pytest.approx(expected.abs().max().item(), rel=0.25)
+
+
+def test_the_scaled_initialisation_keeps_the_embedded_tokens_at_unit_variance():
+    x = torch.arange(257)[None]
+    embedded = [
+        (m.embed(x, None) - m.positions[:257]).std().item()
+        for m in (build(backbone_init=i, max_len=257) for i in ('published', 'scaled'))
+    ]
+    assert embedded[0] == pytest.approx(8, rel=0.05) and embedded[1] == pytest.approx(1, rel=0.05)
+    with pytest.raises(ExperimentError, match="Unknown backbone_init 'scalled'.*Did you mean 'scaled'"):
+        build(backbone_init='scalled')
 
 
 def test_positions():
@@ -186,8 +212,20 @@ def test_a_saved_model_goes_on_exactly():
     assert model.layers[0].keys.updates == 6
 
 
+def test_the_later_rules_train_and_are_a_version():
+    small = dict(num_blocks=1, embed_dim=32, max_len=32, num_experts=16, top_k=2, warmup_steps=0, delta=0.9)
+    model = build('some_v7', **small, theta_percentile=0.5)
+    given = dict(router='mlp', peer_inertia='max', key_norm='clamp', respawn_threshold=0.1)
+    assert model.hyperparameters.items() >= given.items()
+    optimizer, start = torch.optim.SGD(model.param_groups(0), lr=1e-3), keys_of(model)
+    for at in range(3):
+        step(model, optimizer, torch.randint(0, 257, (4, 16)), at=at)
+    norms = keys_of(model).norm(dim=2)
+    assert (norms >= 0.1).all() and (norms < 1.0001).all() and not torch.equal(keys_of(model), start)
+
+
 def test_padding_changes_no_real_token_and_moves_no_key():
-    model = build().double()
+    model = build(include_padding=False).double()
     padded, start = torch.randint(0, 257, (2, 16)), copy.deepcopy(model.state_dict())
     mask = torch.ones(2, 16, dtype=torch.bool)
     mask[1, 9:] = False
@@ -245,12 +283,14 @@ def test_everything_trained_decays():
 
 
 def test_flops():
-    baseline = build('some_baseline', 'meta', tokenizer=Tokens())
+    baseline = build('some_baseline', 'meta', tokenizer='gpt2_8192')
     assert baseline.flops_per_token(512) == LMBase.flops_per_token(baseline, 512)
     assert baseline.training_flops_per_token(512) == 3 * baseline.flops_per_token(512)
-    some = build('some', 'meta', tokenizer=Tokens())
+    some = build('some', 'meta', tokenizer='gpt2_8192')
     D, dense = 512, baseline.flops_per_token(512) - 8 * 2 * 2 * 512 * 2048  # without its MLPs
     assert some.flops_per_token(512) == dense + 8 * 2 * (D * D + D * 128 + 8 * 2 * D * 1536)
+    deeper = build('some', 'meta', router='mlp', router_mlp_mult=2.0, tokenizer='gpt2_8192')
+    assert deeper.flops_per_token(512) - some.flops_per_token(512) == 8 * 2 * 3 * D * D
     frozen = 8 * 2 * 8 * 2 * D * 1536  # no gradient of their own: twice the forward pass, not three times
     assert some.training_flops_per_token(512) == 3 * some.flops_per_token(512) - frozen
 

@@ -1,9 +1,12 @@
 import json
+import math
 import random
+import re
 
 import pytest
 from safetensors.torch import load_file
 
+from lmplay.base.runner_list import find_runner
 from lmplay.train.__main__ import main
 from lmplay.train.plan import load_plan
 
@@ -22,6 +25,22 @@ TINY = [
     'cpu',
     '--quiet',
 ]
+
+
+def test_the_second_preset_differs_in_the_padding_of_the_key_update_alone():
+    published, real = load_plan('some_vs_gpt2'), load_plan('some_vs_gpt2_real_tokens')
+    assert published.stage(0) == real.stage(0) and published.tokenizer == real.tokenizer
+    assert (published.model, real.model) == ({}, {'include_padding': False})
+    for name in ('some', 'some_baseline'):
+        parameters = [find_runner(name).function(**plan.model).parameters for plan in (published, real)]
+        assert [p['include_padding'] for p in parameters] == [True, False]
+
+
+def test_without_a_plan_it_is_described_as_published(capsys):
+    assert main(['--exp', 'some', '--describe', '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['vocabulary'] == 8192
+    assert (figures['trainable_parameters'], figures['total_parameters']) == (18_919_424, 1_631_629_312)
 
 
 def test_the_protocol_of_the_publication():
@@ -84,6 +103,15 @@ def test_the_small_plan_on_stories_of_ones_own(exp, stories, tmp_path, capsys):
     assert main([*options, '--steps', '5']) == 0
     evaluation = json.loads((run / 'summary.json').read_text())['evaluation']
     assert evaluation['loss_with_pad'] != evaluation['loss'] > 0
+    told = (run / 'summary.txt').read_text()
+    best = json.loads((run / 'summary.json').read_text())['best_validation_loss']
+    assert f'the best was {best:.4f}, perplexity {math.exp(best):.2f}.' in told
+    measured = [
+        'loss_with_pad',
+        'perplexity_with_pad',
+        *(['gini_middle', 'entropy_middle'] if exp == 'some' else []),
+    ]
+    assert re.findall(r'(\w+) \d+\.\d{4}(?=,|$)', told.partition('Measured:')[2].splitlines()[0]) == measured
     weights = load_file(run / 'checkpoints' / 'last' / 'model.safetensors')
     if exp == 'some_baseline':
         return
