@@ -34,12 +34,12 @@ def default_gated_dim(embed_dim: int) -> int:
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)), (B, T, D) to (B, T, D), without biases.
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)), dropout; (B, T, D) to (B, T, D), without biases.
 
     ff_dim is the width in between; None for `default_gated_dim`. Raises UserError where it is below 1.
     """
 
-    def __init__(self, embed_dim: int, *, ff_dim: int | None = None):
+    def __init__(self, embed_dim: int, *, ff_dim: int | None = None, ff_dropout: float = 0.0):
         super().__init__()
         ff_dim = default_gated_dim(embed_dim) if ff_dim is None else ff_dim
         if ff_dim < 1:
@@ -47,9 +47,10 @@ class GatedFeedForward(nn.Module):
         self.gate = nn.Linear(embed_dim, ff_dim, bias=False)
         self.up = nn.Linear(embed_dim, ff_dim, bias=False)
         self.down = nn.Linear(ff_dim, embed_dim, bias=False)
+        self.dropout = nn.Dropout(ff_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
 class Block(nn.Module):

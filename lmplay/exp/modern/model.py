@@ -1,6 +1,6 @@
 """modern: the shape of today's open models, after Llama (Touvron et al. 2023).
 
-RMSNorm, SwiGLU, rotary positions, grouped keys and values, no biases, no dropout.
+RMSNorm, SwiGLU, rotary positions, grouped keys and values, no biases; no dropout by default.
 
 B sequences, T positions, D = embed_dim, V vocabulary.
 """
@@ -39,6 +39,9 @@ class Modern(LMBase):
         num_blocks=6,
         embed_dim=768,
         ff_dim: int | None = None,
+        attn_dropout=0.0,
+        ff_dropout=0.0,
+        embed_dropout=0.0,
         rope_theta=10_000.0,
         norm_eps=1e-5,
         qk_norm=False,
@@ -55,6 +58,7 @@ class Modern(LMBase):
                 f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}."
             )
         self.tok_embed = nn.Embedding(vocab_size or n_vocab, embed_dim)
+        self.dropout = nn.Dropout(embed_dropout)
         rotary = Rotary(max_len, head_width(embed_dim, num_heads), theta=rope_theta)
         self.blocks = nn.ModuleList(
             Block(
@@ -70,9 +74,11 @@ class Modern(LMBase):
                     bias=False,
                     rotary=rotary,
                     qk_norm=qk_norm,
+                    attn_dropout=attn_dropout,
+                    out_dropout=ff_dropout,
                     norm_eps=norm_eps,
                 ),
-                ff=GatedFeedForward(embed_dim, ff_dim=ff_dim),
+                ff=GatedFeedForward(embed_dim, ff_dim=ff_dim, ff_dropout=ff_dropout),
             )
             for _ in range(num_blocks)
         )
@@ -90,7 +96,7 @@ class Modern(LMBase):
 
     def features(self, x: Tensor, cache: list | None = None) -> Tensor:
         """(B, T) token ids to (B, T, D), ready for the head `fc`."""
-        x = self.tok_embed(x)
+        x = self.dropout(self.tok_embed(x))
         for i, block in enumerate(self.blocks):
             x = block(x, cache=layer_cache(cache, i))
         return self.ln(x)

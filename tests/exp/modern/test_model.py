@@ -69,6 +69,15 @@ def test_bf16_on_a_cpu_computes_the_same_roughly():
     assert (rough - exact).norm() < 0.02 * exact.norm()
 
 
+@pytest.mark.parametrize('dropout', ['attn_dropout', 'ff_dropout', 'embed_dropout'])
+def test_each_dropout_is_applied_in_training_only(dropout):
+    x = torch.randint(0, 257, (1, 16))
+    model = build(**{dropout: 0.5})
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
 def test_tied_head_is_one_tensor():
     model = build(tied_head=True)
     assert model.fc.weight is model.tok_embed.weight
