@@ -8,11 +8,13 @@ They are written under another name, synced and renamed. Nothing in them is ever
 safetensors, the optimizer's state is read with weights_only.
 """
 
-import errno
+import functools
 import json
+import logging
 import os
+import secrets
 import shutil
-import tempfile
+from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,11 +25,14 @@ from torch.utils._pytree import tree_map_only
 
 from .. import __version__
 from ..base.base_model import LMBase
-from ..base.runner_list import find_runner
+from ..base.runner_list import find_runner, saved_runner
 from ..errors import CheckpointError
+from ..files import CHECKSUMS, checksum, damage, replacing, seal_is_broken, sealed, why_not_written
 from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 
+log = logging.getLogger(__name__)
 FORMAT = 1
+HALF = '.writing-'  # what the name of an unfinished checkpoint begins with
 WEIGHTS, OPTIMIZER, STATE = 'model.safetensors', 'optimizer.pt', 'state.json'
 
 
@@ -48,22 +53,22 @@ def _write(
     state: dict,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix='.writing-', dir=folder.parent))
+    temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
     try:
+        temporary.mkdir()
         save_file(
             weights,
             temporary / WEIGHTS,
             metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)},
         )
+        (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)  # safetensors leaves others nothing
         if optimizer_state is not None:
             torch.save(optimizer_state, temporary / OPTIMIZER)
         tokenizer.save(temporary)
-        sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
-        (temporary / STATE).write_text(
-            json.dumps({'format': FORMAT, 'lmplay': __version__, 'sizes': sizes} | state, indent=1)
-        )
-        for file in temporary.iterdir():
-            _sync(file)
+        files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary)}
+        content = sealed({'format': FORMAT, 'lmplay': __version__} | files | state)
+        (temporary / STATE).write_text(json.dumps(content, indent=1))
+        _sync(temporary / STATE)
         _sync(temporary)
         os.rename(temporary, folder)
         _sync(folder.parent)
@@ -72,13 +77,27 @@ def _write(
         RuntimeError,
         SafetensorError,
     ) as error:  # torch and safetensors wrap the system's errors
-        full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
-        reason = 'the disk is full' if full else error
         raise CheckpointError(
-            f"Can't write the checkpoint '{folder}': {reason}. The checkpoint before it is untouched."
+            f"Can't write the checkpoint '{folder}': {why_not_written(folder.parent, error)}. The checkpoint "
+            'before it is untouched.'
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
+
+
+def _synced(folder: Path) -> dict[str, str]:
+    """The checksum of each file of a folder, computed while the disk takes them in."""
+    files = sorted(folder.iterdir())
+    with ThreadPoolExecutor(1, 'sync') as pool:
+        syncing = [pool.submit(_sync, file) for file in files]
+        checksums = {file.name: checksum(file) for file in files}
+        for done in syncing:
+            done.result()
+    return checksums
 
 
 def _untied(state: dict) -> tuple[dict, dict]:
@@ -104,10 +123,8 @@ def _sync(path: Path) -> None:
 
 def point(link: Path, folder: Path) -> None:
     """Makes `link` point to `folder`, in one step."""
-    temporary = link.with_name(f'.{link.name}.new')
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    os.replace(temporary, link)
+    with replacing(link) as temporary:
+        temporary.symlink_to(folder.name)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -117,7 +134,7 @@ def prune(folder: Path, keep: int) -> None:
     for old in whole[:-keep]:
         if old.resolve() not in linked:
             shutil.rmtree(old, ignore_errors=True)
-    for half in folder.glob('.writing-*'):
+    for half in folder.glob(f'{HALF}*'):
         shutil.rmtree(half, ignore_errors=True)
 
 
@@ -201,10 +218,14 @@ def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
 
 
 def read_state(folder: Path) -> dict:
-    """A checkpoint's state.json. Raises CheckpointError where a file of it is missing or of another size."""
+    """A checkpoint's state.json.
+
+    Raises CheckpointError where it is damaged, or a file of the checkpoint is missing or of another size.
+    The contents of the two large files are compared with their checksums when they are loaded.
+    """
     try:
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads((folder / STATE).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error})."
         ) from error
@@ -214,17 +235,38 @@ def read_state(folder: Path) -> dict:
         raise CheckpointError(
             f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}."
         )
-    for name, size in state.get('sizes', {}).items():
-        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if actual != size:
-            found = 'is missing' if actual is None else f'has {actual:,} bytes instead of {size:,}'
-            raise CheckpointError(f"The checkpoint '{folder}' is damaged: {name} {found}.")
+    if seal_is_broken(state):
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is damaged: {STATE} has changed since it was written (its checksum "
+            'differs).'
+        )
+    _check_files(folder, state, but=(WEIGHTS, OPTIMIZER))
     return state
+
+
+def _check_files(folder: Path, state: dict, *, but: Container[str] = (), only: str | None = None) -> None:
+    """Raises CheckpointError unless files are as they were written: all sizes, the checksums asked for."""
+    checksums = state.get(CHECKSUMS)
+    if checksums is None:
+        _tell_it_has_no_checksums(str(folder.parent.parent))
+    asked = {n: c for n, c in (checksums or {}).items() if (n == only if only else n not in but)}
+    try:
+        problem = damage(folder, state.get('sizes', {}), asked)
+    except OSError as error:
+        problem = f"a file of it can't be read: {error.strerror}"
+    if problem:
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {problem}.")
+
+
+@functools.cache
+def _tell_it_has_no_checksums(run: str) -> None:
+    log.warning("The checkpoints of '%s' were written without checksums: only their sizes are checked.", run)
 
 
 def load_weights(model: LMBase, folder: Path) -> None:
     """Loads a checkpoint's weights, all or none. Raises CheckpointError that names what does not fit."""
     file = folder / WEIGHTS
+    _check_files(folder, read_state(folder), only=WEIGHTS)
     try:
         weights = load_file(file)
         from safetensors import safe_open
@@ -243,6 +285,11 @@ def load_weights(model: LMBase, folder: Path) -> None:
             for k in own
             if k in weights and weights[k].shape != own[k].shape
         ]
+        + [
+            f"'{k}' is {weights[k].dtype}, the model's is {own[k].dtype}".replace('torch.', '')
+            for k in own
+            if k in weights and weights[k].dtype != own[k].dtype
+        ]
     )
     if problems:
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
@@ -254,6 +301,7 @@ def load_weights(model: LMBase, folder: Path) -> None:
 
 def load_optimizer(folder: Path) -> dict:
     """A checkpoint's optimizer state. Raises CheckpointError for a file that is damaged or holds code."""
+    _check_files(folder, read_state(folder), only=OPTIMIZER)
     try:
         return torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
@@ -266,11 +314,12 @@ def load_optimizer(folder: Path) -> dict:
 def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
     """(model, state) of a checkpoint or run directory, which names experiment, parameters and tokenizer.
 
-    exp: the experiment to use instead (a name or the path of a versions.py). Raises CheckpointError.
+    exp: the experiment to use (a name or the path of a versions.py), whose code runs; a checkpoint's word
+    runs none but installed code and files that were named to this process. Raises UserError.
     """
     folder = find_checkpoint(path)
     state = read_state(folder)
-    runner = find_runner(exp or state['exp_file'] or state['exp'])
+    runner = find_runner(exp) if exp else saved_runner(state, folder)
     parameters = dict(state['parameters'])
     tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
     if tokenizer.fingerprint != state['tokenizer']['fingerprint']:

@@ -191,11 +191,16 @@ class FinishedRun(StartedRun):
         chosen = slice(None) if domain is None else self.documents['domain'] == domain
         return float(losses[chosen].sum() / max(1, weights[chosen].sum()))
 
-    def model(self, which: Literal['best', 'last'] = 'best', *, device: str = 'cpu') -> 'LMBase':
-        """The model of the run's best or last checkpoint. Raises CheckpointError."""
+    def model(
+        self, which: Literal['best', 'last'] = 'best', *, device: str = 'cpu', exp: str | None = None
+    ) -> 'LMBase':
+        """The model of the run's best or last checkpoint; exp: its experiment, needed where that is a file.
+
+        Raises UserError.
+        """
         from .checkpoint import find_checkpoint, load_model
 
-        return load_model(find_checkpoint(self.folder, prefer=which), device=device)[0]
+        return load_model(find_checkpoint(self.folder, prefer=which), device=device, exp=exp)[0]
 
     @cached_property
     def cost(self) -> dict[str, float | None]:

@@ -183,8 +183,9 @@ def _model_parameters(
     args: argparse.Namespace, config: dict, rest: list[str], parser: CommandParser
 ) -> dict[str, Any]:
     """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
-    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).exp
-    runner = find_runner(exp or DEFAULT_EXPERIMENT).function()
+    named = args.exp not in (None, 'list')
+    exp = args.exp if named else load_plan(args.training_plan).experiment()
+    runner = find_runner(exp).function()
     model = getattr(runner.model_class, '__name__', '')
     texts = []
     for item in args.set:
@@ -303,7 +304,7 @@ def dump_config(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace) -> int:
     plan = load_plan(args.training_plan)  # mistakes in a plan or a name are reported before torch is imported
-    find_entry(args.exp or plan.exp or DEFAULT_EXPERIMENT)
+    find_entry(plan.experiment(args.exp))
 
     from .api import RUN_OPTIONS, make_session
     from .console import ConsoleReporter

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..base.runner_list import find_entry
 from ..data.local import loader_of
 from ..data.sources import NAMED, check_spec
 from ..errors import PlanError, nearest, unknown
@@ -331,6 +332,16 @@ class Plan:
         self.validation_fraction: float = raw.get('validation_fraction', 0.02)
         self.datasets: dict[str, dict | None] = raw.get('datasets', {})
         self.stages: dict[str, dict] = raw['stages']
+
+    def experiment(self, given: str | None = None) -> str:
+        """The experiment to train: the one given, else the plan's, else the default.
+
+        Raises ExperimentError where a plan names a file of code that was not named by the user.
+        """
+        if given or not self.exp:
+            return given or DEFAULT_EXPERIMENT
+        find_entry(self.exp, written_in=self.where)
+        return self.exp
 
     def stage(self, index: int, version: dict | None = None, overrides: dict | None = None) -> Stage:
         """Stage `index` with everything resolved. A length replaces one of another kind. Raises PlanError."""

@@ -75,7 +75,7 @@ def load_folder(folder: Path, family: Family):
         raise CheckpointError(f"No model in Hugging Face's format at '{folder}': it has no config.json.")
     try:
         with _quiet():
-            config = transformers.AutoConfig.from_pretrained(folder)
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if config.model_type != family.type:
                 raise CheckpointError(
                     f"'{folder}' holds a model of type {config.model_type}; "
