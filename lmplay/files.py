@@ -99,14 +99,15 @@ def checksum(file: Path) -> str:
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """JSON content with a checksum of its own values, under `checksum`."""
-    return {**content, CHECKSUM: _seal(content)}
+    content = {k: v for k, v in content.items() if k != CHECKSUM}
+    return content | {CHECKSUM: _seal(content)}
 
 
 def seal_is_broken(content: Mapping[str, Any]) -> bool:
     """Whether content that `sealed` made has been changed; content without checksums is taken as it is."""
     if CHECKSUM not in content and CHECKSUMS not in content:
         return False
-    return content.get(CHECKSUM) != _seal({k: v for k, v in content.items() if k != CHECKSUM})
+    return content.get(CHECKSUM) != sealed(content)[CHECKSUM]
 
 
 def _seal(content: Mapping[str, Any]) -> str:
@@ -137,10 +138,13 @@ def damage(folder: Path, sizes: Mapping[str, int], checksums: Mapping[str, str])
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, unless another process was first."""
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, unless another process was first.
+
+    replace: even where there is one, which is deleted then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(folder)
+    temporary, before = _temporary(folder), _temporary(folder)
     unlocked = temporary.with_name(temporary.name.replace('.writing-', '.making-'))
     unlocked.mkdir()
     try:
@@ -148,14 +152,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
             os.rename(unlocked, temporary)  # from now on the lock says whether it has an owner
             yield temporary
             (temporary / OWNER).unlink()
+            if replace:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(folder, before)
             try:
                 os.rename(temporary, folder)
             except OSError:
                 if not folder.is_dir():
                     raise
     finally:
-        for left in (unlocked, temporary):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (unlocked, temporary, before):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def collect_leftovers(folder: Path) -> None:

@@ -66,7 +66,7 @@ def _write(
             torch.save(optimizer_state, temporary / OPTIMIZER)
         tokenizer.save(temporary)
         files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary)}
-        content = sealed({'format': FORMAT, 'lmplay': __version__} | files | state)
+        content = sealed({'format': FORMAT, 'lmplay': __version__} | state | files)
         (temporary / STATE).write_text(json.dumps(content, indent=1))
         _sync(temporary / STATE)
         _sync(temporary)
