@@ -27,13 +27,14 @@ from .. import __version__
 from ..base.base_model import LMBase
 from ..base.runner_list import find_runner, saved_runner
 from ..errors import CheckpointError
-from ..files import CHECKSUMS, checksum, damage, replacing, seal_is_broken, sealed, why_not_written
+from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
 from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
+from .links import LAST, STATE, named, point
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 HALF = '.writing-'  # what the name of an unfinished checkpoint begins with
-WEIGHTS, OPTIMIZER, STATE = 'model.safetensors', 'optimizer.pt', 'state.json'
+WEIGHTS, OPTIMIZER = 'model.safetensors', 'optimizer.pt'
 
 
 def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, state: dict) -> None:
@@ -121,12 +122,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def point(link: Path, folder: Path) -> None:
-    """Makes `link` point to `folder`, in one step."""
-    with replacing(link) as temporary:
-        temporary.symlink_to(folder.name)
-
-
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints and linked ones, and what killed runs left unfinished."""
     linked = {link.resolve() for link in folder.iterdir() if link.is_symlink()}
@@ -169,7 +164,14 @@ class Checkpoints:
             )
 
         def write():
-            _write(folder, weights, aliases, as_tokenizer(model.tokenizer), optimizer_state, state)
+            _write(
+                folder,
+                weights,
+                aliases,
+                as_tokenizer(model.tokenizer),
+                optimizer_state,
+                state | {'links': links},
+            )
             for name in links:
                 point(self.folder / name, folder)
             prune(self.folder, self.keep)
@@ -202,14 +204,12 @@ def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
     path = Path(path)
     if (path / STATE).is_file():
         return path
-    for candidate in (
-        path / 'checkpoints' / prefer,
-        path / 'checkpoints' / 'last',
-        path / prefer,
-        path / 'last',
-    ):
-        if (candidate / STATE).is_file():
-            return candidate.resolve()
+    for checkpoints in (path / 'checkpoints', path):
+        for name in (prefer, LAST):
+            if (found := named(checkpoints, name)) is not None:
+                return found
+    if (found := named(path.parent, path.name)) is not None:  # a link that was lost
+        return found
     if not path.exists():
         raise CheckpointError(f"No checkpoint at '{path}': there is no such path.")
     raise CheckpointError(

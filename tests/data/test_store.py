@@ -194,7 +194,9 @@ def test_a_damaged_store_is_made_again_and_that_is_said(rows, name, damage):
     assert not list(folder.parent.glob('.*'))
 
 
-@pytest.mark.parametrize('content', ['[]', '{}', '{"documents": "x"}', '[' * 100_000, '1' * 5000, '"\\ud800"'])
+@pytest.mark.parametrize(
+    'content', ['[]', '{}', '{"documents": "x"}', '[' * 100_000, '1' * 5000, '"\\ud800"']
+)
 def test_meta_data_of_the_wrong_shape_is_damage_too(rows, content):
     source, said = Listed(rows, mark='shape'), []
     folder = stores.open_store(source, BYTES).folder
