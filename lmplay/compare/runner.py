@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cli import cell, plain
 from ..errors import UserError
 from ..runs.recorder import METRICS, read_metrics
 from ..train.console import count, duration
@@ -228,7 +229,7 @@ class Board:
 
     def line(self, text: str) -> None:
         if self.live is not None:
-            self.live.console.print(text, highlight=False, markup=False)
+            self.live.console.print(plain(text), highlight=False, markup=False)
         else:
             self.say(text)
 
@@ -266,5 +267,5 @@ class Board:
         for heading in ('run', 'state', 'device'):
             table.add_column(heading, no_wrap=heading != 'state')
         for job in self.jobs:
-            table.add_row(job.name, self.state(job), job.device)
+            table.add_row(*map(cell, (job.name, self.state(job), job.device)))
         return table

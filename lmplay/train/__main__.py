@@ -11,7 +11,7 @@ import yaml
 
 from ..base.parameters import read_parameters, read_yaml, typed_parameters
 from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
-from ..cli import CommandParser, run_command
+from ..cli import CommandParser, cell, run_command
 from ..errors import UserError, unknown
 from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
@@ -269,27 +269,21 @@ def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(title='Experiments', title_justify='left')
     for heading in ('name', 'description', 'from', 'parameters'):
         table.add_column(heading, no_wrap=heading == 'name', overflow='fold')
     for e in entries:
-        what = Text(_printable(e.description))
+        what = cell(e.description)
         if e.error is not None:
-            what = Text(f'broken: {_printable(e.error)}', style='red')
+            what = cell(f'broken: {e.error}')
+            what.stylize('red')
         parameters = ' '.join(f'{k}={v}' for k, v in e.parameters.items())
-        table.add_row(
-            Text(_printable(e.name)), what, Text(_printable(e.module)), Text(_printable(parameters))
-        )
+        table.add_row(cell(e.name), what, cell(e.module), cell(parameters))
     console = Console()
     if not console.is_terminal:
         console.width = 160
     console.print(table)
-
-
-def _printable(text: str) -> str:
-    return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
 def dump_config(args: argparse.Namespace) -> str:

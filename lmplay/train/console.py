@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 from ..base.base_model import LMBase
-from ..cli import count, duration
+from ..cli import count, duration, plain, plain_line
 from ..device import Compute
 from .length import StageLength
 from .resolve import ResolvedStage
@@ -27,6 +27,7 @@ class ConsoleReporter:
     def line(self, text: str) -> None:
         if self.quiet:
             return
+        text = plain(text)
         if self.bar is not None:
             self.bar.write(text, file=self.out)
         else:
@@ -49,7 +50,7 @@ class ConsoleReporter:
             self.bar = tqdm(
                 total=total,
                 initial=done,
-                desc=stage.name,
+                desc=plain_line(stage.name),
                 unit=unit,
                 file=self.out,
                 dynamic_ncols=True,
