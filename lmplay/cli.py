@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,9 +96,35 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f'{message[0].upper()}{message[1:].rstrip(".")}. See {self.prog} --help.')
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, with an exit code of its own."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside it, SIGTERM raises Terminated; not outside the main thread, nor where SIGTERM is ignored."""
+
+    def terminate(number, frame):
+        raise Terminated
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    if not main or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 'stopped.') -> int:
-    """The command's exit code (None is 0); 2 after a mistake, 130 after Ctrl-C, 141 after a closed pipe."""
-    with plain_streams():
+    """The command's exit code (None is 0).
+
+    2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed pipe.
+    """
+    with plain_streams(), terminable():
         return _run(prog, command, stopped)
 
 
@@ -106,9 +134,9 @@ def _run(prog: str, command: Callable[[], int | None], stopped: str) -> int:
     except UserError as error:
         print(f'{prog}: {plain_line(error)}', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print(f'\n{prog}: {stopped}', file=sys.stderr)  # not on the line that Ctrl-C interrupts
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

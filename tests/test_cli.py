@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from lmplay.cli import CommandParser, run_command
@@ -47,3 +51,27 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == '\nlmp_test: stopped here.\n'
     with pytest.raises(ZeroDivisionError):  # a bug stays one
         run_command('lmp_test', lambda: 1 / 0)
+
+
+def test_sigterm_ends_any_command_with_143_and_ctrl_c_with_130(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command('lmp_test', lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert run_command('lmp_test', lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert 'stopped' in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_before_training_begins_is_handled(tmp_path):
+    """While torch is imported, long before the trainer's own handlers stand."""
+    code = (
+        'import os, signal, sys\n'
+        'from lmplay.train.__main__ import main\n'
+        'class Finder:\n'
+        '    def find_spec(self, name, *rest):\n'
+        '        if name == "torch": os.kill(os.getpid(), signal.SIGTERM)\n'
+        'sys.meta_path.insert(0, Finder())\n'
+        'sys.exit(main(["--exp", "gpt2ish", "--run-dir", sys.argv[1]]))'
+    )
+    run = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'run')], capture_output=True, text=True)
+    assert run.returncode == 143 and run.stderr == '\nlmp_trainer: stopped.\n'
+    assert not (tmp_path / 'run').exists()

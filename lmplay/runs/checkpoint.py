@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -53,9 +54,9 @@ def _write(
     optimizer_state: dict | None,
     state: dict,
 ) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         save_file(
             weights,
@@ -172,9 +173,13 @@ class Checkpoints:
                 optimizer_state,
                 state | {'links': links},
             )
-            for name in links:
-                point(self.folder / name, folder)
-            prune(self.folder, self.keep)
+            try:
+                for name in links:
+                    point(self.folder / name, folder)
+                prune(self.folder, self.keep)
+            except OSError as error:
+                reason = why_not_written(self.folder, error)
+                raise CheckpointError(f"Can't name the checkpoint '{folder}': {reason}.") from error
 
         if self.pool is None:
             write()
@@ -194,9 +199,19 @@ class Checkpoints:
             writing.result()
 
     def close(self) -> None:
-        """Waits for a save that is under way."""
+        """Waits for a save that is under way.
+
+        Raises CheckpointError where it could not be written; while another error is on its way, logs that.
+        """
+        on_its_way = sys.exc_info()[1]
         if self.pool is not None:
             self.pool.shutdown()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            if on_its_way is None:
+                raise
+            log.error('%s', error)
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:

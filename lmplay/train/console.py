@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar in a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 
@@ -32,6 +33,16 @@ class ConsoleReporter:
             self.bar.write(text, file=self.out)
         else:
             print(text, file=self.out, flush=True)
+
+    def urgent(self, text: str) -> bool:
+        """`line`, for signal handlers: past the buffers, which may be in use. False where that can't be."""
+        if self.quiet:
+            return True
+        try:
+            os.write(self.out.fileno(), f'\n{plain(text)}\n'.encode())
+        except (OSError, ValueError):  # not a file, or closed
+            return False
+        return True
 
     def stage(
         self, stage: ResolvedStage, model: LMBase, length: StageLength, state: TrainState, compute: Compute

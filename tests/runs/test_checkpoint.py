@@ -184,6 +184,41 @@ def test_a_checkpoint_has_the_permissions_of_any_other_file(tmp_path):
     assert {f.stat().st_mode & 0o777 for f in (tmp_path / 'c').iterdir()} == {0o640}
 
 
+def test_a_failed_save_in_the_background_cannot_hide(tmp_path, caplog):
+    def failing():
+        (tmp_path / 'checkpoints').write_text('')  # a file in the way
+        saving = ck.Checkpoints(tmp_path / 'checkpoints', keep=2, background=True)
+        saving.save(1, tiny(), {'optimizer': {}}, {}, ['last'])
+        return saving
+
+    with pytest.raises(CheckpointError, match="Can't write the checkpoint"):
+        failing().close()
+    with pytest.raises(CheckpointError, match="Can't write the checkpoint"):
+        failing().wait()
+    with pytest.raises(ZeroDivisionError):
+        saving = failing()
+        try:
+            1 / 0  # noqa: B018
+        finally:
+            saving.close()
+    assert "Can't write the checkpoint" in caplog.text
+
+
+def test_a_full_disk_is_called_that_though_torch_hides_it(tmp_path, monkeypatch):
+    """Where an error bears no number the file system is asked: here one whose every write fails."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', lambda *_: (_ for _ in ()).throw(RuntimeError('unexpected pos 64')))
+    with pytest.raises(CheckpointError, match='unexpected pos 64'):
+        ck.save_checkpoint(tmp_path / 'a', tiny(), {'optimizer': {}}, {})
+    syncs = iter([full])
+    monkeypatch.setattr(os, 'fsync', lambda *_: next(syncs)())
+    with pytest.raises(CheckpointError, match='the disk is full'):
+        ck.save_checkpoint(tmp_path / 'a', tiny(), {'optimizer': {}}, {})
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_it(saved):
     """A limit on the size of files stands in for the full disk: the write fails half way."""
     run, model = saved
