@@ -132,20 +132,28 @@ def _run(prog: str, command: Callable[[], int | None], stopped: str) -> int:
     try:
         return command() or 0
     except UserError as error:
-        print(f'{prog}: {plain_line(error)}', file=sys.stderr)
+        _tell(f'{prog}: {plain_line(error)}')
         return 2
     except KeyboardInterrupt as interruption:
-        print(f'\n{prog}: {stopped}', file=sys.stderr)  # not on the line that Ctrl-C interrupts
+        _tell(f'\n{prog}: {stopped}')  # not on the line that Ctrl-C interrupts
         return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:  # the system's own words: a full disk, a directory in place of a file, ...
+        if error.errno is None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f'{prog}: {error.strerror}{f": {error.filename}" if error.filename else ""}.', file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # what is still in the buffer would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = f': {error.filename}' if error.filename else ''
+        _tell(f'{prog}: {plain_line(f"{error.strerror}{where}")}.')
         return 2
+
+
+def _tell(line: str) -> None:
+    """To standard error, where that is open."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

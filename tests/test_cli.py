@@ -75,3 +75,17 @@ def test_sigterm_before_training_begins_is_handled(tmp_path):
     run = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'run')], capture_output=True, text=True)
     assert run.returncode == 143 and run.stderr == '\nlmp_trainer: stopped.\n'
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('path', ['/', 'x' * 300, '/dev/null/x'])
+def test_what_the_system_refuses_is_one_sentence(path, capfd):
+    assert run_command('lmp_test', lambda: open(path, 'w')) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_a_closed_standard_error_changes_no_exit_code():
+    code = (
+        'import os, sys\nfrom lmplay.cli import run_command\nfrom lmplay.errors import UserError\n'
+        'def fail(): raise UserError("x.")\nsys.stderr.close()\nsys.exit(run_command("x", fail))'
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 2

@@ -18,8 +18,10 @@ import sys
 from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map_only
@@ -36,6 +38,28 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 HALF = '.writing-'  # what the name of an unfinished checkpoint begins with
 WEIGHTS, OPTIMIZER = 'model.safetensors', 'optimizer.pt'
+
+
+class CheckpointState(BaseModel):
+    """What state.json may hold. Where a key is there, it has this type; `load_model` needs the first four."""
+
+    model_config = ConfigDict(strict=True, extra='allow')
+
+    exp: str = ''
+    exp_file: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, str] = Field(default_factory=dict)
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    stage: str = ''
+    progress: dict[str, Any] = Field(default_factory=dict)
+    logs: dict[str, int] = Field(default_factory=dict)
+    sizes: dict[str, int] = Field(default_factory=dict)
+    checksums: dict[str, str] = Field(default_factory=dict)
+    links: list[str] = Field(default_factory=list)
+
+
+NEEDED = ('exp', 'exp_file', 'parameters', 'tokenizer')  # to build the model of a checkpoint
 
 
 def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, state: dict) -> None:
@@ -255,6 +279,14 @@ def read_state(folder: Path) -> dict:
             f"The checkpoint '{folder}' is damaged: {STATE} has changed since it was written (its checksum "
             'differs).'
         )
+    try:
+        CheckpointState.model_validate(state)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = '.'.join(map(str, found['loc']))
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is damaged: in {STATE}, {where}: {found['msg']}."
+        ) from error
     _check_files(folder, state, but=(WEIGHTS, OPTIMIZER))
     return state
 
@@ -334,6 +366,10 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
     """
     folder = find_checkpoint(path)
     state = read_state(folder)
+    if missing := [key for key in NEEDED if key not in state] or {'name', 'fingerprint'} - {
+        *state['tokenizer']
+    }:
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} lacks {', '.join(missing)}.")
     runner = find_runner(exp) if exp else saved_runner(state, folder)
     parameters = dict(state['parameters'])
     tokenizer = load_tokenizer(state['tokenizer']['name'], folder)

@@ -54,6 +54,8 @@ def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
         return list(model.import_pretrained(str(path)) or [])
     folder = find_checkpoint(path, prefer='best')
     state = read_state(folder)
+    if not {'exp', 'exp_file'} <= state.keys():
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: state.json names no experiment.")
     if saved_runner(state, folder).function().model_class is type(model):
         try:
             load_weights(model, folder)

@@ -14,7 +14,8 @@ from torch import nn
 
 from lmplay.base.base_model import LMBase
 from lmplay.base.runner_list import find_runner
-from lmplay.errors import CheckpointError
+from lmplay.errors import CheckpointError, UserError
+from lmplay.files import sealed
 from lmplay.runs import checkpoint as ck
 from lmplay.tokenizers import BytesTokenizer
 from tests.helpers import rewrite
@@ -202,6 +203,32 @@ def test_a_failed_save_in_the_background_cannot_hide(tmp_path, caplog):
         finally:
             saving.close()
     assert "Can't write the checkpoint" in caplog.text
+
+
+WRONG = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(['exp', 'exp_file', 'parameters', 'tokenizer', 'sizes', 'links']), value=WRONG)
+def test_a_state_of_the_wrong_shape_is_a_sentence(saved, key, value):
+    folder = saved[0] / 'checkpoints/step-1'
+    before = (folder / ck.STATE).read_text()
+    try:
+        rewrite(folder, **{key: value})
+        ck.load_model(folder)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    finally:
+        (folder / ck.STATE).write_text(before)
+
+
+@pytest.mark.parametrize('key', ['exp', 'exp_file', 'parameters', 'tokenizer'])
+def test_a_state_that_lacks_something_is_a_sentence(saved, key):
+    folder = saved[0] / 'checkpoints/step-1'
+    state = {k: v for k, v in ck.read_state(folder).items() if k not in (key, 'checksum')}
+    (folder / ck.STATE).write_text(json.dumps(sealed(state)))
+    with pytest.raises(CheckpointError, match=f'lacks {key}'):
+        ck.load_model(folder)
 
 
 def test_a_full_disk_is_called_that_though_torch_hides_it(tmp_path, monkeypatch):
