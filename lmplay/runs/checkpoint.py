@@ -197,13 +197,9 @@ class Checkpoints:
                 optimizer_state,
                 state | {'links': links},
             )
-            try:
-                for name in links:
-                    point(self.folder / name, folder)
-                prune(self.folder, self.keep)
-            except OSError as error:
-                reason = why_not_written(self.folder, error)
-                raise CheckpointError(f"Can't name the checkpoint '{folder}': {reason}.") from error
+            for name in links:
+                point(self.folder / name, folder)
+            prune(self.folder, self.keep)
 
         if self.pool is None:
             write()
@@ -225,14 +221,14 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for a save that is under way.
 
-        Raises CheckpointError where it could not be written; while another error is on its way, logs that.
+        Raises CheckpointError or OSError where it failed; while another error is on its way, logs that.
         """
         on_its_way = sys.exc_info()[1]
         if self.pool is not None:
             self.pool.shutdown()
         try:
             self.wait()
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             if on_its_way is None:
                 raise
             log.error('%s', error)

@@ -46,12 +46,14 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         'contract': {'broken': broken, 'causal': model.causal, 'batch_dependent': model.batch_dependent},
     }
     write_json(directory.path / 'summary.json', summary)
+    file = trainer.checkpoints.header.get('exp_file')
+    by_path = f" --exp '{file}'" if file else ''  # code runs only where it is named
     told = (
         f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
         f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
         f'Curves:     {_curves(directory)}\n'
         f'Checkpoint: {directory.checkpoints / "best"}\n'
-        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
+        f"Generate:   lmp_generator {directory.path}{by_path} --prompt 'Once upon a time'"
     )
     write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
     console.line('\nSamples, each after the end of a held-out prompt:')
