@@ -53,7 +53,7 @@ def finish(directory: RunDirectory, trainer: Trainer, *, exp: str, plan: str) ->
         f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}.\n'
         f'Curves:     {_curves(directory)}\n'
         f'Checkpoint: {directory.checkpoints / "best"}\n'
-        f"Generate:   lmp_generator {directory.path}{by_path} --prompt 'Once upon a time'"
+        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'{by_path}"
     )
     write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')
     console.line('\nSamples, each after the end of a held-out prompt:')
