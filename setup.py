@@ -49,6 +49,7 @@ setup(
         'matplotlib>=3.8',
         'jinja2>=3.1',
         'PyYAML>=6.0',
+        'xxhash>=3.4',
     ],
     extras_require={
         'test': test,

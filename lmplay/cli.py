@@ -1,12 +1,78 @@
-"""What all commands have in common: how options are read, and how a command ends."""
+"""What all commands have in common: how options are read, how a command ends, what may reach a terminal."""
 
 import argparse
+import contextlib
 import errno
+import json
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .errors import UserError, nearest
+
+# What a terminal obeys instead of showing it: control characters but tab and line feed, and marks that change
+# the direction of text. Surrogates are what no encoding takes.
+COMMANDS = r'\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff'
+UNSAFE, UNSAFE_BUT_RETURN = re.compile(f'[\r{COMMANDS}]'), re.compile(f'[{COMMANDS}]')
+LINE_BREAKS = re.compile('[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\t]')
+
+
+def plain(text: str) -> str:
+    """Text without anything that a terminal obeys; line feeds and tabs stay."""
+    return UNSAFE.sub('?', text)
+
+
+def plain_line(text: object) -> str:
+    """`plain`, in one line."""
+    return plain(LINE_BREAKS.sub(' ', str(text)))
+
+
+def cell(text: object):
+    """`plain_line` for rich, which reads a bare string as markup."""
+    from rich.text import Text
+
+    return Text(plain_line(text))
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON that is safe to show: what a terminal obeys is escaped."""
+    return UNSAFE.sub(lambda c: f'\\u{ord(c[0]):04x}', json.dumps(value, ensure_ascii=False))
+
+
+class PlainStream:
+    """A text stream that shows what is written to it, as `plain` does.
+
+    A return passes: progress bars start with it. rich writes to the stream itself.
+    """
+
+    def __init__(self, stream):
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        self.rich_proxied_file.write(UNSAFE_BUT_RETURN.sub('?', text))
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str):
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextlib.contextmanager
+def plain_streams() -> Iterator[None]:
+    """Inside it, nothing that is printed or logged can command the terminal."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(PlainStream, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -30,25 +96,64 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f'{message[0].upper()}{message[1:].rstrip(".")}. See {self.prog} --help.')
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, with an exit code of its own."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside it, SIGTERM raises Terminated; not outside the main thread, nor where SIGTERM is ignored."""
+
+    def terminate(number, frame):
+        raise Terminated
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    if not main or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def run_command(prog: str, command: Callable[[], int | None], *, stopped: str = 'stopped.') -> int:
-    """The command's exit code (None is 0); 2 after a mistake, 130 after Ctrl-C, 141 after a closed pipe."""
+    """The command's exit code (None is 0).
+
+    2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed pipe.
+    """
+    with plain_streams(), terminable():
+        return _run(prog, command, stopped)
+
+
+def _run(prog: str, command: Callable[[], int | None], stopped: str) -> int:
     try:
         return command() or 0
     except UserError as error:
-        print(f'{prog}: {error}', file=sys.stderr)
+        _tell(f'{prog}: {plain_line(error)}')
         return 2
-    except KeyboardInterrupt:
-        print(f'\n{prog}: {stopped}', file=sys.stderr)  # not on the line that Ctrl-C interrupts
-        return 130
+    except KeyboardInterrupt as interruption:
+        _tell(f'\n{prog}: {stopped}')  # not on the line that Ctrl-C interrupts
+        return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:  # the system's own words: a full disk, a directory in place of a file, ...
+        if error.errno is None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f'{prog}: {error.strerror}{f": {error.filename}" if error.filename else ""}.', file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # what is still in the buffer would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = f': {error.filename}' if error.filename else ''
+        _tell(f'{prog}: {plain_line(f"{error.strerror}{where}")}.')
         return 2
+
+
+def _tell(line: str) -> None:
+    """To standard error, where that is open."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ from lmplay.data.held_out import HeldOut
 from lmplay.data.mixture import Mixture
 from lmplay.data.rows import IGNORE, Batch, PaddedRows
 from lmplay.device import Compute
+from lmplay.files import checksum, sealed
 from lmplay.runs.checkpoint import Checkpoints
 from lmplay.runs.recorder import Recorder, read_metrics
 from lmplay.tokenizers import BytesTokenizer
@@ -214,6 +215,18 @@ def summary(run_dir: Path) -> dict:
 def progress(run_dir: Path, checkpoint='last') -> dict:
     """How far the run was at a checkpoint, as state.json holds it."""
     return json.loads((run_dir / 'checkpoints' / checkpoint / 'state.json').read_text())['progress']
+
+
+def rewrite(folder: Path, **changes) -> None:
+    """Gives the checkpoint another state.json, which fits its files as they are now, as an attacker would."""
+    state = json.loads((folder / 'state.json').read_text())
+    files = [f for f in folder.iterdir() if f.name != 'state.json']
+    own = {
+        'sizes': {f.name: f.stat().st_size for f in files},
+        'checksums': {f.name: checksum(f) for f in files},
+    }
+    state = {k: v for k, v in state.items() if k != 'checksum'} | own | changes
+    (folder / 'state.json').write_text(json.dumps(sealed(state)))
 
 
 def weights(run_dir: Path, checkpoint='last') -> dict[str, torch.Tensor]:

@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from lmplay.cli import CommandParser, run_command
@@ -47,3 +51,41 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == '\nlmp_test: stopped here.\n'
     with pytest.raises(ZeroDivisionError):  # a bug stays one
         run_command('lmp_test', lambda: 1 / 0)
+
+
+def test_sigterm_ends_any_command_with_143_and_ctrl_c_with_130(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command('lmp_test', lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert run_command('lmp_test', lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert 'stopped' in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_before_training_begins_is_handled(tmp_path):
+    """While torch is imported, long before the trainer's own handlers stand."""
+    code = (
+        'import os, signal, sys\n'
+        'from lmplay.train.__main__ import main\n'
+        'class Finder:\n'
+        '    def find_spec(self, name, *rest):\n'
+        '        if name == "torch": os.kill(os.getpid(), signal.SIGTERM)\n'
+        'sys.meta_path.insert(0, Finder())\n'
+        'sys.exit(main(["--exp", "gpt2ish", "--run-dir", sys.argv[1]]))'
+    )
+    run = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'run')], capture_output=True, text=True)
+    assert run.returncode == 143 and run.stderr == '\nlmp_trainer: stopped.\n'
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('path', ['/', 'x' * 300, '/dev/null/x'])
+def test_what_the_system_refuses_is_one_sentence(path, capfd):
+    assert run_command('lmp_test', lambda: open(path, 'w')) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_a_closed_standard_error_changes_no_exit_code():
+    code = (
+        'import os, sys\nfrom lmplay.cli import run_command\nfrom lmplay.errors import UserError\n'
+        'def fail(): raise UserError("x.")\nsys.stderr.close()\nsys.exit(run_command("x", fail))'
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 2

@@ -16,7 +16,7 @@ import operator
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -131,15 +131,19 @@ def list_experiments() -> list[Entry]:
     return [e for e in _entries() if not e.module.endswith('.py')]
 
 
-def find_entry(name: str) -> Entry:
+def find_entry(name: str, *, written_in: str | None = None) -> Entry:
     """The entry of an experiment: its name, the path of its versions.py or of the folder, or PATH:NAME.
 
-    A path alone means the first version in the file. Raises ExperimentError for what is unknown or broken.
+    A path alone means the first version in the file. written_in: the file that names it, whose word runs no
+    code; a path then has to be of a file that was named to this process already. Raises ExperimentError for
+    what is unknown, broken, or not named.
     """
     entries = _entries()
     declared = [e for e in entries if e.name == name and e.line]
     match = declared[-1] if declared else None  # a clash comes last
     if match is None and (path := _as_path(name)):
+        if written_in is not None:
+            _require_named(path[0], name, written_in)
         match = _find_in_file(*path, given=name)
     if (
         match is None
@@ -154,9 +158,33 @@ def find_entry(name: str) -> Entry:
     return match
 
 
-def find_runner(name: str) -> Registered:
+def find_runner(name: str, *, written_in: str | None = None) -> Registered:
     """The runner of an experiment; names and errors as for find_entry."""
-    return _registered[find_entry(name).name]
+    return _registered[find_entry(name, written_in=written_in).name]
+
+
+def saved_runner(state: Mapping, where: Path) -> Registered:
+    """The runner of the checkpoint at `where`, by its state.json: installed, or of a file named by the user.
+
+    Raises ExperimentError for a file that nobody named, whatever the checkpoint says.
+    """
+    name, file = state['exp'], state['exp_file']
+    if not file:
+        return find_runner(name, written_in=f"The checkpoint '{where}'")
+    known = _registered.get(name)
+    if known is not None and known.module.endswith('.py'):  # the user named it, here or at another place
+        return known
+    return find_runner(file, written_in=f"The checkpoint '{where}'")
+
+
+def _require_named(file: Path, name: str, written_in: str) -> None:
+    if file.resolve() in _imported:
+        return
+    found = '' if file.is_file() else ', which is not here'
+    raise ExperimentError(
+        f"{written_in} wants the experiment file '{file}'{found}. Code runs only where you name it yourself: "
+        f"with --exp '{name}', or as an installed entry point of the group {ENTRY_POINT_GROUP}."
+    )
 
 
 def _entries() -> list[Entry]:

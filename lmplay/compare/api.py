@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..cli import plain
 from ..errors import UserError
 from .comparison import ComparisonSession, Request
 from .finished import compare_runs
@@ -99,4 +100,4 @@ def _session(
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)

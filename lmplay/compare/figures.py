@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..plots.decoration import label as plain_label
 from ..plots.plot import COLOURS, LABELS
 from ..runs.finished import FinishedRun
 from .statistics import paired
@@ -44,8 +45,8 @@ def colour_of(labels: Sequence[str]) -> dict[str, str]:
     }
 
 
-def short(label: str, most: int = 30) -> str:
-    return label if len(label) <= most else label[: most - 1] + '…'
+def short(text: str, most: int = 30) -> str:
+    return plain_label(text, most)
 
 
 def themed(svg: str, *, title: str, description: str, number: int) -> str:

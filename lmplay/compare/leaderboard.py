@@ -4,6 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
+from ..cli import cell
 from ..errors import UserError
 from ..files import write_text
 from ..runs.finished import FinishedRun
@@ -82,13 +83,13 @@ def _show(tables: list[dict], metric: str) -> None:
     if not console.is_terminal:
         console.width = 160
     for t in tables:
-        table = Table(title=heading(t), title_justify='left')
+        table = Table(title=cell(heading(t)), title_justify='left')
         for name in ('', 'experiment', 'seeds', METRICS[metric], 'sd', *HEADINGS):
             table.add_column(name, justify='left' if name == 'experiment' else 'right')
         for place, row in enumerate(t['rows'], 1):
             table.add_row(
                 str(place),
-                row['experiment'],
+                cell(row['experiment']),
                 str(row['seeds']),
                 f'{row[metric]:.4f}' if math.isfinite(row[metric]) else '–',
                 number(row['sd'], 2),

@@ -35,7 +35,8 @@ def write_report(findings: dict, runs: dict[str, list[FinishedRun]], out: Path) 
     Returns the page's path. A picture or X-ray that fails is left out with a warning.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / NUMBERS, json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
+    numbers = json.dumps(findings, indent=1, allow_nan=False, ensure_ascii=False)
+    write_text(out / NUMBERS, numbers.encode('utf-8', 'backslashreplace').decode() + '\n')
     for name, rows in tables(findings, runs).items():
         write_csv(out / name, rows)
     rays = xrays(findings, runs, out)
@@ -253,4 +254,5 @@ def page(template: str, **content) -> str:
         'FIGURES': FIGURES,
         'few': FEW_DOCUMENTS,
     }
-    return environment.get_template(template).render(**content)
+    text = environment.get_template(template).render(**content)
+    return text.encode('utf-8', 'replace').decode('utf-8')

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cli import count, duration
+from ..cli import cell, count, duration, plain
 from ..errors import UserError
 from ..files import locked
 from ..runs.recorder import METRICS, read_metrics
@@ -227,7 +227,7 @@ class Board:
 
     def line(self, text: str) -> None:
         if self.live is not None:
-            self.live.console.print(text, highlight=False, markup=False)
+            self.live.console.print(plain(text), highlight=False, markup=False)
         else:
             self.say(text)
 
@@ -265,5 +265,5 @@ class Board:
         for heading in ('run', 'state', 'device'):
             table.add_column(heading, no_wrap=heading != 'state')
         for job in self.jobs:
-            table.add_row(job.name, self.state(job), job.device)
+            table.add_row(*map(cell, (job.name, self.state(job), job.device)))
         return table

@@ -10,16 +10,29 @@ import itertools
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import DataError
-from ..files import new_folder, write_json
+from ..files import (
+    CHECKSUMS,
+    checksum,
+    collect_leftovers,
+    damage,
+    locked,
+    new_folder,
+    seal_is_broken,
+    sealed,
+    write_json,
+)
 from ..tokenizers import BPETokenizer, Tokenizer
 from ..tokenizers.bpe import BPE_OPTIONS
 from ..tokenizers.protocol import in_lists
@@ -32,6 +45,8 @@ VERSION = 1  # of the format; raised when it changes, so that stores are made ag
 CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
 REPORT_SECONDS = 2
 SAMPLE, SAMPLE_CHARACTERS = 100, 2000  # documents, and of each, that are encoded and decoded to compare
+META, TOKENS = 'meta.json', 'tokens.bin'
+BACKGROUND_BYTES = 64 << 20  # token files above this are checked while training has begun
 
 
 def cache_dir() -> Path:
@@ -41,19 +56,56 @@ def cache_dir() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lmplay'
 
 
+class StoreMeta(BaseModel):
+    """meta.json of a store. Stores of earlier versions have no checksums."""
+
+    model_config = ConfigDict(extra='allow', strict=True)
+
+    dataset: str
+    source: str
+    dtype: Literal['uint16', 'uint32']
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    bytes: int = Field(ge=0)
+    domains: list[str]
+
+
 @dataclass
 class TokenStore:
     """One tokenized dataset. All arrays but `tokens` have one entry per document."""
 
     folder: Path
     meta: dict
+    _damage: str | None = field(default=None, repr=False)
+
+    def check_in_background(self) -> None:
+        """Compares the tokens with their checksum; damage is raised by `tokens`, and repaired by the next
+        start."""
+        threading.Thread(target=self._check_tokens, name='check tokens', daemon=True).start()
+
+    def _check_tokens(self) -> None:
+        with contextlib.suppress(OSError):
+            found = damage(self.folder, {}, {TOKENS: self.meta[CHECKSUMS][TOKENS]})
+            if found:
+                (self.folder / META).unlink(missing_ok=True)
+                self._damage = found
 
     def _array(self, name: str, dtype) -> np.ndarray:
         file = self.folder / f'{name}.bin'
         return np.memmap(file, dtype=dtype, mode='r') if file.stat().st_size else np.empty(0, dtype)
 
-    @cached_property
+    @property
     def tokens(self) -> np.ndarray:
+        """(tokens,) ids of all documents. Raises DataError where they turn out to be damaged."""
+        if self._damage:
+            raise DataError(
+                f"The tokens of dataset '{self.meta['dataset']}' in '{self.folder}' are damaged: "
+                f'{self._damage}. Rerun the command: they are tokenized again.'
+            )
+        return self._tokens
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
         return self._array('tokens', self.meta['dtype'])
 
     @cached_property
@@ -111,10 +163,63 @@ def open_store(
     Raises DataError where the text can't be read, the cache can't be written, or there is no text.
     """
     folder = cache_dir() / 'stores' / store_key(source, tokenizer)
-    if not (folder / 'meta.json').is_file():
-        with _writing(), new_folder(folder) as temporary:
-            _tokenize(source, tokenizer, temporary, progress)
-    return TokenStore(folder, json.loads((folder / 'meta.json').read_text()))
+    store = _read_store(folder, progress)
+    while store is None:
+        with _writing(), _one_at_a_time(folder, progress):
+            store = _read_store(folder, lambda line: None)  # made by another process meanwhile?
+            if store is None:
+                collect_leftovers(folder.parent)
+                with new_folder(folder, replace=True) as temporary:
+                    _tokenize(source, tokenizer, temporary, progress)
+                store = TokenStore(folder, json.loads((folder / META).read_text(encoding='utf-8')))
+    return store
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
+    """Waits for another process that makes the same folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(f'.{folder.name}.writing-lock')
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(file))
+        except BlockingIOError:
+            progress(f"Waiting for another process that makes '{folder}'.")
+            stack.enter_context(locked(file, wait=True))
+        stack.callback(file.unlink, missing_ok=True)
+        yield
+
+
+def _read_store(folder: Path, progress: Callable[[str], None]) -> TokenStore | None:
+    """A store that is whole; None where there is none, and where it is damaged, which is said."""
+    if not folder.exists():
+        return None
+    try:
+        meta = StoreMeta.model_validate_json((folder / META).read_text(encoding='utf-8')).model_dump()
+        found = 'meta.json has changed since it was written' if seal_is_broken(meta) else None
+    except (OSError, ValueError) as error:
+        reason = 'is missing' if isinstance(error, FileNotFoundError) else "can't be read"
+        meta, found = {}, f'{META} {reason}'
+    if not found:
+        large = (folder / TOKENS).is_file() and (folder / TOKENS).stat().st_size > BACKGROUND_BYTES
+        now = {n: c for n, c in (meta.get(CHECKSUMS) or {}).items() if n != TOKENS or not large}
+        with _writing():
+            found = damage(folder, _expected_sizes(meta), now)
+    if found:
+        progress(f"The token store '{folder}' is damaged: {found}. It is made again.")
+        return None
+    store = TokenStore(folder, meta)
+    if large and CHECKSUMS in meta:
+        store.check_in_background()
+    return store
+
+
+def _expected_sizes(meta: dict) -> dict[str, int]:
+    """File -> its bytes."""
+    entries = {'starts': 8, 'prompt_lengths': 4, 'text_bytes': 16, 'domains': 2, 'hashes': 8, 'splits': 1}
+    sizes = {f'{name}.bin': meta['documents'] * size for name, size in entries.items()}
+    sizes['starts.bin'] += 8
+    return sizes | {TOKENS: meta['tokens'] * np.dtype(meta['dtype']).itemsize}
 
 
 @contextlib.contextmanager
@@ -174,7 +279,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     documents = _Documents(source.name)
     began = reported = time.monotonic()
     round_trip = _RoundTrip(tokenizer)
-    with open(folder / 'tokens.bin', 'wb') as out:
+    with open(folder / TOKENS, 'wb') as out:
         for row, ids, prompt_length in _encoded(split_documents(source), tokenizer, dtype):
             out.write(ids.tobytes())
             documents.add(row, len(ids), prompt_length)
@@ -189,6 +294,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
         raise DataError(f"Dataset '{source.name}' is empty: no document with text in it.")
     documents.save(folder)
     round_trip.tell(source.name)
+    checksums = {file.name: checksum(file) for file in sorted(folder.glob('*.bin'))}
     meta = {
         'version': VERSION,
         'dataset': source.name,
@@ -199,8 +305,9 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
         'tokens': documents.tokens,
         'bytes': documents.bytes,
         'domains': list(documents.domain_names),
+        CHECKSUMS: checksums,
     }
-    write_json(folder / 'meta.json', meta)
+    write_json(folder / META, sealed(StoreMeta.model_validate(meta).model_dump()))
     progress(
         f'{source.name}: {meta["documents"]:,} documents, {documents.bytes / 1e6:.1f} MB, '
         f'{documents.tokens / 1e6:.2f} M tokens in {time.monotonic() - began:.1f} s'
@@ -268,9 +375,8 @@ def train_bpe(
         raise DataError(f"A tokenizer's 'documents' must be a positive whole number; given: {documents!r}.")
     key = _key('held out by domain', [s.fingerprint() for s in sources], options, validation_fraction)
     folder = cache_dir() / 'tokenizers' / key
-    file = folder / BPETokenizer.FILE
-    if file.is_file():
-        return BPETokenizer.load(file)
+    if (cached := _read_bpe(folder, progress)) is not None:
+        return cached
     began = time.monotonic()
     share = -(-documents // len(sources))
     rows = itertools.chain.from_iterable(
@@ -283,6 +389,26 @@ def train_bpe(
             'The training text gave a BPE of %d entries only, of the %d asked for.', tokenizer.n_vocab, asked
         )
     progress(f'trained a BPE of {tokenizer.n_vocab:,} entries in {time.monotonic() - began:.1f} s')
-    with _writing(), new_folder(folder) as temporary:
-        tokenizer.save(temporary)
+    with _writing():
+        collect_leftovers(folder.parent)
+        with new_folder(folder, replace=True) as temporary:
+            tokenizer.save(temporary)
+            checksums = {BPETokenizer.FILE: checksum(temporary / BPETokenizer.FILE)}
+            write_json(temporary / META, sealed({CHECKSUMS: checksums}))
     return tokenizer
+
+
+def _read_bpe(folder: Path, progress: Callable[[str], None]) -> BPETokenizer | None:
+    """A trained tokenizer that is whole; None where there is none, and where it is damaged, which is said."""
+    if not folder.exists():
+        return None
+    try:
+        meta = json.loads((folder / META).read_text(encoding='utf-8')) if (folder / META).exists() else {}
+        found = damage(folder, {}, meta.get(CHECKSUMS, {}))
+        if not found and not seal_is_broken(meta):
+            return BPETokenizer.load(folder / BPETokenizer.FILE)
+    except (OSError, ValueError, AttributeError) as error:
+        found = str(error).rstrip('.')
+    found = found or f'{META} has changed'
+    progress(f"The trained tokenizer '{folder}' is damaged: {found}. It is trained again.")
+    return None

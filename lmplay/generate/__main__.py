@@ -2,12 +2,11 @@
 
 import argparse
 import io
-import json
 import os
 import sys
 from pathlib import Path
 
-from ..cli import CommandParser, run_command
+from ..cli import CommandParser, json_line, plain, run_command
 from ..errors import DataError, UserError
 
 
@@ -105,12 +104,12 @@ def run(args: argparse.Namespace) -> None:
             repetition_penalty=args.repetition_penalty,
             seed=args.seed,
             stop_token=tokenizer.eot_token if args.stop_at_eot else None,
-            on_token=(lambda _, token: print(next(start, '') + stream.feed(token), end='', flush=True))
+            on_token=(lambda _, token: print(plain(next(start, '') + stream.feed(token)), end='', flush=True))
             if single
             else None,
         )
     if single:
-        print(next(start, '') + stream.finish())
+        print(plain(next(start, '') + stream.finish()))
     else:
         _print_all(texts, [tokenizer.decode(tokens) for tokens in new], list(map(len, new)), args)
 
@@ -120,9 +119,9 @@ def _print_all(texts: list[str], continued: list[str], lengths: list[int], args:
         prompt, sample = divmod(row, args.num_samples)
         if args.json:
             found = {'prompt': text, 'sample': sample, 'text': more, 'tokens': length}
-            print(json.dumps(found, ensure_ascii=False))
+            print(json_line(found))
         else:
-            print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{text}{more}')
+            print(f'--- prompt {prompt + 1}, sample {sample + 1}\n{plain(text + more)}')
 
 
 def read_prompt(name: str) -> str:

@@ -19,18 +19,20 @@ def generate(
     max_new_tokens: int = 200,
     stop_at_eot: bool = True,
     device: str = 'auto',
+    exp: str | None = None,
     **sampling: Any,
 ) -> str | list[str]:
     """The continuation of a prompt, without the prompt; of several prompts a list, computed as one batch.
 
     model     a model, a finished run, or the path of a run or checkpoint
+    exp       the experiment of a run or checkpoint, needed where that is a file: the path of its versions.py
     sampling  temperature, top_k, top_p, repetition_penalty, seed; see generator.generate
 
     Raises UserError for a checkpoint that can't be loaded, or a setting out of range.
     """
     if not isinstance(model, LMBase):
         path = model.folder if isinstance(model, FinishedRun) else model
-        model = load_model(path, device=str(find_device(device)))[0]
+        model = load_model(path, device=str(find_device(device)), exp=exp)[0]
     tokenizer = as_tokenizer(model.tokenizer)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     stop = tokenizer.eot_token if stop_at_eot else None

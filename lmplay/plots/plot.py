@@ -8,6 +8,7 @@ import numpy as np
 from ..errors import DataError, UserError, unknown
 from ..runs.finished import MODEL_METRIC, metric_key
 from .curves import KINDS, Curves, difference, read_curves, smooth
+from .decoration import label
 
 X_LABELS = {'samples': 'samples', 'tokens': 'tokens', 'seconds': 'training time (s)'}
 LABELS = {
@@ -41,7 +42,7 @@ def plot_run(run_dir: str | Path) -> Path:
         return plot([run], out, x='samples' if run.extent('samples') else 'tokens')
     figure, panels = _figure(1, 1)
     panels[0, 0].set_axis_off()
-    panels[0, 0].text(0.5, 0.5, f'{run.name} has recorded no points yet.', ha='center', va='center')
+    panels[0, 0].text(0.5, 0.5, f'{label(run.name)} has recorded no points yet.', ha='center', va='center')
     return _save(figure, out)
 
 
@@ -116,7 +117,7 @@ def _draw_one(run: Curves, x: str, metrics: list[str], smoothing: int | None):
     if by_domain:
         _draw_domains(panels[0, -1], run, x)
     _legend(figure, [(run.name, look)], kinds)
-    figure.suptitle(run.name, fontsize=12)
+    figure.suptitle(label(run.name), fontsize=12)
     return figure
 
 
@@ -132,7 +133,7 @@ def _draw_several(runs: list[Curves], base: Curves, x: str, metrics: list[str], 
         kinds |= {kind for curves in drawn for kind in curves}
         first = base if base in group else max(group, key=lambda run: run.extent(x))
         _draw_differences(right, drawn, own, group.index(first))
-        title = f'{_title(metric)}: difference from {first.name}'
+        title = f'{_title(metric)}: difference from {label(first.name)}'
         _finish(right, x, title, f'difference in {_label(metric)}')
     _legend(figure, [(run.name, looks[id(run)]) for run in runs], kinds)
     return figure
@@ -204,7 +205,7 @@ def _draw_differences(axes, drawn: list[dict], looks: Sequence[dict], base: int)
 def _draw_domains(axes, run: Curves, x: str):
     for name, look in zip(run.domains, _looks(len(run.domains)), strict=True):
         xs, ys = run.curve(name, x, 'loss')
-        _draw_line(axes, xs, ys, 'validation', look, label=name)
+        _draw_line(axes, xs, ys, 'validation', look, label=label(name))
     _finish(axes, x, 'validation loss by domain', LABELS['loss'])
     axes.legend(frameon=False)
 
@@ -215,7 +216,7 @@ def _mark_stages(axes, run: Curves, x: str):
         if i:
             axes.axvline(at, color='#888888', lw=0.9, ls=':')
         axes.annotate(
-            name,
+            label(name),
             (at, 1),
             xycoords=('data', 'axes fraction'),
             xytext=(0, 2),
@@ -226,19 +227,19 @@ def _mark_stages(axes, run: Curves, x: str):
 
 
 def _title(metric: str) -> str:
-    return metric.removeprefix(MODEL_METRIC).replace('_', ' ')
+    return label(metric.removeprefix(MODEL_METRIC).replace('_', ' '))
 
 
 def _label(metric: str) -> str:
     return LABELS.get(metric, _title(metric))
 
 
-def _finish(axes, x: str, title: str, label: str, pad: float = 6):
+def _finish(axes, x: str, title: str, unit: str, pad: float = 6):
     from matplotlib.ticker import EngFormatter
 
     axes.set_title(title, fontsize=11, loc='left', pad=pad)
     axes.set_xlabel(X_LABELS[x])
-    axes.set_ylabel(label)
+    axes.set_ylabel(unit)
     axes.grid(True, color='#dddddd', lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
@@ -261,11 +262,11 @@ def _legend(figure, entries: list[tuple[str, dict]], kinds: set[str]):
 
     handles = []
     if len(entries) > 1:
-        handles = [Line2D([], [], lw=2.5, label=label, **look) for label, look in entries]
+        handles = [Line2D([], [], lw=2.5, label=label(name), **look) for name, look in entries]
     colour = '#666666' if handles else entries[0][1]['color']
-    for kind, label in zip(KINDS, ('training', 'validation')):
+    for kind, name in zip(KINDS, ('training', 'validation')):
         if kind in kinds:
-            handles.append(Line2D([], [], color=colour, label=label, **STYLES[kind]))
+            handles.append(Line2D([], [], color=colour, label=name, **STYLES[kind]))
     figure.legend(handles=handles, loc='outside lower center', ncols=min(len(handles), 5), frameon=False)
 
 

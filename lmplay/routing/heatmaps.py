@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..plots.decoration import label
 from .svg import FACE, FEW, GRID, NAMED, colour_bar, new_figure, svg
 
 
@@ -27,7 +28,7 @@ def _few_by_group(fractions, load, rows, title, top):
     figure, (axes,) = new_figure(2.2 + 0.46 * E, 0.95 + 0.34 * R)
     bar = _cells(figure, axes, fractions, rows, 'viridis', Normalize(0, top), form=lambda v: f'{100 * v:.0f}')
     bar.ax.yaxis.set_major_formatter(lambda v, _: f'{v:.0%}')
-    axes.set(title=f'{title}: % of assignments', xlabel='expert')
+    axes.set(title=f'{label(title)}: % of assignments', xlabel='expert')
     return figure
 
 
@@ -39,7 +40,7 @@ def _many_by_group(fractions, load, rows, title, top):
     figure, (upper, lower) = new_figure(9, 1.7 + 0.44 * R, rows=2)
     bar = _cells(figure, upper, fractions[:, order], rows, 'viridis', PowerNorm(0.5, 0, top), columns=order)
     bar.ax.yaxis.set_major_formatter(lambda v, _: f'{v:.1%}')
-    upper.set_title(f'{title}: share of assignments')
+    upper.set_title(f'{label(title)}: share of assignments')
     upper.set_xticks([])
     with np.errstate(divide='ignore', invalid='ignore'):
         lift = np.clip(np.log2(fractions / load), -3, 3)[:, order]
@@ -63,7 +64,7 @@ def norm_heat(norms: list[np.ndarray], names: list[str], title: str):
     figure, (axes,) = new_figure(min(9, 2.4 + 0.5 * E), 1 + 0.34 * L)
     scale = Normalize(0, max(float(norms_LE.max()), 1e-9))
     _cells(figure, axes, norms_LE, names, 'viridis', scale, form='{:.2g}'.format, columns=np.arange(E))
-    axes.set(title=title, xlabel='expert')
+    axes.set(title=label(title), xlabel='expert')
     return figure
 
 
@@ -106,7 +107,7 @@ def _square(values, alike, title, colours, norm, *, form):
     figure, (axes,) = new_figure(side + 1.2, side)
     rows = [str(e) for e in order] if few else []
     bar = _cells(figure, axes, values, rows, colours, norm, form=form, columns=None if few else order)
-    axes.set(title=title, xlabel='expert' if few else f'{E} experts, each beside one like it')
+    axes.set(title=label(title), xlabel='expert' if few else f'{E} experts, each beside one like it')
     if not few:
         axes.set(xticks=[], yticks=[])
     return figure, bar
@@ -150,7 +151,7 @@ def _cells(
     image = axes.imshow(
         np.ma.masked_invalid(values), aspect='auto', interpolation='none', cmap=map_, norm=norm
     )
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     E = values.shape[1]

@@ -46,7 +46,7 @@ def _page(findings: Findings, sections: list[Section], tables: list[str]) -> str
         keep_trailing_newline=True,
     )
     environment.filters |= {'visible': visible, 'count': count}
-    return environment.get_template('page.html.j2').render(
+    text = environment.get_template('page.html.j2').render(
         report=findings.report,
         summary=findings.summary,
         favourites=findings.favourites,
@@ -56,6 +56,7 @@ def _page(findings: Findings, sections: list[Section], tables: list[str]) -> str
         log=math.log,
         log2=math.log2,
     )
+    return text.encode('utf-8', 'replace').decode('utf-8')
 
 
 def visible(text: str) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..plots.curves import smooth
+from ..plots.decoration import label
 from ..plots.plot import COLOURS
 from .history import History
 from .svg import FACE, FEW, INK, colour_bar, new_figure, svg
@@ -62,7 +63,7 @@ def _map(step, load_PE, name):
         extent=(step[0] - 0.5, step[-1] + 0.5, E - 0.5, -0.5),
     )
     colour_bar(figure, image, axes).ax.yaxis.set_major_formatter(lambda v, _: f'{v:.1%}')
-    axes.set_title(f'{name}: share of assignments', pad=12)
+    axes.set_title(f'{label(name)}: share of assignments', pad=12)
     axes.set(xlabel='step', ylabel=f'{E} experts, the busiest\nat the end on top')
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -80,7 +81,7 @@ def layer_curves(history: History, metric: str, names: list[str]):
     marker = '.' if len(step) == 1 else None
     lines = []
     for values, name, shade in zip(values_PL.T, names, shades):
-        lines += axes.plot(step, values, color=shade, lw=1.4, marker=marker, label=name)
+        lines += axes.plot(step, values, color=shade, lw=1.4, marker=marker, label=label(name))
     _plain_axes(axes, metric.replace('_', ' '), '')
     _mark_alarms(axes, history)
     _legend(figure, history, lines)
@@ -103,11 +104,11 @@ def key_map(points, explained, usage, favours, groups: list[str], title: str):
         if chosen.any():
             colour = COLOURS[g % HUES] if g >= 0 else 'none'
             axes.scatter(*points[chosen].T, s=size[chosen], color=colour, **edge)
-            handles.append(Line2D([], [], ls='', marker='o', mfc=colour, mec=INK, mew=0.5, label=name))
+            handles.append(Line2D([], [], ls='', marker='o', mfc=colour, mec=INK, mew=0.5, label=label(name)))
     if len(points) <= FEW:
         for e, point in enumerate(points):
             axes.annotate(str(e), point, fontsize=7, ha='center', va='center', color=INK)
-    axes.set(title=title, xlabel=f'1st component, {explained[0]:.0%} of the variance')
+    axes.set(title=label(title), xlabel=f'1st component, {explained[0]:.0%} of the variance')
     axes.set(ylabel=f'2nd, {explained[1]:.0%}')
     axes.grid(True)
     axes.set_axisbelow(True)
@@ -135,9 +136,9 @@ def _legend(figure, history: History, handles=()):
         figure.legend(handles=handles, **look)
 
 
-def _plain_axes(axes, title: str, label: str):
-    axes.set_title(title, pad=12)  # leaves room for the marks of alarms
-    axes.set(xlabel='step', ylabel=label)
+def _plain_axes(axes, title: str, unit: str):
+    axes.set_title(label(title), pad=12)  # leaves room for the marks of alarms
+    axes.set(xlabel='step', ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
     axes.set_axisbelow(True)

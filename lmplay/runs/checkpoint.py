@@ -8,27 +8,58 @@ They are written under another name, synced and renamed. Nothing in them is ever
 safetensors, the optimizer's state is read with weights_only.
 """
 
-import errno
+import functools
 import json
+import logging
 import os
+import secrets
 import shutil
-import tempfile
+import sys
+from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map_only
 
 from .. import __version__
 from ..base.base_model import LMBase
-from ..base.runner_list import find_runner
+from ..base.runner_list import find_runner, saved_runner
 from ..errors import CheckpointError
+from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
 from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
+from .links import LAST, STATE, named, point
 
+log = logging.getLogger(__name__)
 FORMAT = 1
-WEIGHTS, OPTIMIZER, STATE = 'model.safetensors', 'optimizer.pt', 'state.json'
+HALF = '.writing-'  # what the name of an unfinished checkpoint begins with
+WEIGHTS, OPTIMIZER = 'model.safetensors', 'optimizer.pt'
+
+
+class CheckpointState(BaseModel):
+    """What state.json may hold. Where a key is there, it has this type; `load_model` needs the first four."""
+
+    model_config = ConfigDict(strict=True, extra='allow')
+
+    exp: str = ''
+    exp_file: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, str] = Field(default_factory=dict)
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    stage: str = ''
+    progress: dict[str, Any] = Field(default_factory=dict)
+    logs: dict[str, int] = Field(default_factory=dict)
+    sizes: dict[str, int] = Field(default_factory=dict)
+    checksums: dict[str, str] = Field(default_factory=dict)
+    links: list[str] = Field(default_factory=list)
+
+
+NEEDED = ('exp', 'exp_file', 'parameters', 'tokenizer')  # to build the model of a checkpoint
 
 
 def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, state: dict) -> None:
@@ -47,23 +78,23 @@ def _write(
     optimizer_state: dict | None,
     state: dict,
 ) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix='.writing-', dir=folder.parent))
+    temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         save_file(
             weights,
             temporary / WEIGHTS,
             metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)},
         )
+        (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)  # safetensors leaves others nothing
         if optimizer_state is not None:
             torch.save(optimizer_state, temporary / OPTIMIZER)
         tokenizer.save(temporary)
-        sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
-        (temporary / STATE).write_text(
-            json.dumps({'format': FORMAT, 'lmplay': __version__, 'sizes': sizes} | state, indent=1)
-        )
-        for file in temporary.iterdir():
-            _sync(file)
+        files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary)}
+        content = sealed({'format': FORMAT, 'lmplay': __version__} | state | files)
+        (temporary / STATE).write_text(json.dumps(content, indent=1))
+        _sync(temporary / STATE)
         _sync(temporary)
         os.rename(temporary, folder)
         _sync(folder.parent)
@@ -72,13 +103,27 @@ def _write(
         RuntimeError,
         SafetensorError,
     ) as error:  # torch and safetensors wrap the system's errors
-        full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
-        reason = 'the disk is full' if full else error
         raise CheckpointError(
-            f"Can't write the checkpoint '{folder}': {reason}. The checkpoint before it is untouched."
+            f"Can't write the checkpoint '{folder}': {why_not_written(folder.parent, error)}. The checkpoint "
+            'before it is untouched.'
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
+
+
+def _synced(folder: Path) -> dict[str, str]:
+    """The checksum of each file of a folder, computed while the disk takes them in."""
+    files = sorted(folder.iterdir())
+    with ThreadPoolExecutor(1, 'sync') as pool:
+        syncing = [pool.submit(_sync, file) for file in files]
+        checksums = {file.name: checksum(file) for file in files}
+        for done in syncing:
+            done.result()
+    return checksums
 
 
 def _untied(state: dict) -> tuple[dict, dict]:
@@ -102,14 +147,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def point(link: Path, folder: Path) -> None:
-    """Makes `link` point to `folder`, in one step."""
-    temporary = link.with_name(f'.{link.name}.new')
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    os.replace(temporary, link)
-
-
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints and linked ones, and what killed runs left unfinished."""
     linked = {link.resolve() for link in folder.iterdir() if link.is_symlink()}
@@ -117,7 +154,7 @@ def prune(folder: Path, keep: int) -> None:
     for old in whole[:-keep]:
         if old.resolve() not in linked:
             shutil.rmtree(old, ignore_errors=True)
-    for half in folder.glob('.writing-*'):
+    for half in folder.glob(f'{HALF}*'):
         shutil.rmtree(half, ignore_errors=True)
 
 
@@ -152,7 +189,14 @@ class Checkpoints:
             )
 
         def write():
-            _write(folder, weights, aliases, as_tokenizer(model.tokenizer), optimizer_state, state)
+            _write(
+                folder,
+                weights,
+                aliases,
+                as_tokenizer(model.tokenizer),
+                optimizer_state,
+                state | {'links': links},
+            )
             for name in links:
                 point(self.folder / name, folder)
             prune(self.folder, self.keep)
@@ -175,9 +219,19 @@ class Checkpoints:
             writing.result()
 
     def close(self) -> None:
-        """Waits for a save that is under way."""
+        """Waits for a save that is under way.
+
+        Raises CheckpointError or OSError where it failed; while another error is on its way, logs that.
+        """
+        on_its_way = sys.exc_info()[1]
         if self.pool is not None:
             self.pool.shutdown()
+        try:
+            self.wait()
+        except (CheckpointError, OSError) as error:
+            if on_its_way is None:
+                raise
+            log.error('%s', error)
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
@@ -185,14 +239,12 @@ def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
     path = Path(path)
     if (path / STATE).is_file():
         return path
-    for candidate in (
-        path / 'checkpoints' / prefer,
-        path / 'checkpoints' / 'last',
-        path / prefer,
-        path / 'last',
-    ):
-        if (candidate / STATE).is_file():
-            return candidate.resolve()
+    for checkpoints in (path / 'checkpoints', path):
+        for name in (prefer, LAST):
+            if (found := named(checkpoints, name)) is not None:
+                return found
+    if (found := named(path.parent, path.name)) is not None:  # a link that was lost
+        return found
     if not path.exists():
         raise CheckpointError(f"No checkpoint at '{path}': there is no such path.")
     raise CheckpointError(
@@ -201,10 +253,14 @@ def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
 
 
 def read_state(folder: Path) -> dict:
-    """A checkpoint's state.json. Raises CheckpointError where a file of it is missing or of another size."""
+    """A checkpoint's state.json.
+
+    Raises CheckpointError where it is damaged, or a file of the checkpoint is missing or of another size.
+    The contents of the two large files are compared with their checksums when they are loaded.
+    """
     try:
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads((folder / STATE).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error})."
         ) from error
@@ -214,17 +270,46 @@ def read_state(folder: Path) -> dict:
         raise CheckpointError(
             f"The checkpoint '{folder}' has format {state.get('format')!r}; this version reads {FORMAT}."
         )
-    for name, size in state.get('sizes', {}).items():
-        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if actual != size:
-            found = 'is missing' if actual is None else f'has {actual:,} bytes instead of {size:,}'
-            raise CheckpointError(f"The checkpoint '{folder}' is damaged: {name} {found}.")
+    if seal_is_broken(state):
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is damaged: {STATE} has changed since it was written (its checksum "
+            'differs).'
+        )
+    try:
+        CheckpointState.model_validate(state)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = '.'.join(map(str, found['loc']))
+        raise CheckpointError(
+            f"The checkpoint '{folder}' is damaged: in {STATE}, {where}: {found['msg']}."
+        ) from error
+    _check_files(folder, state, but=(WEIGHTS, OPTIMIZER))
     return state
+
+
+def _check_files(folder: Path, state: dict, *, but: Container[str] = (), only: str | None = None) -> None:
+    """Raises CheckpointError unless files are as they were written: all sizes, the checksums asked for."""
+    checksums = state.get(CHECKSUMS)
+    if checksums is None:
+        _tell_it_has_no_checksums(str(folder.parent.parent))
+    asked = {n: c for n, c in (checksums or {}).items() if (n == only if only else n not in but)}
+    try:
+        problem = damage(folder, state.get('sizes', {}), asked)
+    except OSError as error:
+        problem = f"a file of it can't be read: {error.strerror}"
+    if problem:
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {problem}.")
+
+
+@functools.cache
+def _tell_it_has_no_checksums(run: str) -> None:
+    log.warning("The checkpoints of '%s' were written without checksums: only their sizes are checked.", run)
 
 
 def load_weights(model: LMBase, folder: Path) -> None:
     """Loads a checkpoint's weights, all or none. Raises CheckpointError that names what does not fit."""
     file = folder / WEIGHTS
+    _check_files(folder, read_state(folder), only=WEIGHTS)
     try:
         weights = load_file(file)
         from safetensors import safe_open
@@ -243,6 +328,11 @@ def load_weights(model: LMBase, folder: Path) -> None:
             for k in own
             if k in weights and weights[k].shape != own[k].shape
         ]
+        + [
+            f"'{k}' is {weights[k].dtype}, the model's is {own[k].dtype}".replace('torch.', '')
+            for k in own
+            if k in weights and weights[k].dtype != own[k].dtype
+        ]
     )
     if problems:
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
@@ -254,6 +344,7 @@ def load_weights(model: LMBase, folder: Path) -> None:
 
 def load_optimizer(folder: Path) -> dict:
     """A checkpoint's optimizer state. Raises CheckpointError for a file that is damaged or holds code."""
+    _check_files(folder, read_state(folder), only=OPTIMIZER)
     try:
         return torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
@@ -266,11 +357,16 @@ def load_optimizer(folder: Path) -> dict:
 def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
     """(model, state) of a checkpoint or run directory, which names experiment, parameters and tokenizer.
 
-    exp: the experiment to use instead (a name or the path of a versions.py). Raises CheckpointError.
+    exp: the experiment to use (a name or the path of a versions.py), whose code runs; a checkpoint's word
+    runs none but installed code and files that were named to this process. Raises UserError.
     """
     folder = find_checkpoint(path)
     state = read_state(folder)
-    runner = find_runner(exp or state['exp_file'] or state['exp'])
+    if missing := [key for key in NEEDED if key not in state] or {'name', 'fingerprint'} - {
+        *state['tokenizer']
+    }:
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} lacks {', '.join(missing)}.")
+    runner = find_runner(exp) if exp else saved_runner(state, folder)
     parameters = dict(state['parameters'])
     tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
     if tokenizer.fingerprint != state['tokenizer']['fingerprint']:

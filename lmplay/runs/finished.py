@@ -215,11 +215,16 @@ class FinishedRun(StartedRun):
         total = float(weights[chosen].sum())
         return float(losses[chosen].sum()) / total if total else math.nan
 
-    def model(self, which: Literal['best', 'last'] = 'best', *, device: str = 'cpu') -> 'LMBase':
-        """The model of the run's best or last checkpoint. Raises CheckpointError."""
+    def model(
+        self, which: Literal['best', 'last'] = 'best', *, device: str = 'cpu', exp: str | None = None
+    ) -> 'LMBase':
+        """The model of the run's best or last checkpoint; exp: its experiment, needed where that is a file.
+
+        Raises UserError.
+        """
         from .checkpoint import find_checkpoint, load_model
 
-        return load_model(find_checkpoint(self.folder, prefer=which), device=device)[0]
+        return load_model(find_checkpoint(self.folder, prefer=which), device=device, exp=exp)[0]
 
     @cached_property
     def cost(self) -> dict[str, float | None]:

@@ -203,7 +203,7 @@ class Recorder:
         return file
 
     def _write(self, name: str, line: str, *, flush: bool):
-        self._files[name].write(line.encode())
+        self._files[name].write(line.encode('utf-8', 'backslashreplace'))  # what JSON calls lone surrogates
         if flush or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
 

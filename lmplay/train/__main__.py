@@ -11,7 +11,7 @@ import yaml
 
 from ..base.parameters import read_parameters, read_yaml, typed_parameters
 from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
-from ..cli import CommandParser, run_command
+from ..cli import CommandParser, cell, run_command
 from ..errors import UserError, unknown
 from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
@@ -184,8 +184,9 @@ def _model_parameters(
     args: argparse.Namespace, config: dict, rest: list[str], parser: CommandParser
 ) -> dict[str, Any]:
     """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
-    exp = args.exp if args.exp not in (None, 'list') else load_plan(args.training_plan).first_exp
-    runner = find_runner(exp or DEFAULT_EXPERIMENT).function()
+    named = args.exp not in (None, 'list')
+    exp = args.exp if named else load_plan(args.training_plan).experiment()
+    runner = find_runner(exp).function()
     model = getattr(runner.model_class, '__name__', '')
     texts = []
     for item in args.set:
@@ -269,27 +270,21 @@ def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(title='Experiments', title_justify='left')
     for heading in ('name', 'description', 'from', 'parameters'):
         table.add_column(heading, no_wrap=heading == 'name', overflow='fold')
     for e in entries:
-        what = Text(_printable(e.description))
+        what = cell(e.description)
         if e.error is not None:
-            what = Text(f'broken: {_printable(e.error)}', style='red')
+            what = cell(f'broken: {e.error}')
+            what.stylize('red')
         parameters = ' '.join(f'{k}={v}' for k, v in e.parameters.items())
-        table.add_row(
-            Text(_printable(e.name)), what, Text(_printable(e.module)), Text(_printable(parameters))
-        )
+        table.add_row(cell(e.name), what, cell(e.module), cell(parameters))
     console = Console()
     if not console.is_terminal:
         console.width = 160
     console.print(table)
-
-
-def _printable(text: str) -> str:
-    return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
 def dump_config(args: argparse.Namespace) -> str:
@@ -304,7 +299,7 @@ def dump_config(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace) -> int:
     plan = load_plan(args.training_plan)  # mistakes in a plan or a name are reported before torch is imported
-    find_entry(args.exp or plan.exp or DEFAULT_EXPERIMENT)
+    find_entry(plan.experiment(args.exp))
 
     from .api import RUN_OPTIONS, make_session
     from .console import ConsoleReporter

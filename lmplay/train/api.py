@@ -9,7 +9,7 @@ from ..base.runner_list import find_entry, find_runner
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun, read_run
 from .console import ConsoleReporter
-from .plan import DEFAULT_EXPERIMENT, STAGE_KEYS, Plan, load_plan, parse_plan
+from .plan import STAGE_KEYS, Plan, load_plan, parse_plan
 from .resolve import Settings
 from .session import Session
 
@@ -39,7 +39,7 @@ def train(
     saved).
     """
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
-    run, stage, model = sort_options(exp or parsed.first_exp or DEFAULT_EXPERIMENT, options)
+    run, stage, model = sort_options(parsed.experiment(exp), options)
     session = make_session(
         exp,
         parsed,
@@ -96,7 +96,7 @@ def make_session(
         plan.use_dataset(dataset)
     if exp is not None:
         _check_clash(exp, plan)
-    exp = exp or plan.exp or DEFAULT_EXPERIMENT
+    exp = plan.experiment(exp)
     entry = find_entry(exp)
     for index in range(len(plan.stages)):
         plan.stage(index, None, stage)

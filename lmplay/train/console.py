@@ -1,12 +1,13 @@
 """What a person sees of a run: a progress bar in a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 
 from tqdm import tqdm
 
 from ..base.base_model import LMBase
-from ..cli import count, duration
+from ..cli import count, duration, plain, plain_line
 from ..device import Compute
 from .length import StageLength
 from .optimizer import assignments
@@ -29,10 +30,21 @@ class ConsoleReporter:
     def line(self, text: str) -> None:
         if self.quiet:
             return
+        text = plain(text)
         if self.bar is not None:
             self.bar.write(text, file=self.out)
         else:
             print(text, file=self.out, flush=True)
+
+    def urgent(self, text: str) -> bool:
+        """`line`, for signal handlers: past the buffers, which may be in use. False where that can't be."""
+        if self.quiet:
+            return True
+        try:
+            os.write(self.out.fileno(), f'\n{plain(text)}\n'.encode())
+        except (OSError, ValueError):  # not a file, or closed
+            return False
+        return True
 
     def stage(
         self, stage: ResolvedStage, model: LMBase, length: StageLength, state: TrainState, compute: Compute
@@ -51,7 +63,7 @@ class ConsoleReporter:
             self.bar = tqdm(
                 total=total,
                 initial=done,
-                desc=stage.name,
+                desc=plain_line(stage.name),
                 unit=unit,
                 file=self.out,
                 dynamic_ncols=True,

@@ -7,7 +7,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..checks import check_runnable
-from ..cli import count, duration
+from ..cli import cell, count, duration, plain
 from ..device import measured_flops
 from ..tokenizers import as_tokenizer
 from .length import TimeLength, stage_length
@@ -107,8 +107,8 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
 def print_description(model: LMBase, figures: dict, console) -> None:
     from rich.table import Table
 
-    console.print(str(model), highlight=False, markup=False)
-    table = Table(title=figures['name'], show_header=False, title_justify='left')
+    console.print(plain(str(model)), highlight=False, markup=False)
+    table = Table(title=cell(figures['name']), show_header=False, title_justify='left')
     memory = figures['memory_bytes']
     gib = {k: f'{v / 2**30:.2f} GiB' for k, v in memory.items()}
     for key, value in (
@@ -130,7 +130,7 @@ def print_description(model: LMBase, figures: dict, console) -> None:
         *(('updated by', line) for line in figures['updates']),
         *((k, str(v)) for k, v in figures['hyperparameters'].items()),
     ):
-        table.add_row(key, value)
+        table.add_row(cell(key), cell(value))
     console.print(table)
 
 
@@ -142,17 +142,17 @@ def dry_run(session: Session) -> None:
     stages = session.resolve()
     check_starts(stages, first=0, over=0, checkpoints=session.directory.checkpoints)
     speed = 0.5 * measured_flops(compute.device, compute.dtype)
-    table = Table(title=f'Plan "{plan.name}" on {compute.device}', title_justify='left')
+    table = Table(title=cell(f'Plan "{plan.name}" on {compute.device}'), title_justify='left')
     numbers = ('sequences', 'tokens', 'steps', 'memory', 'about')
     for heading in ('stage', 'experiment', 'data', *numbers):
         table.add_column(heading, justify='right' if heading in numbers else 'left')
     if plan.description:
-        out.print(plan.description, highlight=False)
+        out.print(plain(plan.description), highlight=False, markup=False)
     total, warmups = 0.0, []
     data = open_stages(stages, first=0, seed=session.seed, progress=session.console.line)
     for stage in stages:
         row, steps, seconds = _expected(stage, data[stage.index], speed=speed, amp=session.settings.amp)
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
         total += seconds
         warmups.append(unfinished_warmup(stage.settings, steps))
     out.print(table)

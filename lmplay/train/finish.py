@@ -34,6 +34,8 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
     broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
     summary = _summary(trainer, stages, plan, texts, changes, broken)
     write_json(directory.path / 'summary.json', summary)
+    file = trainer.checkpoints.header.get('exp_file')
+    by_path = f" --exp '{file}'" if file else ''  # code runs only where it is named
     told = (
         f'Finished: {state.tokens:,} tokens in {state.seconds:.0f} s. '
         f'Validation loss {state.validation_loss:.4f}, the best was {state.best_loss:.4f}, perplexity '
@@ -41,7 +43,7 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
         f'{_also_measured(trainer.evaluation)}'
         f'Curves:     {_curves(directory)}\n'
         f'Checkpoint: {directory.checkpoints / "best"}\n'
-        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'"
+        f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'{by_path}"
     )
     told = '\n'.join([told, *_notes(stages, changes)])
     write_text(directory.path / 'summary.txt', f'{plan}: {model.name}, seed {trainer.seed}\n{told}\n')

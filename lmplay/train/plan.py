@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..base.runner_list import find_entry
 from ..data.local import loader_of
 from ..data.sources import NAMED, check_spec
 from ..errors import PlanError, unknown
@@ -91,6 +92,16 @@ class Plan:
     def first_exp(self) -> str | None:
         """The experiment that the plan itself names for its first stage."""
         return next(iter(self.stages.values())).get('exp') or self.exp
+
+    def experiment(self, given: str | None = None) -> str:
+        """The experiment to train first: the one given, else the plan's, else the default.
+
+        Raises ExperimentError where a plan names a file of code that was not named by the user.
+        """
+        if given or not self.first_exp:
+            return given or DEFAULT_EXPERIMENT
+        find_entry(self.first_exp, written_in=self.where)
+        return self.first_exp
 
     def stage(self, index: int, version: dict | None = None, overrides: dict | None = None) -> Stage:
         """Stage `index` with everything resolved. A length replaces one of another kind. Raises PlanError."""

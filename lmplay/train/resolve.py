@@ -133,7 +133,9 @@ def resolve(plan: Plan, settings: Settings, tokenizer: Tokenizer | None) -> list
     stages: list[ResolvedStage] = []
     exp = settings.exp
     for index, keys in enumerate(plan.stages.values()):
-        exp = keys.get('exp') or exp
+        if keys.get('exp'):
+            exp = keys['exp']
+            find_entry(exp, written_in=plan.where)
         before = stages[-1] if stages else None
         stages.append(_resolve_stage(plan, settings, tokenizer, index, exp=exp, before=before))
     return stages

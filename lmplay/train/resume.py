@@ -21,6 +21,7 @@ from ..runs.checkpoint import (
     save_checkpoint,
 )
 from ..runs.directory import RunDirectory
+from ..runs.links import LAST, restore_links
 from ..tokenizers import as_tokenizer, load_tokenizer
 from .resolve import ResolvedStage
 from .state import TrainState
@@ -127,12 +128,17 @@ def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
 
     Raises CheckpointError where it is unusable.
     """
-    last = checkpoints / 'last'
+    last = checkpoints / LAST
+    try:
+        restore_links(checkpoints)
+    except OSError as error:
+        raise CheckpointError(
+            f"The run in '{run_dir}' has lost its links to checkpoints, and they can't be restored: "
+            f'{error.strerror}.'
+        ) from error
     if (last / STATE).is_file():
         return SavedRun(run_dir, last, read_state(last))
-    # A run killed in its first save may leave one step without `last`; more of them mean that `last` got
-    # lost, as when links are not copied.
-    if last.is_symlink() or len({f.name[:13] for f in checkpoints.glob('step-*')}) > 1:
+    if last.is_symlink() or any(checkpoints.glob('step-*')):
         raise CheckpointError(
             f"The run in '{run_dir}' has no usable checkpoint '{last}': it is missing or points to a damaged "
             'one. Point it '

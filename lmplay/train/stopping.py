@@ -5,7 +5,10 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from ..cli import Terminated
 from .console import ConsoleReporter
+
+STOPPING = 'Stopping after this step; signal again to stop at once.'
 
 
 class StopTraining(Exception):
@@ -27,6 +30,7 @@ class StopSignal:
         self.console = console
         self.number: int | None = None
         self.stepping = False
+        self.told = True
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -50,6 +54,9 @@ class StopSignal:
 
     def check(self) -> None:
         """Raises StopTraining after a signal."""
+        if not self.told:
+            self.told = True
+            self.console.line(STOPPING)
         if self.number is not None:
             raise Interrupted('interrupted')
 
@@ -61,5 +68,5 @@ class StopSignal:
     def _on_signal(self, number, _frame) -> None:
         again, self.number = self.number is not None, int(number)
         if again or not self.stepping:
-            raise KeyboardInterrupt
-        self.console.line('Stopping after this step; signal again to stop at once.')
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self.told = self.console.urgent(STOPPING)

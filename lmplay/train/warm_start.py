@@ -7,7 +7,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.pretrained import take_tokenizer
-from ..base.runner_list import find_runner
+from ..base.runner_list import saved_runner
 from ..errors import CheckpointError
 from ..runs.checkpoint import find_checkpoint, load_model, load_weights, read_state
 from ..tokenizers import load_tokenizer
@@ -56,7 +56,9 @@ def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
         return list(model.import_pretrained(str(path)) or [])
     folder = find_checkpoint(path, prefer='best')
     state = read_state(folder)
-    if find_runner(state['exp_file'] or state['exp']).function().model_class is type(model):
+    if not {'exp', 'exp_file'} <= state.keys():
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: state.json names no experiment.")
+    if saved_runner(state, folder).function().model_class is type(model):
         try:
             load_weights(model, folder)
             tokenizer = load_tokenizer(state['tokenizer']['name'], folder)

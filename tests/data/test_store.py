@@ -1,5 +1,9 @@
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 from lmplay.data import store as stores
 from lmplay.data.sources import Row
 from lmplay.errors import DataError
+from lmplay.files import collect_leftovers, new_folder
 from lmplay.tokenizers import get_tokenizer
 
 BYTES = get_tokenizer('bytes')
@@ -159,3 +164,143 @@ def test_a_bpe_is_trained_on_training_documents_only_and_cached():
     assert not [t for t in json.loads(made[0].backend.to_str())['model']['vocab'] if 'zz' in t]
     with pytest.raises(DataError, match="'documents' must be a positive"):
         stores.train_bpe([Listed(rows)], {'documents': 0}, validation_fraction=0.0)
+
+
+def flip(file, byte=-1):
+    content = bytearray(file.read_bytes())
+    content[byte] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    'flipped': flip,
+    'truncated': lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    'empty': lambda file: file.write_bytes(b''),
+    'missing': lambda file: file.unlink(),
+}
+FILES = ['tokens', 'starts', 'prompt_lengths', 'text_bytes', 'domains', 'hashes', 'splits']
+
+
+@pytest.mark.parametrize('name', [*(f'{name}.bin' for name in FILES), 'meta.json'])
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_store_is_made_again_and_that_is_said(rows, name, damage):
+    source = Listed(rows, mark='damaged')
+    folder = stores.open_store(source, BYTES).folder
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    DAMAGES[damage](folder / name)
+    said = []
+    stores.open_store(source, BYTES, progress=said.append)
+    assert 'is damaged' in said[0] and name in said[0] and 'made again' in said[0]
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+    stores.open_store(source, BYTES, progress=lambda line: pytest.fail(line))
+    assert not list(folder.parent.glob('.*'))
+
+
+@pytest.mark.parametrize(
+    'content', ['[]', '{}', '{"documents": "x"}', '[' * 100_000, '1' * 5000, '"\\ud800"']
+)
+def test_meta_data_of_the_wrong_shape_is_damage_too(rows, content):
+    source, said = Listed(rows, mark='shape'), []
+    folder = stores.open_store(source, BYTES).folder
+    (folder / 'meta.json').write_text(content)
+    assert stores.open_store(source, BYTES, progress=said.append).meta['documents'] == 60
+    assert 'is damaged: meta.json' in said[0]
+
+
+def test_a_store_without_checksums_is_used(rows):
+    source = Listed(rows, mark='old')
+    folder = stores.open_store(source, BYTES).folder
+    meta = json.loads((folder / 'meta.json').read_text())
+    old = {k: v for k, v in meta.items() if not k.startswith('checksum')}
+    (folder / 'meta.json').write_text(json.dumps(old))
+    stores.open_store(source, BYTES, progress=lambda line: pytest.fail(line))
+    DAMAGES['truncated'](folder / 'tokens.bin')
+    assert 'checksums' in stores.open_store(source, BYTES).meta
+
+
+def test_large_tokens_are_checked_in_the_background(rows, monkeypatch):
+    monkeypatch.setattr(stores, 'BACKGROUND_BYTES', 10)
+    source = Listed(rows, mark='large')
+    folder = stores.open_store(source, BYTES).folder
+    flip(folder / 'tokens.bin', 100)
+    store = stores.open_store(source, BYTES)
+    with pytest.raises(DataError, match='tokens.bin has changed.*tokenized again'):
+        for _ in range(1000):
+            time.sleep(0.01)
+            store.tokens[:3]
+    again = stores.open_store(source, BYTES)
+    time.sleep(0.2)
+    assert BYTES.decode(again.tokens[:6].tolist()) == (rows[0].prompt + rows[0].text)[:6]
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'truncated', 'empty', 'missing'])
+def test_a_damaged_tokenizer_is_trained_again_and_that_is_said(damage):
+    options, rows, said = {'vocab_size': 270}, [Row(text='aaa bbb ' * 3)] * 5, []
+
+    def train():
+        return stores.train_bpe(
+            [Listed(rows, mark=damage)], options, validation_fraction=0.0, progress=said.append
+        )
+
+    before = {f for f in (stores.cache_dir() / 'tokenizers').glob('*')}
+    whole = train().fingerprint
+    (folder,) = set((stores.cache_dir() / 'tokenizers').glob('*')) - before
+    DAMAGES[damage](folder / 'tokenizer.json')
+    said.clear()
+    assert train().fingerprint == whole and 'is damaged' in said[0] and len(said) == 2
+    assert train().fingerprint == whole and len(said) == 2
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from lmplay.data import store
+from lmplay.data.sources import Row
+from lmplay.tokenizers import get_tokenizer
+class Slow:
+    name = 'slow'
+    def fingerprint(self): return 'slow'
+    def rows(self):
+        for i in range(40):
+            print('row', flush=True)
+            time.sleep(float(sys.argv[2]))
+            yield Row(text=f'text {i} ' * 40_000)
+print(store.open_store(Slow(), get_tokenizer('bytes'), progress=print).meta['documents'])
+"""
+
+
+def slow(root, seconds):
+    return subprocess.Popen(
+        [sys.executable, '-c', SLOW, str(root), str(seconds)],
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_make_a_store_once_and_a_killed_one_leaves_nothing(tmp_path, monkeypatch, request):
+    monkeypatch.setenv('LMP_DATASETS', str(tmp_path))
+    dead = slow(request.config.rootpath, 0.05)
+    for _ in range(15):
+        dead.stdout.readline()
+    dead.kill()
+    dead.wait()
+    assert [f for f in (tmp_path / 'stores').glob('.*') if f.is_dir()]
+    both = [slow(request.config.rootpath, 0.01) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0] and [s[-1] for s in said] == ['40', '40']
+    assert sum('row' in s for s in said) == 1
+    assert len(list((tmp_path / 'stores').iterdir())) == 1
+
+
+def test_a_temporary_in_use_is_never_collected(tmp_path):
+    with new_folder(tmp_path / 'a') as temporary:
+        (temporary / 'x').touch()
+        collect_leftovers(tmp_path)
+    assert (tmp_path / 'a' / 'x').is_file() and [f.name for f in (tmp_path / 'a').iterdir()] == ['x']
+    old = tmp_path / '.b.4711'
+    for folder in (old, tmp_path / '.c.4711'):  # as earlier versions named them
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    collect_leftovers(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['.c.4711', 'a']

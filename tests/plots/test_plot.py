@@ -99,6 +99,5 @@ def test_pictures_that_can_not_be_drawn_are_user_errors(make_run, tmp_path):
     runs = find_curves(make_run(tmp_path / 'run'))
     with pytest.raises(UserError, match="Can't write the picture '.*x.abc'"):
         plot(runs, tmp_path / 'x.abc')
-    runs[0].name = '$\\frac{1}$'  # no formula: matplotlib raises when it draws the title
-    with pytest.raises(UserError, match="Can't write the picture '.*x.png'"):
-        plot(runs, tmp_path / 'x.png')
+    runs[0].name = '$\\frac{1}$'  # a name, no formula
+    assert plot(runs, tmp_path / 'x.png').is_file()

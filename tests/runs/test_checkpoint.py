@@ -8,13 +8,17 @@ import threading
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from lmplay.base.base_model import LMBase
 from lmplay.base.runner_list import find_runner
-from lmplay.errors import CheckpointError
+from lmplay.errors import CheckpointError, UserError
+from lmplay.files import sealed
 from lmplay.runs import checkpoint as ck
 from lmplay.tokenizers import BytesTokenizer
+from tests.helpers import rewrite
 
 SHAPE = dict(num_blocks=1, embed_dim=16, num_heads=2, max_len=16, tokenizer='bytes')
 
@@ -96,6 +100,9 @@ def test_other_damage_is_told(saved, tmp_path):
     folder = run / 'checkpoints/step-1'
     weights = folder / ck.WEIGHTS
     weights.write_bytes(b'\xff' * weights.stat().st_size)
+    with pytest.raises(CheckpointError, match='model.safetensors has changed'):
+        ck.load_model(run)
+    rewrite(folder)
     with pytest.raises(CheckpointError, match="can't be read"):
         ck.load_model(run)
     for damaged in ('{', '[]'):
@@ -114,13 +121,129 @@ def test_a_pickle_with_code_in_it_does_not_run(saved, tmp_path):
             return os.system, (f'touch {tmp_path / "executed"}',)
 
     folder = saved[0] / 'checkpoints/step-1'
+    rewrite(folder)
     (folder / ck.OPTIMIZER).write_bytes(pickle.dumps(Evil()))
+    rewrite(folder)
     with pytest.raises(CheckpointError, match="can't be read safely"):
         ck.load_optimizer(folder)
     torch.save(Evil(), folder / ck.OPTIMIZER)
+    rewrite(folder)
     with pytest.raises(CheckpointError, match="can't be read safely"):
         ck.load_optimizer(folder)
     assert not (tmp_path / 'executed').exists()
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_is_told(saved, data):
+    """Of every file: damage of equal length is refused, or changes nothing that is read."""
+    run, _ = saved
+    folder = run / 'checkpoints/step-1'
+    file = folder / data.draw(st.sampled_from([ck.WEIGHTS, ck.OPTIMIZER, ck.STATE]))
+    whole, state = file.read_bytes(), ck.read_state(folder)
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+    flipped = bytearray(whole)
+    flipped[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(flipped)
+    try:
+        if file.name == ck.STATE:
+            assert ck.read_state(folder) == state
+        else:
+            ck.load_weights(tiny(), folder)
+            ck.load_optimizer(folder)
+            raise AssertionError(f'bit {bit} of {file.name} went unnoticed')
+    except CheckpointError as error:
+        assert 'damaged' in str(error) or 'format' in str(error)
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_checkpoint_without_checksums_loads_and_says_so_once(saved, caplog):
+    folder = saved[0] / 'checkpoints/step-1'
+    state = {k: v for k, v in ck.read_state(folder).items() if not k.startswith('checksum')}
+    (folder / ck.STATE).write_text(json.dumps(state))
+    for _ in range(2):
+        ck.load_model(saved[0])
+    assert caplog.text.count('without checksums') == 1
+
+
+def test_weights_of_another_dtype_are_refused(saved):
+    model = tiny().to(torch.bfloat16)
+    folder = saved[0] / 'checkpoints/step-2'
+    ck.save_checkpoint(folder, model, None, state_of(model))
+    with pytest.raises(CheckpointError, match="is bfloat16, the model's is float32"):
+        ck.load_model(folder)
+
+
+def test_a_checkpoint_has_the_permissions_of_any_other_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        ck.save_checkpoint(tmp_path / 'c', tiny(), {'optimizer': {}}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / 'c').stat().st_mode & 0o777 == 0o750
+    assert {f.stat().st_mode & 0o777 for f in (tmp_path / 'c').iterdir()} == {0o640}
+
+
+def test_a_failed_save_in_the_background_cannot_hide(tmp_path, caplog):
+    def failing():
+        (tmp_path / 'checkpoints').write_text('')  # a file in the way
+        saving = ck.Checkpoints(tmp_path / 'checkpoints', keep=2, background=True)
+        saving.save(1, tiny(), {'optimizer': {}}, {}, ['last'])
+        return saving
+
+    with pytest.raises(CheckpointError, match="Can't write the checkpoint"):
+        failing().close()
+    with pytest.raises(CheckpointError, match="Can't write the checkpoint"):
+        failing().wait()
+    with pytest.raises(ZeroDivisionError):
+        saving = failing()
+        try:
+            1 / 0  # noqa: B018
+        finally:
+            saving.close()
+    assert "Can't write the checkpoint" in caplog.text
+
+
+WRONG = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(['exp', 'exp_file', 'parameters', 'tokenizer', 'sizes', 'links']), value=WRONG)
+def test_a_state_of_the_wrong_shape_is_a_sentence(saved, key, value):
+    folder = saved[0] / 'checkpoints/step-1'
+    before = (folder / ck.STATE).read_text()
+    try:
+        rewrite(folder, **{key: value})
+        ck.load_model(folder)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    finally:
+        (folder / ck.STATE).write_text(before)
+
+
+@pytest.mark.parametrize('key', ['exp', 'exp_file', 'parameters', 'tokenizer'])
+def test_a_state_that_lacks_something_is_a_sentence(saved, key):
+    folder = saved[0] / 'checkpoints/step-1'
+    state = {k: v for k, v in ck.read_state(folder).items() if k not in (key, 'checksum')}
+    (folder / ck.STATE).write_text(json.dumps(sealed(state)))
+    with pytest.raises(CheckpointError, match=f'lacks {key}'):
+        ck.load_model(folder)
+
+
+def test_a_full_disk_is_called_that_though_torch_hides_it(tmp_path, monkeypatch):
+    """Where an error bears no number the file system is asked: here one whose every write fails."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', lambda *_: (_ for _ in ()).throw(RuntimeError('unexpected pos 64')))
+    with pytest.raises(CheckpointError, match='unexpected pos 64'):
+        ck.save_checkpoint(tmp_path / 'a', tiny(), {'optimizer': {}}, {})
+    syncs = iter([full])
+    monkeypatch.setattr(os, 'fsync', lambda *_: next(syncs)())
+    with pytest.raises(CheckpointError, match='the disk is full'):
+        ck.save_checkpoint(tmp_path / 'a', tiny(), {'optimizer': {}}, {})
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(saved):
@@ -212,9 +335,6 @@ def test_pruning_keeps_the_newest_and_what_links_name(saved):
 
 def test_a_checkpoint_of_a_changed_tokenizer_is_refused(saved):
     run, _ = saved
-    file = run / 'checkpoints/step-1' / ck.STATE
-    state = json.loads(file.read_text())
-    state['tokenizer']['fingerprint'] = 'other'
-    file.write_text(json.dumps(state))
+    rewrite(run / 'checkpoints/step-1', tokenizer={'name': 'bytes', 'fingerprint': 'other'})
     with pytest.raises(CheckpointError, match='is not the one that'):
         ck.load_model(run)

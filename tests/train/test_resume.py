@@ -5,6 +5,7 @@ With the same weights, optimizer, statistics and order of the data.
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -174,7 +175,10 @@ def test_what_is_in_the_directory_decides_whether_a_run_is_new(saved, tmp_path):
     assert find_saved(tmp_path / 'new', tmp_path / 'new' / 'checkpoints') is None
     last = folder / 'last'
     last.unlink()
-    assert find_saved(saved.run_dir, folder) is None  # killed in its first save
+    assert find_saved(saved.run_dir, folder).train_state == saved.train_state  # killed in its first save
+    last.unlink()
+    shutil.rmtree(folder / 'step-00000007')
+    assert find_saved(saved.run_dir, folder) is None
     (folder / 'step-00000009').mkdir()
     with pytest.raises(CheckpointError, match="has no usable checkpoint '.*/last'"):
         find_saved(saved.run_dir, folder)

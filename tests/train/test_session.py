@@ -36,10 +36,21 @@ def test_a_model_without_a_cache_trains_and_generates(train, command, exp):
     assert code == 0 and seen[-1] < seen[0] - 1.0
     assert len(summary(run)['texts']) == 2 and summary(run)['sample']
     long = ['--max-new-tokens', '50', '--temperature', '0']  # past max_len
-    done = command('generate', run, '--prompt', 'Ada saw ', *long)
+    done = command('generate', run, '--exp', f'{EXPERIMENTS}:{exp}', '--prompt', 'Ada saw ', *long)
     assert done.returncode == 0 and done.stdout.startswith('Ada saw '), done.stderr
     assert done.stderr.count('has no key/value cache') == done.stderr.count('slower') == 1
-    several = command('generate', run, '--prompt', 'Ada saw ', '--prompt', 'a', '--json', *long)
+    several = command(
+        'generate',
+        run,
+        '--exp',
+        f'{EXPERIMENTS}:{exp}',
+        '--prompt',
+        'Ada saw ',
+        '--prompt',
+        'a',
+        '--json',
+        *long,
+    )
     texts = [json.loads(line)['text'] for line in several.stdout.splitlines()]
     assert done.stdout == f'Ada saw {texts[0]}\n' and several.stderr.count('slower') == 1
 

@@ -4,6 +4,7 @@ from io import StringIO
 
 import pytest
 
+from lmplay.cli import run_command
 from lmplay.train.console import ConsoleReporter
 from lmplay.train.stopping import StopSignal, StopTraining
 from tests.helpers import events, progress, stop_at, summary
@@ -33,6 +34,28 @@ def test_a_second_signal_ends_it_at_once(stop, number):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(number)
     assert stop.exit_code == 128 + number
+
+
+@pytest.mark.parametrize('first', [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_at_last_ends_the_command_with_143(stop, first):
+    def command():
+        with stop.installed(), stop.waits_for_the_step():
+            signal.raise_signal(first)
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run_command('x', command) == 143
+
+
+def test_a_signal_in_the_middle_of_a_print_is_told_at_once(tmp_path):
+    """The handler writes past the buffers: printing there would raise where a print is interrupted."""
+    with open(tmp_path / 'err', 'w') as out:
+        stop = StopSignal(ConsoleReporter(out))
+        with stop.installed(), stop.waits_for_the_step():
+            signal.raise_signal(signal.SIGTERM)
+            assert 'Stopping after this step' in (tmp_path / 'err').read_text()
+            with pytest.raises(StopTraining):
+                stop.check()
+    assert (tmp_path / 'err').read_text().count('Stopping') == 1
 
 
 @BOTH

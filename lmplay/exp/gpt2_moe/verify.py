@@ -187,13 +187,19 @@ def load_checkpoint(folder: Path) -> 'LMBase':
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    from lmplay.base.runner_list import find_runner
+    from lmplay.base.runner_list import saved_runner
+    from lmplay.files import CHECKSUMS, damage, seal_is_broken
     from lmplay.tokenizers import load_tokenizer
 
     try:
-        state = json.loads((folder / 'state.json').read_text())
+        state = json.loads((folder / 'state.json').read_text(encoding='utf-8'))
+        problem = damage(folder, state.get('sizes', {}), state.get(CHECKSUMS, {}))
+        if problem or seal_is_broken(state):
+            raise CheckpointError(
+                f"The checkpoint '{folder}' is damaged: {problem or 'state.json has changed'}."
+            )
         tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
-        runner = find_runner(state['exp_file'] or state['exp'])
+        runner = saved_runner(state, folder)
         model = runner.function(**state['parameters'], tokenizer=tokenizer).build()
         load_model(model, folder / 'model.safetensors')
     except UserError:
