@@ -37,4 +37,5 @@ def unknown(kind: str, given: str, allowed: Iterable[str], where: str = '') -> s
     allowed = sorted(str(a) for a in allowed)
     shown = ', '.join(allowed[:40]) + (f', ... ({len(allowed)} in all)' if len(allowed) > 40 else '')
     place = f' in {where}' if where else ''
-    return f"Unknown {kind} '{given}'{place}.{nearest(given, allowed)} Allowed: {shown or '(none)'}."
+    named = ' '.join(str(given).split()) if str(given).split() else given.__repr__()[1:-1]
+    return f"Unknown {kind} '{named}'{place}.{nearest(given, allowed)} Allowed: {shown or '(none)'}."

@@ -89,7 +89,7 @@ def heads_of(
             text_bytes[i] = [0 if include_prompts else text_bytes[i, 0], round(float(spelled[n - 1]))]
         parts.append(np.asarray(tokens))
     heads = TokenStore(store.folder, store.meta)
-    heads.tokens = np.concatenate(parts)
+    heads._tokens = np.concatenate(parts)  # in place of the file's
     heads.starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     heads.prompt_lengths = np.minimum(store.prompt_lengths[documents], heads.lengths)
     heads.text_bytes = text_bytes

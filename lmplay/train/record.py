@@ -29,6 +29,7 @@ OF_DATA = (
     'include_prompts',
     'score_padding',
     'validation_bytes',
+    'validation_document_bytes',
 )
 OPTIONS = ('compile_model', 'default_freeze')  # of the run; a change is recorded
 EVENTS = ('settings', 'device', 'options', 'source', 'unrecorded', 'reset')  # what changed within a run

@@ -149,10 +149,11 @@ def split(name: str, store: TokenStore, validation_fraction: float):
     """
     training, validation = store.split(validation_fraction)
     if not len(validation):
+        same = len(store.hashes) > 1 and len(set(store.hashes.tolist())) == 1
         raise DataError(
             f"Dataset '{name}' has no held-out documents: validation_fraction is {validation_fraction} and "
-            'it has '
-            f'no split of its own ({store.meta["documents"]} documents).'
+            f'it has no split of its own ({store.meta["documents"]} documents)'
+            f'{", and all documents are identical" if same else ""}.'
         )
     return training, validation
 

@@ -258,7 +258,7 @@ from lmplay.data import store
 from lmplay.data.sources import Row
 from lmplay.tokenizers import get_tokenizer
 class Slow:
-    name = 'slow'
+    name, spec = 'slow', {}
     def fingerprint(self): return 'slow'
     def rows(self):
         for i in range(40):

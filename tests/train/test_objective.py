@@ -389,7 +389,8 @@ def test_in_fp16_a_large_loss_scale_neither_overflows_nor_underflows(tokens):
     scale = min(65536.0, 4096.0 * tokens)  # what a scaler settles on: gradients of each token up to 4,096
     half = x.half().requires_grad_()
     with torch.autocast('cpu', dtype=torch.float16):
-        loss, _ = LinearCrossEntropy.apply(half, w.requires_grad_(), None, t, 1 / tokens, None)
+        real = torch.ones_like(t, dtype=torch.bool)
+        loss, *_ = LinearCrossEntropy.apply(half, w.requires_grad_(), None, t, real, 1 / tokens, None)
     got = torch.autograd.grad(loss * scale, (half, w))
     exact = [half.detach().double().requires_grad_(), w.detach().double().requires_grad_()]
     wanted = torch.nn.functional.cross_entropy(exact[0] @ exact[1].t(), t, reduction='sum') * (scale / tokens)
