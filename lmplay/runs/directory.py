@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import locked, write_json
 from .fingerprints import STAGES
-from .recorder import LOGS
+from .recorder import LOGS, read_metrics
 from .source import SOURCE
 
 LOCK, SETTINGS, PLAN, ENVIRONMENT = '.lock', 'settings.json', 'plan.json', 'environment.json'
@@ -49,6 +49,7 @@ class RunDirectory:
         with contextlib.ExitStack() as stack:
             try:
                 new = _make(self.path)
+                self._refuse_another_persons()
                 stack.enter_context(locked(self.path / LOCK))
             except BlockingIOError:
                 raise UserError(
@@ -57,6 +58,43 @@ class RunDirectory:
             except OSError as error:
                 raise UserError(f"Can't write the run directory '{self.path}': {error.strerror}.") from error
             yield new
+
+    def _refuse_another_persons(self) -> None:
+        """Raises UserError for a directory that holds anything and is no run's."""
+        held = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
+        ours = (self.path / LOCK).exists() or any(self.checkpoints.glob('step-*'))
+        ours = ours or all((self.path / name).is_file() for name in (SETTINGS, PLAN, ENVIRONMENT))
+        if held and not ours:
+            raise UserError(
+                f"'{self.path}' is no run's directory and holds other files ({', '.join(held[:3])}): nothing "
+                'was written there. Give --run-dir a new or an empty folder.'
+            )
+
+    def set_aside(self) -> Path | None:
+        """Moves a run that has been evaluated, and has no checkpoint to resume from, to DIR/history-N.
+
+        Returns that folder, None where there is nothing worth keeping.
+        """
+        if not (self.path / 'summary.json').exists() and not any(
+            record.get('kind') == 'validation' for record in read_metrics(self.path)
+        ):
+            return None
+        history = next(h for i in itertools.count(1) if not (h := self.path / f'history-{i}').exists())
+        history.mkdir()
+        self._move(self.path, history)
+        return history
+
+    def put_back(self, history: Path) -> None:
+        """Undoes `set_aside` after a start that failed."""
+        self.take_back()
+        self._move(history, self.path)
+        history.rmdir()
+
+    @staticmethod
+    def _move(source: Path, target: Path) -> None:
+        for pattern in WRITTEN:
+            for entry in source.glob(pattern):
+                os.rename(entry, target / entry.name)
 
     def complete_reset(self) -> Path | None:
         """Moves what the run wrote to DIR/history-N, and the checkpoints of its next history into place.
@@ -70,9 +108,7 @@ class RunDirectory:
         numbered = (self.path / f'history-{i}' for i in itertools.count(1))
         history = next(h for h in numbered if not (h / CHECKPOINTS).exists())  # they are moved last
         history.mkdir(exist_ok=True)
-        for pattern in WRITTEN:
-            for entry in self.path.glob(pattern):
-                os.rename(entry, history / entry.name)
+        self._move(self.path, history)
         os.rename(self.reset_checkpoints, self.checkpoints)
         return history
 

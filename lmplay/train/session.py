@@ -45,10 +45,11 @@ class Session:
         1 where training had to stop."""
         stop = StopSignal(self.console)
         with self.directory.opened() as new, stop.installed():
-            state = TrainState()
+            state, aside = TrainState(), None
             try:
                 beginning = self._begin()
                 state = beginning.state
+                aside = self.directory.set_aside() if beginning.saved is None else None
                 with self._running(beginning, stop) as run:
                     return self._train(run, beginning)
             except KeyboardInterrupt:
@@ -58,7 +59,9 @@ class Session:
                 self.console.line('Stopped; rerun the same command to resume.')
                 return stop.exit_code
             except UserError:
-                if new and not state.total_step:
+                if not state.total_step and aside is not None:
+                    self.directory.put_back(aside)
+                elif not state.total_step and new:
                     self.directory.take_back()
                 raise
 

@@ -276,7 +276,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path, monkeypatch, 
 
 def test_a_search_needs_held_out_text_of_its_own(tmp_path, monkeypatch, capsys, write_plan):
     monkeypatch.chdir(tmp_path)
-    plan = write_plan(tmp_path, validation_bytes=800)
+    plan = write_plan(tmp_path, validation_bytes=800, validation_document_bytes=0)
     arguments = ['gpt2ish', 'gpt2ish,embed_dim=32', '--plan', str(plan), *SMALL, '--tune', 'lr']
     assert main([*arguments, '--dry-run']) == 2
     assert 'that for tuning would count as' in capsys.readouterr().err

@@ -118,8 +118,8 @@ def test_nothing_is_written_over(tmp_path, capsys):
             'gets a gradient',
         ),
         (
-            'self.fc = nn.Linear(embed_dim, vocab_size)',
-            'self.fc = nn.Linear(embed_dim, 9)',
+            'self.fc = nn.Linear(embed_dim, vocab_size,',
+            'self.fc = nn.Linear(embed_dim, 9,',
             'shape of the logits',
         ),
     ],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -448,16 +449,24 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_is(tiny_plan, tmp_path, caps
     )
     assert 'has reached stage 1' in refused(capsys, *base, renamed)
     metrics = (run / 'metrics.jsonl').read_bytes()
-    last = run / 'checkpoints/last'
-    target = last.readlink()
-    last.unlink()  # as where links are not copied
-    assert 'has no usable checkpoint' in refused(capsys, *base, plan)
-    last.symlink_to('step-99999999')
-    assert 'has no usable checkpoint' in refused(capsys, *base, plan)
-    assert (run / 'metrics.jsonl').read_bytes() == metrics
-    last.unlink()
-    last.symlink_to(target)
+    kept = (run / 'checkpoints').rename(tmp_path / 'elsewhere')  # to save space, say
+    assert 'No checkpoint at' in refused(capsys, *base, plan, '--initial-model', tmp_path)
+    assert (run / 'metrics.jsonl').read_bytes() == metrics and not list(run.glob('history-*'))
     assert main([*base, plan]) == 0
+    assert (run / 'history-1/metrics.jsonl').read_bytes() == metrics
+    shutil.rmtree(run / 'checkpoints')
+    kept.rename(run / 'checkpoints')
+
+
+def test_nothing_is_written_beside_other_peoples_files(capsys, tiny_plan, tmp_path):
+    before = {'samples.jsonl': 'mine\n', 'settings.json': '{}', 'notes.txt': 'x'}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    plan = tiny_plan()
+    held = {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.is_file()}
+    told = refused(capsys, '--training-plan', plan, '--run-dir', tmp_path, *TINY)
+    assert "is no run's directory" in told
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.is_file()} == held
 
 
 def test_frozen_weights_stay(tiny_plan, tmp_path, capsys):
