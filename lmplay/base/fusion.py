@@ -16,7 +16,8 @@ def fused_head(model: LMBase) -> nn.Linear | None:
     or a forward of its own.
     """
     head = getattr(model, 'fc', None)
-    if type(model).forward is not LMBase.forward or type(head) is not nn.Linear:
+    own_call = type(model).__call__ is not nn.Module.__call__
+    if own_call or type(model).forward is not LMBase.forward or type(head) is not nn.Linear:
         return None
     if any(getattr(module, hooks) for module in (model, head) for hooks in HOOKS):
         return None

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..base.base_model import LMBase, LMOutput, StepContext
 from ..device import is_out_of_memory
 from ..errors import ExperimentError, UserError
-from .probe import POSITIONS, Probe, preserved_random_state
+from .probe import POSITIONS, SEED, Probe, preserved_random_state
 from .runnable import check_runnable
 
 log = logging.getLogger(__name__)
 GRADIENT_POSITIONS = 16
 STEPS = 30  # after which every trainable parameter must have had a gradient
 CUTS = (0.02, 0.35, 0.51, 0.77, 1.0)  # of a sequence: where texts begin to differ
-FULL_LENGTH_CUTS = (0.37, 0.81)
+OTHER_CUTS = (0.37, 0.81)  # of other sizes: in evaluation, in training
+REPEATS = 6  # of a pass, to learn how much its own chance does
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Finding:
     problem: str | None = None
 
 
-def check_contract(model: LMBase) -> Iterator[Finding]:
+def check_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -> Iterator[Finding]:
     """Each check of the contract on the very model, whose weights, gradients, mode and random state stay as
     they are.
 
-    Checks that need a working forward pass are not made where there is none.
+    rebuild: builds the model once more, as loading a checkpoint does; without it, what a checkpoint would
+    lose is not looked for. Checks that need a working forward pass are not made where there is none.
     """
     for title, check in (('tensors that can be saved', _tensors), ('shape of the logits', check_runnable)):
         found = _finding(title, check, model)
@@ -49,17 +51,20 @@ def check_contract(model: LMBase) -> Iterator[Finding]:
         return
     with preserved_random_state(device):
         try:
-            probe = Probe(model)
+            probe = Probe(model, rebuild)
         except Exception as error:  # noqa: BLE001  no copy, no checks; that says nothing about what the model computes
             log.warning('%s could not be copied to be checked (%s).', type(model).__name__, error)
             return
-        for title, check in CHECKS.items():
-            yield _finding(title, check, probe)
+        yield _finding('finite logits', _finite, probe)
+        with probe.stirred():
+            for title, check in OF_ALL_WEIGHTS.items():
+                yield _finding(title, check, probe)
+        yield _finding('every trainable parameter gets a gradient', _gradients, probe)
 
 
-def require_contract(model: LMBase) -> None:
+def require_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -> None:
     """Raises ExperimentError with what is wrong with the model, if anything is."""
-    for found in check_contract(model):
+    for found in check_contract(model, rebuild):
         if found.problem:
             raise ExperimentError(
                 f'{type(model).__name__} breaks the contract of a language model ({found.check}): '
@@ -88,6 +93,12 @@ def _tensors(model: LMBase) -> None:
             'loaded. Give its '
             f'sizes, or run the module once in __init__.'
         )
+    if unseen := _unregistered(model):
+        raise ExperimentError(
+            f'{unseen} is in a plain list or dictionary: its parameters would neither train nor be saved. '
+            'Keep modules in nn.ModuleList or nn.ModuleDict, parameters in nn.ParameterList or '
+            'nn.ParameterDict.'
+        )
     owners: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_meta or not tensor.numel():
@@ -99,6 +110,20 @@ def _tensors(model: LMBase) -> None:
                 'cannot hold both. '
                 f'Register a copy (.clone()).'
             )
+
+
+def _unregistered(model: LMBase) -> str | None:
+    """Where the model keeps a module with parameters, or a parameter, that torch does not know to be its."""
+    known = {id(p) for p in model.parameters()}
+    for path, module in model.named_modules():
+        for name, held in vars(module).items():
+            if name.startswith('_') or not isinstance(held, (list, tuple, dict)):
+                continue
+            for value in held.values() if isinstance(held, dict) else held:
+                own = value.parameters() if isinstance(value, nn.Module) else [value]
+                if any(isinstance(p, nn.Parameter) and id(p) not in known for p in own):
+                    return f"'{path}.{name}'" if path else f"'{name}'"
+    return None
 
 
 def _finite(probe: Probe) -> None:
@@ -118,18 +143,28 @@ def _sizes(probe: Probe) -> list[tuple[int, int]]:
     return [(3, min(POSITIONS, longest)), *([(1, longest)] if longest > POSITIONS else [])]
 
 
+def _odd_size(probe: Probe) -> tuple[int, int]:
+    """Of a larger batch, whose length divides into no usual block."""
+    return 8, min(27, probe.model.max_len)
+
+
 def _repeatable(probe: Probe) -> None:
     """In evaluation, the same text gives the same result, whatever was computed before."""
     size = _sizes(probe)[0]
     x, before = probe.text(*size), probe.baseline(*size)
     probe.result(probe.other(x))
-    difference = (probe.result(x) - before).abs().max().item()
-    if not difference <= probe.limit(probe.precision.equal, before):
-        raise ExperimentError(
-            f'the same text gives another result after another text, by up to {difference:.2g}, in '
-            'evaluation mode: the model keeps a state from one batch to the next, or draws random numbers. '
-            'Its losses would depend on the order of the data.'
-        )
+    for seed, why in {
+        SEED: 'after another text: the model keeps a state from one batch to the next, or draws random '
+        'numbers of its own. Its losses would depend on the order of the data',
+        SEED
+        + 1: 'with other random numbers: part of the model draws them although it is not training (dropout '
+        'that ignores `self.training`). Its losses would depend on chance',
+    }.items():
+        difference = (probe.result(x, seed=seed) - before).abs().max().item()
+        if not difference <= probe.limit(probe.precision.equal, before):
+            raise ExperimentError(
+                f'in evaluation mode the same text gives another result, by up to {difference:.2g}, {why}.'
+            )
 
 
 def _causal(probe: Probe) -> None:
@@ -139,17 +174,19 @@ def _causal(probe: Probe) -> None:
     short, *long = _sizes(probe)
     for training in (False, True):
         _no_leak(probe, short, CUTS, training=training)
-        for size in long:
-            _no_leak(probe, size, FULL_LENGTH_CUTS[training : training + 1], training=training)
+        for size in (_odd_size(probe), *long):
+            _no_leak(probe, size, OTHER_CUTS[training : training + 1], training=training)
+        if probe.takes_mask:
+            _ignores_padding(probe, short, training=training)
 
 
 def _no_leak(probe: Probe, size: tuple[int, int], shares: Sequence[float], *, training: bool) -> None:
     x, before = probe.text(*size), probe.baseline(*size, training=training)
-    length, limit = x.shape[1], _limit(probe, before, training=training)
+    length = x.shape[1]
     for cut in sorted({min(length - 1, max(1, round(share * length))) for share in shares}):
         changed = torch.cat([x[:, :cut], probe.other(x)[:, cut:]], dim=1)
         leak = (probe.result(changed, training=training) - before)[:, :cut].abs().max().item()
-        if not leak <= limit:
+        if not _is_rounding(probe, leak, before, training=training):
             raise ExperimentError(
                 f'changing the tokens from position {cut} on changes what the model computes before it, by '
                 f'up to {leak:.2g}{_in_mode(training)}: it sees the future. Mask its attention, or declare '
@@ -158,34 +195,58 @@ def _no_leak(probe: Probe, size: tuple[int, int], shares: Sequence[float], *, tr
             )
 
 
+def _ignores_padding(probe: Probe, size: tuple[int, int], *, training: bool) -> None:
+    """Where a text ends is part of its future."""
+    x, before = probe.text(*size), probe.baseline(*size, training=training)
+    end = max(1, x.shape[1] // 2)
+    mask = (torch.arange(x.shape[1], device=x.device) < end).expand(x.shape)
+    leak = (probe.result(x, training=training, mask=mask) - before)[:, :end].abs().max().item()
+    if not _is_rounding(probe, leak, before, training=training):
+        raise ExperimentError(
+            f'padding from position {end} on changes what the model computes before it, by up to '
+            f'{leak:.2g}{_in_mode(training)}: by its `mask` it sees the future, where a text ends. Use it '
+            'for losses and metrics alone.'
+        )
+
+
 def _independent(probe: Probe) -> None:
     """What is computed of a sequence does not depend on the rest of its batch."""
     if probe.model.batch_dependent:
         return
-    size = _sizes(probe)[0]
-    x = probe.text(*size)
+    short, *long = _sizes(probe)
     for training in (False, True):
-        before = probe.baseline(*size, training=training)
-        limit = _limit(probe, before, training=training)
-        for kept in range(len(x)):
-            mixed = probe.other(x)
-            mixed[kept] = x[kept]
-            mixing = (probe.result(mixed, training=training) - before)[kept].abs().max().item()
-            if not mixing <= limit:
-                raise ExperimentError(
-                    f'other sequences of a batch change what the model computes of a sequence, by up to '
-                    f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that '
-                    'choose tokens). Declare `batch_dependent = True` on the class if that is meant; reports '
-                    'then say so.'
-                )
+        for size, places in ((short, range(short[0])), (_odd_size(probe), (0,))):
+            x, before = probe.text(*size), probe.baseline(*size, training=training)
+            for kept in places:
+                mixed = probe.other(x)
+                mixed[kept] = x[kept]
+                mixing = (probe.result(mixed, training=training) - before)[kept].abs().max().item()
+                _check_mixing(probe, mixing, before, training=training)
+    for size in long:
+        x, before = probe.text(*size), probe.baseline(*size)
+        mixing = (probe.result(torch.cat([x, probe.other(x)]))[:1] - before).abs().max().item()
+        _check_mixing(probe, mixing, before, training=False)
 
 
-def _limit(probe: Probe, result: Tensor, *, training: bool) -> float:
-    """What of a difference to this result is rounding, or chance that the model keeps to itself."""
+def _check_mixing(probe: Probe, mixing: float, before: Tensor, *, training: bool) -> None:
+    if not _is_rounding(probe, mixing, before, training=training):
+        raise ExperimentError(
+            'other sequences of a batch change what the model computes of a sequence, by up to '
+            f'{mixing:.2g}{_in_mode(training)} (batch norm, an average over the batch, experts that '
+            'choose tokens). Declare `batch_dependent = True` on the class if that is meant; reports '
+            'then say so.'
+        )
+
+
+def _is_rounding(probe: Probe, difference: float, result: Tensor, *, training: bool) -> bool:
+    """Whether a difference to this result is rounding, or chance that the model keeps to itself."""
+    limit = probe.limit(probe.precision.equal, result)
+    if difference <= limit:
+        return True
     size = _sizes(probe)[0]
-    again = probe.result(probe.text(*size), training=training)
-    noise = (again - probe.baseline(*size, training=training)).abs().max().item()
-    return probe.limit(probe.precision.equal, result) + 2 * noise
+    x, before = probe.text(*size), probe.baseline(*size, training=training)
+    noise = max((probe.result(x, training=training) - before).abs().max().item() for _ in range(REPEATS))
+    return difference <= limit + 2 * noise
 
 
 def _in_mode(training: bool) -> str:
@@ -198,12 +259,12 @@ def _cache(probe: Probe) -> None:
     if not model.takes_cache or not model.causal:  # without causality the two cannot be the same
         return
     for size in _sizes(probe):
-        _through_cache(probe, size)
+        _through_cache(probe, size, _chunk_ends(size[1]))
+        _through_cache(probe, size, sorted({-(-2 * size[1] // 3), size[1]}))  # as after a prompt
 
 
-def _through_cache(probe: Probe, size: tuple[int, int]) -> None:
+def _through_cache(probe: Probe, size: tuple[int, int], ends: list[int]) -> None:
     model, x = probe.model, probe.text(*size)
-    ends = _chunk_ends(x.shape[1])
     whole = probe.logits_of(probe.baseline(*size)[:, [end - 1 for end in ends]])
     limit = probe.limit(probe.precision.cached, whole, in_logits=True)
     cache: list = []
@@ -237,6 +298,30 @@ def _chunk_ends(length: int) -> list[int]:
     return sorted(end for end in ends if 1 <= end <= length)
 
 
+def _kept(probe: Probe) -> None:
+    """A model that is built again and given the same weights, as from a checkpoint, computes the same."""
+    if probe.rebuild is None:
+        return
+    size = _sizes(probe)[0]
+    before = probe.logits_of(probe.baseline(*size))
+    try:
+        loaded = probe.logits_when_loaded(probe.text(*size))
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise ExperimentError(
+            'its weights do not fit the model that is built again from its parameters, so that no '
+            f'checkpoint could be loaded ({reason}). Make every layer in __init__.'
+        ) from error
+    difference = (loaded - before).abs().max().item()
+    if not difference <= probe.limit(probe.precision.equal, before, in_logits=True):
+        raise ExperimentError(
+            'a model built again and given the same weights computes something else, by up to '
+            f'{difference:.2g}: part of it is not in its state_dict, so that a checkpoint '
+            'loses it. Keep modules in nn.ModuleList or nn.ModuleDict, tensors in nn.Parameter or '
+            'register_buffer.'
+        )
+
+
 def _gradients(probe: Probe) -> None:
     """Every trainable parameter gets a gradient within a few steps on random text."""
     model = probe.model.train()
@@ -248,7 +333,7 @@ def _gradients(probe: Probe) -> None:
         x = probe.text(2, min(GRADIENT_POSITIONS, model.max_len), seed=step)
         model.before_step(StepContext('check', step, STEPS, 0))
         optimizer.zero_grad()
-        loss = _loss(probe.output(x, training=True), x)
+        loss = _loss(probe.output(x, training=True, seed=step), x)
         if not loss.requires_grad:
             raise ExperimentError(
                 'no gradient reaches any parameter: the logits are detached from the graph.'
@@ -278,11 +363,10 @@ def _loss(output: LMOutput, x: Tensor) -> Tensor:
     return loss + sum(value * weight for value, weight in output.losses.values())
 
 
-CHECKS: dict[str, Callable[[Probe], None]] = {
-    'finite logits': _finite,
+OF_ALL_WEIGHTS: dict[str, Callable[[Probe], None]] = {
     'the same text gives the same result': _repeatable,
     'no position sees the future': _causal,
     'sequences of a batch are independent': _independent,
     'generation with the cache equals the whole pass': _cache,
-    'every trainable parameter gets a gradient': _gradients,
+    'a checkpoint keeps all of it': _kept,
 }

@@ -48,4 +48,4 @@ def check_experiment(name: str) -> Iterator[Finding]:
         yield Finding('it builds at its full size', problem)
         return
     yield Finding('it builds at its full size')
-    yield from check_contract(model)
+    yield from check_contract(model, rebuild=find_runner(name).function(**smallest_parameters(name)).build)

@@ -7,7 +7,7 @@ B sequences, T positions, V vocabulary.
 import contextlib
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,9 @@ class Probe:
     The model itself, its mode and the random state stay as they are.
     """
 
-    def __init__(self, model: LMBase):
+    def __init__(self, model: LMBase, rebuild: Callable[[], LMBase] | None = None):
         tokenizer = model.tokenizer
+        self.rebuild = rebuild
         self.vocabulary = as_tokenizer(tokenizer).n_vocab
         self.model = _copied(model, {id(tokenizer): tokenizer})
         self.device = next(model.parameters()).device
@@ -79,55 +80,111 @@ class Probe:
             return SINGLE
 
     def text(self, sequences: int, positions: int, *, seed: int = SEED) -> Tensor:
-        """Random token ids (B, T)."""
+        """Random token ids (B, T), of which about every third repeats the one before it, as words do."""
         generator = torch.Generator().manual_seed(seed)
         shape = (sequences, positions)
-        return torch.randint(0, self.vocabulary, shape, generator=generator).to(self.device)
+        x = torch.randint(0, self.vocabulary, shape, generator=generator)
+        repeats = torch.rand(shape, generator=generator) < 1 / 3
+        repeats[:, :1] = False
+        return torch.where(repeats, x.roll(1, 1), x).to(self.device)
 
     def other(self, x: Tensor) -> Tensor:
         """Tokens that differ from x everywhere."""
         return (x + 1 + self.text(*x.shape, seed=SEED + 1) % max(1, self.vocabulary - 1)) % self.vocabulary
 
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the model is told what of a text is padding."""
+        takes = self.model.forward_takes if self.head is None else self.model.features_takes
+        return 'mask' in takes
+
     def _pass(self, x: Tensor):
         mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.forward_takes else {}
         return self.model(x, **mask)
 
-    def _prepare(self, training: bool) -> None:
-        """Mode, and the same random numbers for every pass, wherever the model draws them from."""
+    def _prepare(self, training: bool, seed: int) -> None:
+        """Mode, and the random numbers of a seed for the next pass, wherever the model draws them from."""
         self.model.train(training)
-        torch.manual_seed(SEED)
-        random.seed(SEED)
-        np.random.seed(SEED)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
         for module in self.model.modules():
             for value in vars(module).values():
-                if isinstance(value, torch.Generator):
-                    value.manual_seed(SEED)
+                _seed(value, seed)
 
-    def output(self, x: Tensor, *, training: bool = False) -> LMOutput:
-        """One pass over x (B, T), each with the same random numbers."""
-        self._prepare(training)
+    def output(self, x: Tensor, *, training: bool = False, seed: int = SEED) -> LMOutput:
+        """One pass over x (B, T) with the random numbers of a seed."""
+        self._prepare(training, seed)
         out = self._pass(x)
         return out if isinstance(out, LMOutput) else LMOutput(logits=out)
 
-    @torch.no_grad()
-    def result(self, x: Tensor, *, training: bool = False) -> Tensor:
+    def result(
+        self, x: Tensor, *, training: bool = False, seed: int = SEED, mask: Tensor | None = None
+    ) -> Tensor:
         """What the model computes of x: (B, T, D) features where its head only multiplies them, else (B, T,
-        V) logits. What training keeps in buffers (running averages) is put back."""
-        kept = {name: b.clone() for name, b in self.model.named_buffers()} if training else {}
-        out = (
-            self._features(x, training) if self.head is not None else self.output(x, training=training).logits
-        )
-        for name, buffer in self.model.named_buffers():
-            if name in kept:
-                buffer.copy_(kept[name])
-        assert out is not None
-        return out
+        V) logits. What training keeps in buffers (running averages) is put back.
 
-    def _features(self, x: Tensor, training: bool) -> Tensor | None:
-        self._prepare(training)
-        mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.features_takes else {}
-        out = self.model.features(x, **mask)
-        return out.features if isinstance(out, LMOutput) else out
+        Short texts are passed in training as they are trained on, with a graph. mask (B, T): the real tokens.
+        """
+        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        given = {'mask': mask} if self.takes_mask else {}
+        kept = {name: b.clone() for name, b in self.model.named_buffers()} if training else {}
+        self._prepare(training, seed)
+        with torch.set_grad_enabled(training and x.shape[1] <= POSITIONS):
+            if self.head is None:
+                out = self.model(x, **given)
+                out = out.logits if isinstance(out, LMOutput) else out
+            else:
+                out = self.model.features(x, **given)
+                out = out.features if isinstance(out, LMOutput) else out
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                if name in kept:
+                    buffer.copy_(kept[name])
+        assert out is not None
+        return out.detach()
+
+    @contextlib.contextmanager
+    def stirred(self) -> Iterator[None]:
+        """Inside it, parameters that are all zeros or another constant differ a little from it, as they will
+        after the first steps: an output projection of zeros hides everything that comes before it."""
+        constant = [p for p in self.trainable().values() if p.numel() and bool((p == p.flatten()[0]).all())]
+        values = [p.detach().flatten()[0].clone() for p in constant]
+        generator = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            for p in constant:
+                p.add_(0.02 * torch.randn(p.shape, generator=generator).to(p))
+        self._forget()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(constant, values):
+                    p.fill_(value)
+            self._forget()
+
+    def _forget(self) -> None:
+        self._context.clear()
+        self._results.clear()
+
+    def logits_when_loaded(self, x: Tensor) -> Tensor:
+        """Logits (B, T, V) of a model that is built again, with other random numbers, and given these
+        weights.
+
+        Raises RuntimeError where they do not fit.
+        """
+        assert self.rebuild is not None
+        torch.manual_seed(SEED + 1)
+        random.seed(SEED + 1)
+        np.random.seed(SEED + 1)
+        loaded = self.rebuild().to(self.precision.dtype)
+        loaded.load_state_dict(self.model.state_dict())
+        own = self.model, self.head
+        self.model, self.head = loaded, fused_head(loaded)
+        try:
+            return self.logits_of(self.result(x))
+        finally:
+            self.model, self.head = own
 
     def baseline(self, sequences: int, positions: int, *, training: bool = False) -> Tensor:
         """`result` of `text(sequences, positions)`, computed once: others are compared with it."""
@@ -162,6 +219,16 @@ class Probe:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def _seed(value: Any, seed: int) -> None:
+    """Seeds a generator of random numbers; leaves anything else alone."""
+    if isinstance(value, torch.Generator):
+        value.manual_seed(seed)
+    elif isinstance(value, (random.Random, np.random.RandomState)):
+        value.seed(seed)
+    elif isinstance(value, np.random.Generator):
+        value.bit_generator.state = type(value.bit_generator)(seed).state
 
 
 def _copied(model: LMBase, memo: dict) -> LMBase:

@@ -205,7 +205,7 @@ def prepare(
     experiments = [resolved(*pair) for pair in zip(specs, plans)]
     _check_different(specs, plan, experiments)
     for stages in experiments:
-        require_contract(stages[0].runner.build())  # before the baseline trains
+        require_contract(stages[0].runner.build(), stages[0].runner.build)  # before the baseline trains
     # sequences are as long as those of the model that can take least
     lengths = {
         name: min(stage.row_length for stages in experiments for stage in stages if stage.name == name)

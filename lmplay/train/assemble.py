@@ -81,7 +81,7 @@ def prepare_stage(
     model = resumed[1] if resumed is not None else _first_model(run, stage, previous)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
-    require_contract(model)
+    require_contract(model, lambda: stage.runner.build(run.compute.device))
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)

@@ -14,7 +14,7 @@ from .length import TimeLength, stage_length
 from .objective import Objective
 from .optimizer import assignments, unfinished_warmup
 from .plan import Plan, Stage
-from .readiness import check_starts, open_stages
+from .readiness import check_model, check_starts, open_stages
 from .resolve import ResolvedStage, Settings, resolve
 from .session import Session
 from .stage_data import StageData, open_tokenizer
@@ -140,6 +140,7 @@ def dry_run(session: Session) -> None:
 
     out, plan, compute = console(), session.plan, session.compute
     stages = session.resolve()
+    check_model(stages[0])
     check_starts(stages, first=0, over=0, checkpoints=session.directory.checkpoints)
     speed = 0.5 * measured_flops(compute.device, compute.dtype)
     table = Table(title=cell(f'Plan "{plan.name}" on {compute.device}'), title_justify='left')

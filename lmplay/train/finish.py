@@ -31,7 +31,8 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
     state, model, console = trainer.state, trainer.model, trainer.console
     texts = sample_texts(trainer)
     changes = [r for r in read_metrics(directory.path) if r.get('event') in EVENTS]
-    broken = [f'{found.check}: {found.problem}' for found in check_contract(model) if found.problem]
+    found = check_contract(model, lambda: stages[-1].runner.build(trainer.compute.device))
+    broken = [f'{f.check}: {f.problem}' for f in found if f.problem]
     summary = _summary(trainer, stages, plan, texts, changes, broken)
     write_json(directory.path / 'summary.json', summary)
     file = trainer.checkpoints.header.get('exp_file')

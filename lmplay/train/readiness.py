@@ -3,13 +3,17 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from ..base.base_model import LMBase
+from ..checks import require_contract
 from ..errors import ExperimentError, UserError
 from ..tokenizers import as_tokenizer
 from .resolve import ResolvedStage
-from .stage_data import StageData, open_data
+from .stage_data import StageData, check_held_apart, open_data
 from .warm_start import warm_start
 
+LARGE = 5 * 10**7  # parameters of a model that is checked when its stage begins, for the sake of memory
 Start = Callable[[str], LMBase] | str | Path  # a model on a device, or what `warm_start` reads
 
 
@@ -22,6 +26,8 @@ def check_stages(stages: Sequence[ResolvedStage]) -> None:
         except UserError as error:
             raise type(error)(f'Stage "{stage.name}": {error}') from error
         _ = stage.row_length
+        if stage.index and not stage.continues:
+            check_model(stage)
         earlier = _earlier(stage, stages)
         if earlier is None or stage.continues:
             continue
@@ -32,6 +38,17 @@ def check_stages(stages: Sequence[ResolvedStage]) -> None:
                 'differ.'
             )
         _try_start(stage, earlier.runner.build)
+
+
+def check_model(stage: ResolvedStage) -> None:
+    """Raises ExperimentError where the stage's model, unless it is large, breaks the contract."""
+    if stage.skeleton.total_parameters() > LARGE:
+        return
+    with torch.random.fork_rng(devices=[]):
+        try:
+            require_contract(stage.runner.build(), stage.runner.build)
+        except ExperimentError as error:
+            raise ExperimentError(f'Stage "{stage.name}": {error}') from error
 
 
 def check_starts(stages: Sequence[ResolvedStage], *, first: int, over: int, checkpoints: Path) -> None:
@@ -53,7 +70,8 @@ def open_stages(
 ) -> dict[int, StageData]:
     """Number -> data of each stage from `first` on, read and tokenized where that was not done before.
 
-    Raises UserError for data that a stage could not be trained on.
+    Raises UserError for data that a stage could not be trained on, and for held-out text that a stage before
+    it, whose weights it takes over, has trained on.
     """
     opened = {}
     for stage in stages[first:]:
@@ -61,6 +79,12 @@ def open_stages(
             opened[stage.index] = open_data(
                 stage, as_tokenizer(stage.skeleton.tokenizer), seed=seed, progress=progress
             )
+            before = _earlier(stage, stages)
+            while before is not None and before.index in opened:
+                where = f'in stage "{before.name}"'
+                if told := check_held_apart(opened[stage.index], opened[before.index], where):
+                    progress(f'Stage "{stage.name}": {told}.')
+                before = _earlier(before, stages)
         except UserError as error:
             raise type(error)(f'Stage "{stage.name}": {error}') from error
     return opened

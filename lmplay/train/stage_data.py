@@ -29,12 +29,13 @@ SHAPE = {
 class StageData:
     """A stage's training sequences and its held-out text.
 
-    padding_scored: the padding is a target too.
+    padding_scored: the padding is a target too. trained: hashes of the documents that are trained on.
     """
 
     mixture: Mixture
     held_out: HeldOut
     padding_scored: bool
+    trained: np.ndarray
 
 
 def open_tokenizer(plan: Plan, progress=log.info) -> Tokenizer | None:
@@ -62,13 +63,14 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
     def rows(store: TokenStore, documents):
         return make_rows(store, documents, length=stage.row_length, tokenizer=tokenizer, **shape)
 
-    sources, held_out = [], []
+    sources, held_out, trained = [], [], []
     for name in settings.datasets:
         store = open_store(open_source(name, stage.datasets[name]), tokenizer, progress=progress)
         training, validation = split(name, store, stage.validation_fraction)
         _tell_split(name, store, validation, tokenizer, progress)
         sources.append(rows(store, training))
         held_out.append((store, validation))
+        trained.append(store.hashes[training])
         if not sources[-1].count:
             raise DataError(_nothing_left(name, store, len(validation)))
     shares = list(settings.datasets.values())
@@ -87,7 +89,29 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
         f'{domain} {c["documents"]} (effective {c["effective"]})' for domain, c in evaluated.counts().items()
     ]
     progress(f'Stage "{stage.name}": held-out documents: {", ".join(counts)}.')
-    return StageData(mixture, evaluated, settings.score_padding)
+    data = StageData(mixture, evaluated, settings.score_padding, np.unique(np.concatenate(trained)))
+    if told := check_held_apart(data, data, 'in the same stage'):
+        progress(f'Stage "{stage.name}": {told}.')
+    return data
+
+
+TRAINED_ON = 0.1  # of the held-out documents, above which their loss says nothing
+
+
+def check_held_apart(data: StageData, other: StageData, where: str) -> str | None:
+    """What to tell where documents that a stage is evaluated on are trained on, in the other stage's data.
+
+    Raises DataError where they are more than a tenth.
+    """
+    hashes = np.array([d['hash'] for d in data.held_out.documents], np.uint64)
+    known = int(np.isin(hashes, other.trained).sum())
+    told = f'{known} of {len(hashes)} held-out documents are trained on {where}'
+    if known > TRAINED_ON * len(hashes):
+        raise DataError(
+            f'{told}: their loss would say what was learned by heart. Give the same text one definition '
+            '(path, limit and max_bytes choose what is held out), or "validation" files of its own.'
+        )
+    return told if known else None
 
 
 FEW = 3  # documents held out, which are named
@@ -159,11 +183,9 @@ def split(name: str, store: TokenStore, validation_fraction: float):
 
 
 def _nothing_left(name: str, store: TokenStore, held_out: int) -> str:
-    equal = held_out > 1 and len(set(store.hashes.tolist())) == 1
     return (
         f"Dataset '{name}' has no training sequences left: of its {store.meta['documents']} documents "
-        f'{held_out} are held out'
-        f'{", because all documents are identical" if equal else ""}.'
+        f'{held_out} are held out.'
     )
 
 

@@ -176,3 +176,70 @@ def test_the_example_of_the_page_trains_from_first_to_last(tmp_path, corpus, cap
     capsys.readouterr()
     assert main([*options[:3], str(tmp_path / 'twelve'), '--device', 'cpu', '--dry-run']) == 2
     assert 'does not fit' in capsys.readouterr().err
+
+
+LEAKS = """
+from lmplay.base.base_model import BasicModelRunner
+from lmplay.base.runner_list import expose_runner
+from tests.train.experiments import Mean
+
+
+class Leaks(Mean):
+    def forward(self, x, cache=None):
+        return super().forward(x.roll(-1, 1))
+
+
+@expose_runner('NAME')
+def runner(*args, **kwargs):
+    return BasicModelRunner(Leaks, *args, **kwargs)
+"""
+
+
+@pytest.mark.parametrize('flags', [[], ['--dry-run']])
+@pytest.mark.parametrize('at', [0, 1])
+def test_a_model_that_sees_the_future_is_told_before_the_first_step(tiny_plan, tmp_path, capsys, at, flags):
+    file = tmp_path / 'leaks.py'
+    file.write_text(LEAKS.replace('NAME', f'leaks_{at}_{len(flags)}'))
+    stages = {'one': {'steps': 1}, 'two': {'steps': 1, 'init_from': 'scratch'}}
+    list(stages.values())[at]['exp'] = str(file)
+    if not at:
+        stages.pop('two')
+    plan = tiny_plan(stages)
+    options = ['--training-plan', str(plan), '--run-dir', str(tmp_path / 'run'), '--device', 'cpu', '--quiet']
+    assert main([*options, *flags]) == 2
+    error = capsys.readouterr().err
+    assert 'it sees the future' in error and not (tmp_path / 'run').exists()
+    assert not at or 'Stage "two"' in error
+
+
+def many(tmp_path) -> str:
+    file = tmp_path / 'many.jsonl'
+    file.write_text(
+        ''.join(json.dumps({'text': f'Ada saw {i} trees, {i * i} leaves.'}) + '\n' for i in range(900))
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize('flags', [[], ['--dry-run']])
+def test_held_out_text_that_was_trained_on_before_is_refused(run, tmp_path, flags):
+    """Of fewer documents a larger share is held out, which the stage before has trained on."""
+    known = {'all': {'loader': 'json', 'path': many(tmp_path)}}
+    known['some'] = known['all'] | {'limit': 60}
+    known['mine'] = known['all']
+    code, error, trained = run({'dataset': 'some'}, *flags, datasets=known, exp='test_runner')
+    assert (code, trained) == (2, False)
+    assert re.search(r'Stage "two": \d+ of 1\d held-out documents are trained on in stage "one"', error), (
+        error
+    )
+
+
+@pytest.mark.parametrize('flags', [[], ['--dry-run']])
+def test_held_out_text_that_is_training_text_too_is_refused(run, tmp_path, flags):
+    path = many(tmp_path)
+    known = {'mine': {'loader': 'json', 'path': path}}
+    known['own'] = known['mine'] | {'validation': path}
+    code, error, trained = run({'dataset': 'own'}, *flags, datasets=known, exp='test_runner')
+    assert (code, trained) == (2, False)
+    assert re.search(r'Stage "two": 20 of 20 held-out documents are trained on in the same stage', error), (
+        error
+    )
