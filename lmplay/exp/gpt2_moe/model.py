@@ -62,7 +62,7 @@ class UpcycledLM(RoutedLM):
     lb_coef, z_coef     weights of the load-balance loss and the router's z-loss, each a mean over the routed
                         layers
     noise_std           of the noise on the router's logits in training; falls linearly to 0 over the first
-                        noise_fraction of a stage's steps
+                        noise_fraction of a stage's steps, rounded down
     perturbation        noise on the copies that upcycling makes, relative to each parameter's standard
                         deviation
     vocab_size          rows of the embedding, where a family pads it beyond the tokenizer's vocabulary
@@ -238,8 +238,8 @@ class UpcycledLM(RoutedLM):
         ]
 
     def before_step(self, ctx: StepContext) -> None:
-        """Sets the router noise of this step."""
-        annealed = self.noise_fraction * ctx.total_steps
+        """Sets the router noise of this step; it falls over whole steps, as in the study."""
+        annealed = int(self.noise_fraction * ctx.total_steps)
         left = max(0.0, 1 - ctx.step / annealed) if annealed else 0.0
         for layer in self.moe_layers.values():
             layer.noise.fill_(layer.noise_std * left)
