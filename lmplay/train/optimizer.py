@@ -19,8 +19,8 @@ def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step` (from 0): a pure function, so that resuming needs no state.
 
     Linear warm-up from lr / warm-up steps, or from 0 (`warmup_from_zero`); then constant, cosine (Loshchilov
-    and Hutter 2017) or linear to final_lr * lr at total_steps, or 'wsd': constant, then linear to final_lr * lr over the last fifth (Hu et
-    al. 2024, MiniCPM), or over what a longer warm-up leaves of it.
+    and Hutter 2017) or linear to final_lr * lr at total_steps, or 'wsd': constant, then linear to
+    final_lr * lr over the last fifth (Hu et al. 2024, MiniCPM), or over what a longer warm-up leaves of it.
     """
     warmup = warmup_steps(stage, total_steps)
     if step < warmup:
