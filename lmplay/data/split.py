@@ -98,9 +98,9 @@ def held_out(
 
     hashes, sizes (bytes), domains, splits: (documents,). By the dataset's own split where it has one. Else,
     of each domain, those whose hashes are below the share's fraction of their range and the next, up to
-    LEAST. Never more than LARGEST of the domain's documents or bytes, unless the fraction is larger: of a book and a
-    note it is the note. Where the share is exact, those of the lowest hashes. Documents of one hash stay
-    together.
+    LEAST. Never more than LARGEST of the domain's documents or bytes, unless the fraction is larger: of a
+    book and a note it is the note. Where the share is exact, those of the lowest hashes. Documents of one
+    hash stay together.
     """
     share = share if isinstance(share, Share) else Share(share)
     if (splits == SPLITS['validation']).any():
