@@ -33,7 +33,7 @@ ORDER = (
     {'new', 'compare'},
     {'routing'},
     {'train'},
-    {'plots', 'generate'},  # a run draws its curves and writes a sample when it ends
+    {'plots', 'generate', 'export'},  # a run draws its curves and writes a sample when it ends
     {'checks'},
     {'runs'},
     {'data'},

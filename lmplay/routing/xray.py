@@ -6,7 +6,7 @@ from pathlib import Path
 from ..base.base_model import LMBase
 from ..base.routed import Experts, RoutedLM
 from ..device import amp_dtype, find_device, keep_freed_memory
-from ..errors import ExperimentError
+from ..errors import CheckpointError, ExperimentError
 from ..runs.checkpoint import find_checkpoint, load_model
 from ..runs.finished import StartedRun, read_started
 from .collect import Observed, observe
@@ -36,7 +36,8 @@ def xray(
     where = find_device(device)
     folder, model, state = _routed_checkpoint(path, str(where), exp)
     run_dir, stage = folder.resolve().parent.parent, state['stage']
-    run = read_started(run_dir)
+    run = read_started(run_dir) if stage else None
+    data = data if stage else data or ['embedded']  # a file of others, that no run tells a text of
     if data:
         text, held_out = ', '.join(data), given_text(data, model, run, max_bytes)
     else:
@@ -53,8 +54,11 @@ def xray(
 
 def _routed_checkpoint(path: Path, device: str, exp: str | None) -> tuple[Path, RoutedLM, dict]:
     """(folder, model, state) of the best checkpoint, or of the last where the best is dense."""
-    for prefer in ('best', 'last'):
-        folder = find_checkpoint(path, prefer=prefer)
+    try:
+        folders = [find_checkpoint(path, prefer=prefer) for prefer in ('best', 'last')]
+    except CheckpointError:
+        folders = [path]  # `load_model` knows formats of others
+    for folder in folders:
         model, state = load_model(folder, device=device, exp=exp)
         if isinstance(model, RoutedLM) and model.experts():
             return folder, model, state

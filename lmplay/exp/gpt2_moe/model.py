@@ -7,16 +7,20 @@ B sequences, T positions, N = B * T tokens, D = embed_dim, V vocabulary, L route
 per token.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lmplay.base.base_model import LMOutput, StepContext
+from lmplay.base.base_model import LMBase, LMOutput, StepContext
 from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
 from lmplay.errors import ExperimentError
 from lmplay.modules.routing import expert_load, load_balance_loss, router_entropy, z_loss
 from lmplay.tokenizers import Tokenizer, get_tokenizer
 from lmplay.utils import to_name
 
+from . import study
 from .families import find_family
 from .moe_layer import MoELayer
 
@@ -75,6 +79,8 @@ class UpcycledLM(RoutedLM):
     the whole step are known only after its last forward pass, when the first micro-batches have already had
     their backward pass.
     """
+
+    exports = {study.FORMAT: study.write_study}
 
     def __init__(
         self,
@@ -248,12 +254,22 @@ class UpcycledLM(RoutedLM):
         """Warm start from 'pretrained:NAME' (hub or its cache), a folder in its format, or an LMBase.
 
         A dense model is upcycled: each expert becomes a perturbed copy of its block's MLP, and the lines
-        returned are those of the warm-start parity check. An upcycled model of the same shape is copied.
-        Raises CheckpointError for anything else.
+        returned are those of the warm-start parity check. An upcycled model of the same shape is copied, one
+        of the moe-emergence study's files too. Raises CheckpointError for anything else.
         """
         from .pretrained import import_pretrained
 
         return import_pretrained(self, source)
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        return study.find_stem(path) is not None
+
+    @classmethod
+    def read_foreign(cls, path: Path) -> tuple[LMBase, dict[str, Any]]:
+        stem = study.find_stem(path)
+        assert stem is not None
+        return study.read_study(stem, cls)
 
     def active_parameters(self) -> int:
         idle = 1 - self.top_k / self.num_experts

@@ -27,8 +27,9 @@ def parser() -> CommandParser:
         nargs='?',
         default='gpt2',
         metavar='SOURCE',
-        help="a run or checkpoint of lmplay; a folder in Hugging Face's format; or the name of pretrained "
-        'weights (default: gpt2)',
+        help="a run or checkpoint of lmplay; a folder in Hugging Face's format; a model of the moe-emergence "
+        'study (STEM of STEM.safetensors and STEM.json, or a folder); or the name of pretrained weights '
+        '(default: gpt2)',
     )
     p.add_argument(
         '--tiny', action='store_true', help='a small GPT-2 with random weights instead; needs no download'
@@ -110,7 +111,13 @@ def open_source(source: str):
     """(model, dense or None, description) of what the command names."""
     from lmplay.base.pretrained import fetch
 
+    from .model import UpcycledLM
+    from .study import find_stem, read_study
+
     path = Path(source)
+    stem = find_stem(path)
+    if stem is not None:
+        return upcycled(read_study(stem, UpcycledLM)[0], f'weights of {stem}')
     for folder in (path, path / 'checkpoints' / 'best', path / 'checkpoints' / 'last'):
         if (folder / 'state.json').is_file():
             return open_checkpoint(folder)
@@ -153,16 +160,20 @@ def open_weights(folder: Path, name: str):
 
 
 def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
-    """(model, dense or None, description) of a checkpoint; an upcycled model stays as it was trained."""
+    """(model, dense or None, description) of a checkpoint."""
+    return upcycled(load_checkpoint(folder), f'weights of {folder}')
+
+
+def upcycled(source: Any, what: str) -> tuple[Any, Any, str]:
+    """(model, dense or None, description) of a model; an upcycled one stays as it was trained."""
     from lmplay.tokenizers import as_tokenizer
 
     from .families import find_family
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle
 
-    source = load_checkpoint(folder)
     if getattr(source, 'moe_layers', None):
-        return source, None, f'trained weights of {folder}'
+        return source, None, f'trained {what}'
     h = source.hyperparameters
     options = find_family(h['family']).options if 'family' in h else {}
     model = UpcycledLM(
@@ -179,7 +190,7 @@ def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
     )
     dense, _ = dense_of(model, source)
     upcycle(model, dense)
-    return model, dense, f'weights of {folder}'
+    return model, dense, what
 
 
 def load_checkpoint(folder: Path) -> 'LMBase':
