@@ -60,7 +60,7 @@ def trained(tmp_path_factory, cache):
             'stages': {
                 'dense': STAGE | {'exp': 'gpt2_dense', 'init_from': 'scratch'},
                 'moe': STAGE
-                | {'exp': 'gpt2_moe', 'lr': 1e-2, 'model': {'moe_layers': [1], 'num_experts': 4}},
+                | {'exp': 'gpt2_moe', 'lr': 3e-3, 'model': {'moe_layers': [1], 'num_experts': 4}},
             }
         },
         'dense': {
