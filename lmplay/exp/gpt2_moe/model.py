@@ -21,7 +21,7 @@ from lmplay.tokenizers import Tokenizer, get_tokenizer
 from lmplay.utils import to_name
 
 from . import study
-from .families import find_family
+from .families import find_family, honour_masks
 from .moe_layer import MoELayer
 
 
@@ -43,6 +43,16 @@ def routed_layers(choice: str | list[int], num_blocks: int) -> list[int]:
         f"moe_layers must be 'last N' with N up to {num_blocks}, a list of block numbers from 0 to "
         f"{num_blocks - 1}, 'all', 'alternating' or 'none'; given: {choice!r}."
     )
+
+
+def _require_padding_at_the_end(mask: Tensor) -> None:
+    """Refuses a mask (B, T) with a real token after padding; on a GPU without waiting for it."""
+    good = ~(mask[:, 1:] & ~mask[:, :-1]).any()
+    refusal = "padding must stand at the end of sequences: a mask's False is followed by True"
+    if mask.is_cuda:
+        torch._assert_async(good, refusal)
+    elif not mask.is_meta and not good:
+        raise ExperimentError(f'For this model {refusal}.')
 
 
 def _check_sizes(*, embed_dim: int, num_heads: int, num_experts: int, top_k: int) -> None:
@@ -147,6 +157,7 @@ class UpcycledLM(RoutedLM):
             ff_dropout=ff_dropout,
         )
         self.model = self.family.model_class(config)
+        honour_masks(self.trunk)
         if self.family.embed_dropout is not None:
             getattr(self.trunk, self.family.embed_dropout).p = embed_dropout
         self.moe_layers: dict[int, MoELayer] = {}
@@ -183,8 +194,11 @@ class UpcycledLM(RoutedLM):
         """(B, T) token ids to features (B, T, D), ready for `fc`.
 
         mask (B, T) bool, False at padding, which stands at the end of sequences and counts in no loss or
-        metric.
+        metric. Raises ExperimentError for padding elsewhere, which attention would see; a compiled model does
+        not look.
         """
+        if mask is not None and not torch.compiler.is_compiling():
+            _require_padding_at_the_end(mask)
         if cache is not None and not cache:
             from transformers import DynamicCache
 
