@@ -67,7 +67,7 @@ class Checks:
             plain = sum(p.numel() for p in self.dense.parameters())
         expected = plain + len(routed) * ((E - 1) * mlp + D * E)
         findings = [
-            (routed == list(self.layers) and bool(routed), f'experts in blocks {routed} alone'),
+            (routed == list(self.layers) and bool(routed), f'experts in layers {routed} alone'),
             (total == expected, f'{total:,} parameters, expected {expected:,}'),
         ]
         dense = [] if self.dense is None else self.dense.parameters()

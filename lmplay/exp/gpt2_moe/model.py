@@ -7,6 +7,7 @@ B sequences, T positions, N = B * T tokens, D = embed_dim, V vocabulary, L route
 per token.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ import torch
 from torch import Tensor
 
 from lmplay.base.base_model import LMBase, LMOutput, StepContext
-from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
+from lmplay.base.routed import Experts, RoutedLayer, RoutedLM, layer_name
 from lmplay.errors import ExperimentError
-from lmplay.modules.routing import expert_load, load_balance_loss, router_entropy, z_loss
+from lmplay.modules.routing import (
+    distribution_entropy,
+    expert_load,
+    load_balance_loss,
+    router_entropy,
+    z_loss,
+)
 from lmplay.tokenizers import Tokenizer, get_tokenizer
 from lmplay.utils import to_name
 
@@ -213,7 +220,7 @@ class UpcycledLM(RoutedLM):
 
     def _report(self, output: LMOutput, mask_N: Tensor | None) -> None:
         """Adds the losses and metrics of the last forward pass, from the decisions of its routed layers."""
-        balance, z, load, entropy = [], [], [], []
+        balance, z, load, entropy, spread = [], [], [], [], []
         for layer in self.moe_layers.values():
             routing = layer.take_routing()
             load_E = expert_load(routing.expert_ids_NK, self.num_experts, mask_N)
@@ -221,6 +228,8 @@ class UpcycledLM(RoutedLM):
             balance.append(load_balance_loss(routing.probs_NE, load_E, mask_N))
             z.append(z_loss(routing.logits_NE, mask_N))
             entropy.append(router_entropy(routing.logits_NE.detach(), mask_N))
+            spread.append(distribution_entropy(routing.logits_NE.detach(), mask_N))
+        distribution_L = torch.stack(spread)
         load_LE, balance_L, z_L = torch.stack(load), torch.stack(balance), torch.stack(z)
         output.losses = {
             'load_balance': (balance_L.mean(), self.lb_coef),
@@ -229,6 +238,9 @@ class UpcycledLM(RoutedLM):
         output.metrics = {
             'expert_load': load_LE,
             'router_entropy': torch.stack(entropy),
+            'distribution_entropy': distribution_L,
+            'distribution_entropy_normalised': distribution_L / max(math.log(self.num_experts), 1e-9),
+            'load_std': load_LE.std(1) if self.num_experts > 1 else torch.zeros_like(distribution_L),
             'load_balance_by_layer': balance_L.detach(),
             'z_loss_by_layer': z_L.detach(),
         }
@@ -243,7 +255,7 @@ class UpcycledLM(RoutedLM):
             log_p_NE = r.logits_NE.log_softmax(-1)
             routed.append(
                 RoutedLayer(
-                    name=f'block {i}',
+                    name=layer_name(i),
                     num_experts=self.num_experts,
                     expert_ids=r.expert_ids_NK.view(*x.shape, -1),
                     weights=r.weights_NK.view(*x.shape, -1),
@@ -251,6 +263,9 @@ class UpcycledLM(RoutedLM):
                 )
             )
         return routed
+
+    def layer_names(self) -> list[str]:
+        return [layer_name(i) for i in self.moe_layers]
 
     def experts(self) -> list[Experts]:
         return [

@@ -221,7 +221,7 @@ def upcycle(model, dense) -> None:
         for theirs, stacked in zip(given, model.moe_layers[i].experts):
             if theirs.shape != stacked.shape[1:]:
                 shapes = f'{list(theirs.shape)} instead of {list(stacked.shape[1:])}'
-                problems.append(f'the MLP of block {i} has shape {shapes}')
+                problems.append(f'the MLP of layer {i} has shape {shapes}')
     refuse(problems, 'The dense model', f'does not fit {model.name}')
     model.model.load_state_dict(weights, strict=False)
     generator = torch.Generator().manual_seed(SEED)
@@ -294,5 +294,5 @@ def _error(given: Tensor, expected: Tensor) -> float:
 
 def parity_lines(model, dense) -> list[str]:
     layers, logits = parity(model, dense)
-    lines = [f'upcycled block {i}: relative error of the layer {error:.4f}' for i, error in layers.items()]
+    lines = [f'upcycled layer {i}: relative error {error:.4f}' for i, error in layers.items()]
     return [*lines, f'relative error of the logits against the dense model {logits:.4f}']

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as caught:
         model, dense, what = tiny() if args.tiny else open_source(args.source)
         tell(
-            f'{model.name}: {what}; experts in blocks {list(model.moe_layers)}, {model.num_experts} each, '
+            f'{model.name}: {what}; experts in layers {list(model.moe_layers)}, {model.num_experts} each, '
             f'top {model.top_k}'
         )
         checks = Checks(model, dense)

@@ -1,6 +1,7 @@
 """The model behind the contract: shapes, routing, losses, cache, versions."""
 
 import copy
+import math
 import shutil
 
 import pytest
@@ -142,7 +143,7 @@ def test_routing_tells_what_the_layers_do(either):
     x = tokens()
     (layer,) = either.routing(x)
     assert (
-        layer.name == 'block 1'
+        layer.name == 'layer 1'
         and layer.num_experts == 4
         and layer.expert_ids.shape == layer.weights.shape == (2, 20, 1)
     )
@@ -155,6 +156,32 @@ def test_routing_tells_what_the_layers_do(either):
     if either.family.type == 'llama':
         shapes = [(4, 32, 128), (4, 32, 128), (4, 128, 32)]
     assert [tuple(w.shape) for w in experts.weights] == shapes
+
+
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_metrics_are_those_of_the_study(top_k):
+    """Entropy of the mean distribution, per layer and relative to log E; standard deviation of the shares."""
+    torch.manual_seed(0)
+    model = UpcycledLM(**TINY | dict(top_k=top_k, moe_layers='all')).eval()
+    metrics = model(tokens()).metrics
+    inputs = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, i=i: inputs.update({i: args[0].flatten(0, 1)}))
+        for i, layer in model.moe_layers.items()
+    ]
+    model(tokens())
+    for hook in hooks:
+        hook.remove()
+    for i, layer in model.moe_layers.items():
+        probs = (inputs[i] @ layer.router.weight.t()).softmax(-1)
+        mean = probs.mean(0)
+        entropy = -(mean * torch.log(mean + 1e-10)).sum()
+        chosen = probs.topk(top_k).indices
+        shares = torch.tensor([(chosen == e).float().mean().item() for e in range(4)])
+        assert metrics['distribution_entropy'][i].item() == pytest.approx(entropy.item(), abs=1e-5)
+        normalised = entropy.item() / math.log(4)
+        assert metrics['distribution_entropy_normalised'][i].item() == pytest.approx(normalised, abs=1e-5)
+        assert metrics['load_std'][i].item() == pytest.approx(shares.std().item(), abs=1e-6)
 
 
 def test_dense_has_neither_losses_nor_metrics():

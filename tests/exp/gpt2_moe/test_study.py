@@ -103,9 +103,7 @@ def test_their_files_compute_the_same_here(tmp_path, topk, form):
     lines = ours.import_pretrained(str(path))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens()).logits, model(tokens()).logits, atol=1e-4, rtol=1e-5)
-    assert lines == ['weights of ' + find_stem(path).name + '_3L_64'] or any(
-        'weights' in line for line in lines
-    )
+    assert any(line.startswith('weights of') for line in lines)
 
 
 def test_a_dense_file_of_theirs_is_upcycled(tmp_path):
@@ -212,7 +210,7 @@ def test_commands_take_their_files(tmp_path, capsys, monkeypatch, cache):
     text = tmp_path / 'text.txt'
     text.write_text('Some text, twice. ' * 40)
     assert routing([str(stem), '--data', str(text), '--out', str(tmp_path / 'x')]) == 0
-    assert 'block 2' in (tmp_path / 'x' / 'index.html').read_text()
+    assert 'layer 2' in (tmp_path / 'x' / 'index.html').read_text()
     assert export([str(stem), '--to', str(tmp_path / 'plain'), '--format', 'safetensors']) == 0
     assert export([str(stem), '--to', str(tmp_path / 'again'), '--format', 'moe-emergence']) == 0
     run = train(

@@ -124,7 +124,7 @@ def test_command_on_a_folder(tmp_path, capsys):
         )
     ).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
-    assert 'experts in blocks [4, 5, 6, 7]' in capsys.readouterr().out
+    assert 'experts in layers [4, 5, 6, 7]' in capsys.readouterr().out
 
 
 def test_command_on_a_llama(tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_command_on_a_llama(tmp_path, capsys):
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert 'experts in blocks [4, 5, 6, 7]' in out and '10 of 10 checks passed' in out
+    assert 'experts in layers [4, 5, 6, 7]' in out and '10 of 10 checks passed' in out
 
 
 def test_command_on_smollm2(capsys):
@@ -148,7 +148,7 @@ def test_command_on_smollm2(capsys):
         pytest.skip('LMPLAY_SMOLLM2 names no folder with SmolLM2-135M')
     assert main([folder]) == 0
     out = capsys.readouterr().out
-    assert '10 of 10 checks passed' in out and 'experts in blocks [26, 27, 28, 29]' in out
+    assert '10 of 10 checks passed' in out and 'experts in layers [26, 27, 28, 29]' in out
     assert '208,851,264 parameters, expected 208,851,264' in out
 
 
