@@ -15,8 +15,8 @@ TRAINER = {
     '--initial-model PATH',
     '--compile-mode': 'With --compile-model the mode is the one that pays; --no-compile-model turns it off',
     '--compile-backend': 'With --compile-model the backend is inductor; --no-compile-model turns it off',
-    '--optimizer-warmup-fraction': "The warm-up starts at its first step's share of the learning rate, or with "
-    '--warmup-from-zero at 0; --warmup says how long it is',
+    '--optimizer-warmup-fraction': "The warm-up starts at its first step's share of the rate, or at 0 with "
+    '--warmup-from-zero; --warmup says how long it is',
     '--no-grad-scale': 'Gradients are scaled where --amp computes in fp16 and nowhere else',
     '--verbose': 'Everything is recorded in metrics.jsonl of --run-dir DIR; --quiet prints less',
     '--validation-batch-size': 'How much text is evaluated is --validation-bytes N, how much at a time '
