@@ -66,6 +66,8 @@ setup(
             'lmp_verify_moe=lmplay.exp.gpt2_moe.verify:main',
             'lmp_routing=lmplay.routing.__main__:main',
             'lmp_compare=lmplay.compare.__main__:main',
+            'lmp_export=lmplay.export.__main__:main',
+            'lmp_cleanmodel=lmplay.export.clean:main',
             'lmp_new=lmplay.new.__main__:main',
         ]
     },

@@ -25,6 +25,7 @@ _PUBLIC: dict[str, tuple[str, str] | None] = {
     'LMOutput': ('base.base_model', 'LMOutput'),
     'BasicModelRunner': ('base.base_model', 'BasicModelRunner'),
     'expose_runner': ('base.runner_list', 'expose_runner'),
+    'MODEL_RUNNERS': ('base.runner_list', 'MODEL_RUNNERS'),  # experiments for the original lmplay import it
     'UserError': ('errors', 'UserError'),
 }
 __all__ = list(_PUBLIC)

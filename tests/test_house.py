@@ -33,19 +33,23 @@ ORDER = (
     {'new', 'compare'},
     {'routing'},
     {'train'},
-    {'plots', 'generate'},  # a run draws its curves and writes a sample when it ends
+    {'plots', 'generate', 'export'},  # a run draws its curves and writes a sample when it ends
     {'checks'},
     {'runs'},
     {'data'},
     {'base'},
     {'modules'},
     {'tokenizers'},
-    {'device', 'files', 'cli', 'utils', 'callable_package'},
+    {'device', 'files', 'cli', 'utils', 'callable_package', 'original'},
     {'errors'},
 )
 LEVEL = {package: level for level, row in enumerate(reversed(ORDER)) for package in row}
 FOR_EXPERIMENTS = {'base', 'modules', 'tokenizers', 'errors', 'cli', 'files', 'device', 'utils'}
-FORMER_HOMES = ('base/errors.py', 'data/tokenizers.py')  # aliases for experiments written before
+FORMER_HOMES = (
+    'base/errors.py',
+    'base/runners.py',
+    'data/tokenizers.py',
+)  # aliases of before
 
 
 def imported_packages(file: Path) -> set[str]:

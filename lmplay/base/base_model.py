@@ -7,7 +7,8 @@ B sequences, T positions, D width, V vocabulary. docs/contract.md explains it by
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,8 @@ class LMBase(nn.Module):
 
     causal = True
     batch_dependent = False
+    # formats of others that `lmp_export` can write: name -> function(model, folder, facts) -> files
+    exports: ClassVar[dict[str, Callable[[Any, Path, dict[str, Any]], list[Path]]]] = {}
     fc: Any  # the head
     features_takes: frozenset[str] = frozenset()
     forward_takes: frozenset[str] = frozenset({'cache', 'mask'})
@@ -173,6 +176,16 @@ class LMBase(nn.Module):
 
         self.load_state_dict(source.state_dict())
         return take_tokenizer(self, as_tokenizer(source.tokenizer), source.name)
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether `path` is in a format of others that `read_foreign`, and `import_pretrained`, can read."""
+        return False
+
+    @classmethod
+    def read_foreign(cls, path: Path) -> 'tuple[LMBase, dict[str, Any]]':
+        """(model, facts) of a path that it `reads`; facts: 'step', of the run that wrote it."""
+        raise NotImplementedError(f'{cls.__name__} reads no format of others')
 
     def can_start_from(self, source: 'LMBase') -> bool:
         """Whether `import_pretrained` may take this model, as far as can be told without its weights."""

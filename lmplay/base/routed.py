@@ -10,11 +10,16 @@ from torch import Tensor
 from .base_model import LMBase
 
 
+def layer_name(block: int) -> str:
+    """What pages, tables and alarms call the routed layer in a block."""
+    return f'layer {block}'
+
+
 @dataclass(frozen=True)
 class RoutedLayer:
     """What one routed layer decided about a batch.
 
-    name         what reports call it, e.g. 'block 8'
+    name         what reports call it, see `layer_name`
     num_experts  E
     expert_ids   (B, T, K) int64: the experts that serve a token
     weights      (B, T, K) their gate weights
@@ -45,13 +50,17 @@ class Experts:
 class RoutedLM(LMBase):
     """A language model that can say which expert serves which token.
 
-    Both lists have one entry per routed layer.
+    All lists have one entry per routed layer.
     """
 
     def routing(self, x: Tensor) -> list[RoutedLayer]:
         """What each routed layer decides about the tokens x (B, T); called in evaluation mode,
         without gradients."""
         raise NotImplementedError(f'{type(self).__name__} defines no routing')
+
+    def layer_names(self) -> list[str]:
+        """The names of the layers as in `routing`, by which alarms call them; their numbers by default."""
+        return []
 
     def experts(self) -> list[Experts]:
         """The state of the experts, layer by layer in the order of `routing`."""

@@ -62,7 +62,8 @@ class Registered:
         return f'{self.file}:{self.line}'
 
 
-_registered: dict[str, Registered] = {}
+MODEL_RUNNERS: dict[str, Registered] = {}  # what is registered so far
+_registered = MODEL_RUNNERS
 _imported: set[Path] = set()  # versions files, broken ones included
 _broken: dict[str, Entry] = {}  # by file or entry point
 _importing = False

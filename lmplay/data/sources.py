@@ -34,6 +34,13 @@ class Row:
     split: str = ''
 
 
+STUDY = {
+    'max_chars': 9_999,
+    'total_chars': 10 * 1024 * 1024,
+    'evaluation_share': 0.05,
+    'evaluation_least': 10,
+    'evaluation_most': 0.1,
+}
 NAMED: dict[str, dict] = {
     'embedded': {
         'loader': 'embedded',
@@ -87,13 +94,15 @@ NAMED: dict[str, dict] = {
         'config': 'cosmopedia-v2',
         'description': 'synthetic textbooks and stories; 39 M documents, 220 GB: set a limit or max_bytes',
     },
-    # the three domains of the moe-emergence study, 10 MB each
+    # The three domains of the moe-emergence study, by its rules: the number of characters of a document is
+    # above the lower and below the upper limit that it names.
     'code': {
         'loader': 'hub',
         'hub': 'codeparrot/codeparrot-clean',
         'text': 'content',
-        'max_bytes': 10_000_000,
-        'description': 'Python files from GitHub (CodeParrot-clean), the first 10 MB',
+        'min_chars': 101,
+        **STUDY,
+        'description': 'Python files from GitHub (CodeParrot-clean), the first 10 MB of middle-sized ones',
     },
     # a Parquet copy of allenai/math_qa, whose loading script `datasets` no longer runs
     'math': {
@@ -101,21 +110,24 @@ NAMED: dict[str, dict] = {
         'hub': 'regisss/math_qa',
         'prompt': 'Problem',
         'text': 'Rationale',
-        'max_bytes': 10_000_000,
+        'separator': '\n\n',
+        **STUDY,
         'description': 'math word problems with their rationale (MathQA), the first 10 MB',
     },
     'prose': {
         'loader': 'hub',
         'hub': 'allenai/c4',
         'config': 'en',
-        'max_bytes': 10_000_000,
-        'description': 'English web text (C4), the first 10 MB',
+        'min_chars': 201,
+        **STUDY,
+        'description': 'English web text (C4), the first 10 MB of middle-sized pages',
     },
 }
 
 COLUMN_KEYS = {
     'text': str,
     'prompt': (str, list),
+    'separator': str,
     'messages': str,
     'domain_column': str,
     'document_start': str,
@@ -146,11 +158,20 @@ COMMON_KEYS: dict[str, Any] = {
     'limit': int,
     'validation_limit': int,
     'max_bytes': int,
+    'total_chars': int,
+    'min_chars': int,
+    'max_chars': int,
     'hold_out': str,
+    'evaluation_share': float,
+    'evaluation_least': int,
+    'evaluation_most': float,
 }
+SHARES = ('evaluation_share', 'evaluation_least', 'evaluation_most')
+LIMITS = ('limit', 'max_bytes', 'total_chars')
 TYPE_NAMES = {
     str: 'a string',
     int: 'a whole number',
+    float: 'a number',
     list: 'a list of strings',
     (str, list): 'a string or a list of strings',
 }
@@ -227,12 +248,17 @@ def _loader_of_data(spec: dict[str, Any]) -> str | None:
 
 
 def _over_named(named: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-    """A named dataset with what `spec` sets; columns of text and prompt replace messages, and the reverse."""
-    replaced = ()
+    """A named dataset with what `spec` sets, without what that replaces.
+
+    Columns of text and prompt replace messages, and the reverse; held-out text of its own replaces a share.
+    """
+    replaced: tuple[str, ...] = ()
     if 'messages' in spec:
-        replaced = ('text', 'prompt')
+        replaced = ('text', 'prompt', 'separator')
     elif 'text' in spec or 'prompt' in spec:
         replaced = ('messages',)
+    if 'validation' in spec or 'hold_out' in spec:
+        replaced += SHARES
     kept = {key: value for key, value in named.items() if key not in replaced}
     return {**kept, **spec, 'loader': named['loader']}
 
@@ -263,6 +289,8 @@ def _problem(key: str, value: object, kind: Any) -> str:
     if not _is_a(kind, value):
         return f'must be {TYPE_NAMES[kind]}, not {json.dumps(value, default=repr)}'
     least = 0 if key == 'seed' else 1
+    if kind is float:
+        return '' if 0 < float(str(value)) < 1 else f'must be above 0 and below 1, not {value}'
     if isinstance(value, int) and value < least:
         return f'must be at least {least}, not {value}'
     if value == '':
@@ -278,7 +306,7 @@ def _problem(key: str, value: object, kind: Any) -> str:
 def _is_a(kind: Any, value: object) -> bool:
     if isinstance(value, list):
         return isinstance(value, kind) and bool(value) and all(isinstance(v, str) for v in value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
 def _rules(spec: dict[str, Any]) -> Iterable[tuple[bool, str]]:
@@ -306,6 +334,19 @@ def _rules(spec: dict[str, Any]) -> Iterable[tuple[bool, str]]:
         (
             'hold_out' in keys and 'validation' in keys,
             '"hold_out" divides a dataset that has no "validation" of its own',
+        ),
+        (
+            not keys.isdisjoint(SHARES) and ('validation' in keys or spec.get('hold_out') == 'ends'),
+            f'"{next((k for k in SHARES if k in keys), "")}" chooses documents to hold out, and "validation" '
+            'or "hold_out": "ends" leaves none to choose',
+        ),
+        (
+            spec.get('min_chars', 0) > spec.get('max_chars', float('inf')),
+            f'"min_chars" {spec.get("min_chars")} is above "max_chars" {spec.get("max_chars")}',
+        ),
+        (
+            'separator' in keys and 'prompt' not in keys,
+            '"separator" stands between "prompt" and "text"; there is no "prompt"',
         ),
         (
             'validation_limit' in keys and 'validation' not in keys,
@@ -375,41 +416,62 @@ class Source:
     def rows(self) -> Iterator[Row]:
         """Documents in a fixed order: training, then validation where the dataset has its own.
 
-        Empty ones are left out and counted. Raises DataError for what can't be read and for a split without
-        text.
+        Empty ones, and those of another length than asked for, are left out and counted. Raises DataError for
+        what can't be read and for a split without text.
         """
         for split in ('train', 'validation') if 'validation' in self.spec else ('',):
             yield from self._limited(split)
 
     def _limited(self, split: str) -> Iterator[Row]:
         """The documents of a split that have text, up to its limits."""
-        limit, max_bytes = self._limits(split)
-        taken = size = empty = 0
+        ends = self._limits(split)
+        least, most = self.spec.get('min_chars', 0), self.spec.get('max_chars', float('inf'))
+        taken = size = chars = empty = unfit = 0
         for row in self._split(split):
             if not row.text or row.text.isspace():
                 empty += 1
                 continue
+            length = len(row.prompt) + len(row.text)
+            if not least <= length <= most:
+                unfit += 1
+                continue
             yield row
-            taken += 1
-            if max_bytes:
+            taken, chars = taken + 1, chars + length
+            if 'max_bytes' in ends:
                 size += len(row.text.encode()) + len(row.prompt.encode())
-            if taken == limit or max_bytes and size >= max_bytes:
+            found = {'limit': taken, 'max_bytes': size, 'total_chars': chars}
+            if any(found[key] >= end for key, end in ends.items()):
                 break
         if not taken:
-            raise self._no_text(split, empty)
+            raise self._no_text(split, empty, unfit)
         if empty:
             log.warning("Dataset '%s': %d empty documents were left out.", self.name, empty)
+        if unfit:
+            log.info("Dataset '%s': %d documents %s were left out.", self.name, unfit, self._unfit())
 
-    def _no_text(self, split: str, empty: int) -> DataError:
+    def _unfit(self) -> str:
+        spec = self.spec
+        limits = (
+            f'of fewer than {spec["min_chars"]:,} characters' if 'min_chars' in spec else '',
+            f'of more than {spec["max_chars"]:,} characters' if 'max_chars' in spec else '',
+        )
+        return ' or '.join(filter(None, limits))
+
+    def _no_text(self, split: str, empty: int, unfit: int) -> DataError:
         kind = 'validation text' if split == 'validation' else 'text'
         reason = f'all of its {empty} documents are empty' if empty else 'there are no rows'
+        if unfit:
+            more = f', the other {empty} are empty' if empty else ''
+            reason = f'{unfit} of its documents are {self._unfit()}{more}'
         return DataError(f"Dataset '{self.name}' has no {kind}: {reason}.")
 
-    def _limits(self, split: str) -> tuple[int | None, int | None]:
-        """(documents, bytes of text) at which a split ends."""
+    def _limits(self, split: str) -> dict[str, int]:
+        """What ends a split: documents, bytes or characters of text."""
         if split == 'validation':
-            return self.spec.get('validation_limit'), None
-        return self.spec.get('limit'), self.spec.get('max_bytes')
+            given = {'limit': self.spec.get('validation_limit')}
+        else:
+            given = {key: self.spec.get(key) for key in LIMITS}
+        return {key: end for key, end in given.items() if end is not None}
 
     def _split(self, split: str) -> Iterator[Row]:
         spec, named = self.spec, self.spec.get('domain', '')
@@ -451,7 +513,7 @@ class Source:
             self.spec,
             split=self.spec['validation'] if validation else self.spec.get('split', 'train'),
             columns=columns,
-            stream=not validation and ('limit' in self.spec or 'max_bytes' in self.spec),
+            stream=not validation and not self.spec.keys().isdisjoint(LIMITS),
         )
 
     def _file_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
@@ -482,14 +544,18 @@ class Source:
             yield first[0], first[1] | {column: ''.join(parts)}
 
     def _text(self, record: dict, place: str) -> tuple[str, str]:
-        """(text, prompt) of a record; a prompt ends with a newline."""
+        """(text, prompt) of a record; a prompt ends with a newline, or with the separator that is given."""
         spec = self.spec
         if 'messages' in spec:
             return _conversation(record[spec['messages']], spec['messages'], place)
         column = spec.get('text', 'text')
         prompts = (_string(record[c], c, place) for c in _listed(spec.get('prompt', [])))
-        prompt = '\n\n'.join(filter(None, prompts))
-        return _string(record[column], column, place), prompt and prompt.removesuffix('\n') + '\n'
+        prompt = spec.get('separator', '\n\n').join(filter(None, prompts))
+        if 'separator' in spec:
+            prompt = prompt and prompt + spec['separator']
+        else:
+            prompt = prompt and prompt.removesuffix('\n') + '\n'
+        return _string(record[column], column, place), prompt
 
 
 def _listed(columns: str | list[str]) -> list[str]:

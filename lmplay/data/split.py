@@ -1,14 +1,14 @@
 """What of a dataset is held out: one rule, for tokenizers that are trained, for training and for evaluation.
 
 A dataset with a validation split of its own keeps it. Of others whole documents are held out, chosen by their
-hashes; of a few documents, or where the dataset asks for it, the end of each.
+hashes; of a few documents, or where the dataset asks for it, the end of each. A dataset may set how many.
 """
 
 import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,31 @@ SHORTEST = 200  # characters of a document whose end can be held out
 LEAST = 20  # held-out documents of each domain, if that is at most a LARGEST of them
 LARGEST = 0.2  # of a domain's documents and of its bytes, unless more is asked for
 SPLITS = {'': 0, 'train': 1, 'validation': 2}
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many documents of a domain are held out.
+
+    fraction  of them, by their hashes, and never fewer than LEAST nor more than LARGEST
+    exact     instead, exactly int(n * fraction) of n, but at least `least`, and at most int(n * most)
+    """
+
+    fraction: float
+    exact: bool = False
+    least: int = LEAST
+    most: float = LARGEST
+
+    def documents(self, n: int) -> int:
+        """Of n documents, where the number is exact: at least one, and not all."""
+        return 0 if n < 2 else max(1, min(max(self.least, int(n * self.fraction)), int(n * self.most), n - 1))
+
+
+def share_of(spec: dict, fraction: float) -> Share:
+    """The share that a dataset's spec asks for; else `fraction`, and none where that is 0."""
+    names = {'evaluation_share': 'fraction', 'evaluation_least': 'least', 'evaluation_most': 'most'}
+    asked = {names[key]: value for key, value in spec.items() if key in names}
+    return Share(**{'fraction': fraction} | asked, exact=bool(asked))
 
 
 def documents(source: Source) -> Iterator[Row]:
@@ -67,32 +92,35 @@ def group_hash(row: Row) -> int:
 
 
 def held_out(
-    hashes: np.ndarray, sizes: np.ndarray, domains: np.ndarray, splits: np.ndarray, fraction: float
+    hashes: np.ndarray, sizes: np.ndarray, domains: np.ndarray, splits: np.ndarray, share: float | Share
 ) -> np.ndarray:
     """(documents,) bool: which are held out.
 
     hashes, sizes (bytes), domains, splits: (documents,). By the dataset's own split where it has one. Else,
-    of each domain, those whose hashes are below `fraction` of their range and the next, up to LEAST. Never
-    more than LARGEST of the domain's documents or bytes, unless `fraction` is larger: of a book and a note it
-    is the note. Documents of one hash stay together.
+    of each domain, those whose hashes are below the share's fraction of their range and the next, up to
+    LEAST. Never more than LARGEST of the domain's documents or bytes, unless the fraction is larger: of a
+    book and a note it is the note. Where the share is exact, those of the lowest hashes. Documents of one
+    hash stay together.
     """
+    share = share if isinstance(share, Share) else Share(share)
     if (splits == SPLITS['validation']).any():
         return splits == SPLITS['validation']
     free = splits != SPLITS['train']
-    if fraction <= 0 or not free.any():
+    if share.fraction <= 0 or not free.any():
         return np.zeros(len(hashes), bool)
-    chosen = [
-        _of_domain(hashes[m], sizes[m], fraction) for d in np.unique(domains) if (m := domains == d).any()
-    ]
+    chosen = [_of_domain(hashes[m], sizes[m], share) for d in np.unique(domains) if (m := domains == d).any()]
     found = np.isin(hashes, np.concatenate(chosen)) & free
     if not found.any() or found.all():  # every domain is one document, or a part of the same group
-        found = np.isin(hashes, _of_domain(hashes, sizes, fraction)) & free
+        found = np.isin(hashes, _of_domain(hashes, sizes, share)) & free
     return found
 
 
-def _of_domain(hashes: np.ndarray, sizes: np.ndarray, fraction: float) -> np.ndarray:
+def _of_domain(hashes: np.ndarray, sizes: np.ndarray, share: Share) -> np.ndarray:
     """The hashes of one domain that are held out."""
     groups, index = np.unique(hashes, return_inverse=True)  # in the order of their hashes
+    if share.exact:
+        return groups[: share.documents(len(groups))]
+    fraction = share.fraction
     weight = np.bincount(index, sizes)
     below = int((groups < np.uint64(min(fraction, 1.0) * (2**64 - 1))).sum())
     wanted = max(below, min(LEAST, int(LARGEST * len(groups))), 1)
@@ -121,7 +149,7 @@ def training_documents(source: Source, fraction: float) -> Iterator[Row]:
         np.array(sizes),
         np.array([numbers[name] for name in names]),
         np.array(splits),
-        fraction,
+        share_of(source.spec, fraction),
     )
     yield from itertools.compress(documents(source), ~out)
 

@@ -36,8 +36,8 @@ from ..files import (
 from ..tokenizers import BPETokenizer, Tokenizer
 from ..tokenizers.bpe import BPE_OPTIONS
 from ..tokenizers.protocol import in_lists
-from .sources import Row, Source
-from .split import SPLITS, group_hash, held_out, require_training_text, training_documents
+from .sources import SHARES, Row, Source
+from .split import SPLITS, group_hash, held_out, require_training_text, share_of, training_documents
 from .split import documents as split_documents
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ class TokenStore:
     def split(self, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Indices of training and validation documents, by the dataset's own split where it has one."""
         sizes = self.text_bytes.sum(axis=1)
-        out = held_out(self.hashes, sizes, self.domains, self.splits, validation_fraction)
+        share = share_of(self.meta.get('evaluation', {}), validation_fraction)
+        out = held_out(self.hashes, sizes, self.domains, self.splits, share)
         return np.flatnonzero(~out), np.flatnonzero(out)
 
 
@@ -305,6 +306,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
         'tokens': documents.tokens,
         'bytes': documents.bytes,
         'domains': list(documents.domain_names),
+        'evaluation': {key: source.spec[key] for key in SHARES if key in source.spec},
         CHECKSUMS: checksums,
     }
     write_json(folder / META, sealed(StoreMeta.model_validate(meta).model_dump()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..cli import CommandParser, json_line, plain, run_command
 from ..errors import DataError, UserError
+from ..original import GENERATOR, in_new_words
 
 
 def parser() -> CommandParser:
@@ -24,7 +25,9 @@ def parser() -> CommandParser:
 def _add_model_options(p: CommandParser) -> None:
     checkpoint = "a run's directory (its best checkpoint) or a checkpoint"
     p.add_argument('checkpoint', nargs='?', metavar='CHECKPOINT', help=checkpoint)
-    p.add_argument('--model', metavar='CHECKPOINT', help='the same')
+    p.add_argument(
+        '--model', metavar='CHECKPOINT', help='the same; what stands alone is then a prompt, or its file'
+    )
     moved = 'the experiment, where its name or place has changed: a name, or the path of a versions.py'
     p.add_argument('--exp', metavar='NAME', help=moved)
     p.add_argument(
@@ -64,8 +67,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    args = parser().parse_args(argv)
-    if (args.checkpoint is None) == (args.model is None):
+    args = parser().parse_args(in_new_words(sys.argv[1:] if argv is None else argv, GENERATOR))
+    if (
+        args.checkpoint is not None and args.model is not None
+    ):  # as in the original lmplay: PROMPT --model PATH
+        prompts = args.prompt_file if Path(args.checkpoint).is_file() else args.prompt
+        prompts.append(args.checkpoint)
+        args.checkpoint = None
+    if args.checkpoint is None and args.model is None:
         raise UserError(
             "Give one checkpoint: the path of a run's directory or of a checkpoint, alone or after --model."
         )

@@ -62,6 +62,15 @@ def router_entropy(logits_NE: Tensor, mask_N: Tensor | None = None) -> Tensor:
     return masked_mean(-(log_p_NE.exp() * log_p_NE).sum(-1), mask_N)
 
 
+def distribution_entropy(logits_NE: Tensor, mask_N: Tensor | None = None) -> Tensor:
+    """The entropy, in nats, of the mean over tokens of softmax(logits).
+
+    log E where experts are used alike, even by a router that is sure of every token.
+    """
+    p_E = masked_mean(logits_NE.softmax(-1), mask_N)
+    return -torch.special.xlogy(p_E, p_E).sum()
+
+
 def masked_mean(values: Tensor, mask_N: Tensor | None) -> Tensor:
     """Mean over the first dimension of the tokens where mask_N is True, 0 where it is nowhere."""
     if mask_N is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..cli import CommandParser, run_command
 from ..errors import DataError, UserError, unknown
+from ..original import PLOTSTATS, in_new_words
 
 if TYPE_CHECKING:
     from .curves import Curves
@@ -59,7 +60,11 @@ def parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command('lmp_plotstats', lambda: print(run(parser().parse_args(argv))))
+    return run_command('lmp_plotstats', lambda: print(run(parse(argv))))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    return parser().parse_args(in_new_words(sys.argv[1:] if argv is None else argv, PLOTSTATS))
 
 
 def run(args: argparse.Namespace) -> Path:

@@ -31,6 +31,18 @@ def parser() -> CommandParser:
         metavar='N',
         help='how much text, all domains together (default: as in validation; 131072 of --data)',
     )
+    p.add_argument(
+        '--against',
+        metavar='CHECKPOINT',
+        help='another run or checkpoint, shown side by side on the same text: a collapsed one against a '
+        'balanced one',
+    )
+    p.add_argument(
+        '--snapshots',
+        action='store_true',
+        help='measure the load of the experts in every checkpoint of the run too; how many it keeps, --keep '
+        'of lmp_trainer says',
+    )
     p.add_argument('--out', metavar='DIR', help="output directory (default: routing in the run's directory)")
     p.add_argument(
         '--exp',
@@ -61,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
             exp=args.exp,
             device=args.device,
             amp=args.amp,
+            against=args.against and Path(args.against),
+            snapshots=args.snapshots,
         ).page
     )
 

@@ -201,7 +201,7 @@ def gini(load: np.ndarray) -> float:
 def entropy_bits(share: np.ndarray) -> float:
     """Shannon entropy in bits: log2 E where all are used alike."""
     share = share[share > 0]
-    return float(-(share * np.log2(share)).sum())
+    return float(-(share * np.log2(share)).sum()) + 0.0  # no -0.0
 
 
 def information(fractions: np.ndarray, tokens: np.ndarray) -> float:

@@ -28,6 +28,8 @@ class Report:
     history           None where the run recorded none
     drifts            one per layer, None where its experts are frozen; empty where all are
     reference         what drift is measured from, in words
+    snapshots         the load at each saved checkpoint, measured on the same text
+    other             another model on the same text, to be shown beside this one
     """
 
     model: str
@@ -39,6 +41,8 @@ class Report:
     experts: list[Experts]
     drifts: list[Drift | None]
     reference: str
+    snapshots: History | None = None
+    other: 'Report | None' = None
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Findings:
                 'busiest_share': float(load.max()),
                 'unused': int((load == 0).sum()),
                 'gini': gini(load),
+                'load_std': float(load.std(ddof=1)) if len(load) > 1 else 0.0,
                 'load_entropy_bits': entropy_bits(load),
                 'router_entropy_nats': float(layer.entropy.mean()),
                 **{
@@ -93,6 +98,10 @@ class Findings:
             }
             for i, (layer, load) in enumerate(zip(self.layers, self.loads))
         ]
+
+    @cached_property
+    def other(self) -> 'Findings | None':
+        return None if self.report.other is None else Findings(self.report.other)
 
     @property
     def drifts(self) -> list[tuple[RoutedTokens, Drift]]:

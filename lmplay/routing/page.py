@@ -48,7 +48,7 @@ def _page(findings: Findings, sections: list[Section], tables: list[str]) -> str
     environment.filters |= {'visible': visible, 'count': count}
     text = environment.get_template('page.html.j2').render(
         report=findings.report,
-        summary=findings.summary,
+        summaries=[(each.report.checkpoint, each.summary) for each in (findings, findings.other) if each],
         favourites=findings.favourites,
         sections=sections,
         domains=list(zip(findings.groups['domain'], findings.tokens['domain'].tolist())),

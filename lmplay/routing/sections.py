@@ -1,6 +1,7 @@
 """The sections of an X-ray's page: pictures, and what to see in them."""
 
 import base64
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ import numpy as np
 from ..plots.decoration import decoration
 from . import heatmaps, pictures
 from .findings import Findings
+from .history import History
 from .svg import FEW, themed
 
 TITLES = {'domain': 'Routing by domain', 'type': 'Routing by kind of token'}
 TEXTS = {
     'domain': "The share of each domain's assignments that goes to each expert. Rows that look alike are "
     'routed alike.',
-    'type': 'The same by kind of token; a part of a word or number counts as that word or number. Keywords '
-    'and identifiers are those of source code, whose comments and strings are read as prose.',
+    'type': 'The same by kind of token; a part of a word or number counts as that word or number. Keywords, '
+    'identifiers, strings and comments are those of source code; words are those of prose.',
     'training': 'What the run recorded as it trained. The shares of a few experts are smoothed.',
     'alarms': ' Vertical lines are collapse alarms: one expert took too much of a layer at an evaluation.',
     'drift': "How far each expert's weights have moved: the norm of their change relative to that of their "
@@ -27,6 +29,8 @@ TEXTS = {
     'keys': 'Where the experts sit: their keys along the two directions in which they differ most. The size '
     "of a dot is the expert's running usage; its colour is the domain that the expert serves most beyond its "
     'share.',
+    'side': 'Layer by layer, {} and {}, on the same text.',
+    'snapshots': 'The load of the experts in the checkpoints that the run keeps, measured on the same text.',
     'coactivation': 'The share of tokens that both experts serve.',
 }
 
@@ -75,8 +79,48 @@ class Album:
 def draw_sections(findings: Findings, folder: Path) -> list[Section]:
     """Every section that has something to show, its pictures written into the folder."""
     album = Album(folder)
-    makers = (by_domain, by_type, over_training, of_drift, of_keys, of_coactivation)
+    makers = (
+        side_by_side,
+        by_domain,
+        by_type,
+        over_training,
+        at_snapshots,
+        of_drift,
+        of_keys,
+        of_coactivation,
+    )
     return [section for make in makers if (section := make(findings, album)) is not None]
+
+
+def side_by_side(findings: Findings, album: Album) -> Section | None:
+    other = findings.other
+    if other is None:
+        return None
+    both = (findings, other)
+    for pair in itertools.zip_longest(*(range(len(each.layers)) for each in both)):
+        for run, (each, i) in enumerate(zip(both, pair)):
+            if i is not None:
+                name = f'{each.names[i]} of {each.report.checkpoint}'
+                _group_picture(each, album, 'domain', i, file=f'run-{run + 1}-{each.names[i]}', title=name)
+        for run, (each, i) in enumerate(zip(both, pair)):
+            if i is not None and each.report.history is not None:
+                name = f'{each.names[i]} of {each.report.checkpoint}'
+                _load_picture(each, album, i, file=f'run-{run + 1}-load-{each.names[i]}', title=name)
+    return album.section('Side by side', TEXTS['side'].format(*(each.report.checkpoint for each in both)))
+
+
+def at_snapshots(findings: Findings, album: Album) -> Section | None:
+    snapshots = findings.report.snapshots
+    if snapshots is None:
+        return None
+    for i, name in enumerate(findings.names):
+        shares = ', '.join(
+            f'{load.max():.0%} at {step}' for step, load in zip(snapshots.step, snapshots.load[:, i])
+        )
+        alt = f'Expert load of {name} at saved snapshots: the busiest expert had {shares}.'
+        wide = snapshots.load.shape[2] > FEW
+        album.add(f'snapshots-{name}', alt, pictures.load_curves, snapshots, i, name, wide=wide)
+    return album.section('At saved snapshots', TEXTS['snapshots'])
 
 
 def by_domain(findings: Findings, album: Album) -> Section:
@@ -88,45 +132,53 @@ def by_type(findings: Findings, album: Album) -> Section:
 
 
 def _by_group(findings: Findings, album: Album, kind: str) -> Section:
-    tokens = findings.tokens[kind]
+    for i, name in enumerate(findings.names):
+        _group_picture(findings, album, kind, i, file=f'{kind}s-{name}', title=name)
+    return album.section(TITLES[kind], TEXTS[kind])
+
+
+def _group_picture(findings: Findings, album: Album, kind: str, i: int, *, file: str, title: str) -> None:
+    tokens, layer = findings.tokens[kind], findings.layers[i]
     names = [name for name, n in zip(findings.groups[kind], tokens) if n]
     rows = [f'{name} ({count(n)})' for name, n in zip(names, tokens[tokens > 0])]
-    for layer, fractions, load in zip(findings.layers, findings.fractions[kind], findings.loads):
-        fractions = fractions[tokens > 0]
-        most = '; '.join(
-            f'{name} mostly expert {f.argmax()} ({f.max():.0%})' for name, f in zip(names, fractions)
-        )
-        album.add(
-            f'{kind}s-{layer.name}',
-            f'Heat map of {layer.name}, {kind} by expert: {most}.',
-            heatmaps.group_heat,
-            fractions,
-            load,
-            rows,
-            layer.name,
-            wide=layer.num_experts > FEW,
-        )
-    return album.section(TITLES[kind], TEXTS[kind])
+    fractions = findings.fractions[kind][i][tokens > 0]
+    most = '; '.join(
+        f'{name} mostly expert {f.argmax()} ({f.max():.0%})' for name, f in zip(names, fractions)
+    )
+    alt = f'Heat map of {title}, {kind} by expert: {most}.'
+    wide = layer.num_experts > FEW
+    album.add(file, alt, heatmaps.group_heat, fractions, findings.loads[i], rows, title, wide=wide)
 
 
 def over_training(findings: Findings, album: Album) -> Section | None:
     history, names = findings.report.history, findings.names
     if history is None:
         return None
-    alarms = len(history.alarms)
-    marked = f'{alarms} alarms are marked.' if alarms else 'No alarm was raised.'
+    alarms, marked = len(history.alarms), _marked(history)
     for i, name in enumerate(names):
-        first, last = history.load[0, i], history.load[-1, i]
-        alt = (
-            f'Expert load of {name} from step {history.step[0]} to {history.step[-1]}: the busiest had '
-            f'{first.max():.0%} at first and expert {last.argmax()} has {last.max():.0%} at the end. {marked}'
-        )
-        album.add(f'load-{name}', alt, pictures.load_curves, history, i, name, wide=last.size > FEW)
+        _load_picture(findings, album, i, file=f'load-{name}', title=name)
     for metric, values in history.curves.items():
         ends = ', '.join(f'{name} {a:.3g} to {b:.3g}' for name, a, b in zip(names, values[0], values[-1]))
         alt = f'{metric} over training: {ends}. {marked}'
         album.add(f'training-{metric}', alt, pictures.layer_curves, history, metric, names)
     return album.section('Over training', TEXTS['training'] + (TEXTS['alarms'] if alarms else f' {marked}'))
+
+
+def _load_picture(findings: Findings, album: Album, i: int, *, file: str, title: str) -> None:
+    history = findings.report.history
+    assert history is not None
+    first, last = history.load[0, i], history.load[-1, i]
+    alt = (
+        f'Expert load of {title} from step {history.step[0]} to {history.step[-1]}: the busiest had '
+        f'{first.max():.0%} at first and expert {last.argmax()} has {last.max():.0%} at the end. '
+        f'{_marked(history)}'
+    )
+    album.add(file, alt, pictures.load_curves, history, i, title, wide=last.size > FEW)
+
+
+def _marked(history: History) -> str:
+    alarms = len(history.alarms)
+    return f'{alarms} alarms are marked.' if alarms else 'No alarm was raised.'
 
 
 def of_drift(findings: Findings, album: Album) -> Section | None:

@@ -32,6 +32,10 @@ def _shown(value):
 def tables(findings: Findings) -> Iterator[tuple[str, tuple[list[str], Rows]]]:
     """Yields (name, (header, rows))."""
     yield 'summary', (list(findings.summary[0]), (row.values() for row in findings.summary))
+    if findings.other is not None:
+        yield 'other', (list(findings.summary[0]), (row.values() for row in findings.other.summary))
+    if snapshots := findings.report.snapshots:
+        yield 'snapshots', (['step', 'layer', 'expert', 'share'], _at_snapshots(snapshots, findings.names))
     for kind in findings.groups:
         yield f'{kind}s', (['layer', 'expert', kind, 'fraction', 'tokens'], _by_group(findings, kind))
     if history := findings.report.history:
@@ -49,6 +53,12 @@ def tables(findings: Findings) -> Iterator[tuple[str, tuple[list[str], Rows]]]:
         yield 'coactivation', (['layer', 'expert', 'other', 'fraction'], pairs)
     header = ['layer', 'expert', 'rank', 'token', 'token_id', 'count', 'share', 'lift', 'before', 'after']
     yield 'favourites', (header, _favourites(findings))
+
+
+def _at_snapshots(snapshots: History, names: list[str]) -> Rows:
+    for step, load_LE in zip(snapshots.step, snapshots.load):
+        for name, load_E in zip(names, load_LE):
+            yield from ((step, name, e, share) for e, share in enumerate(load_E))
 
 
 def _by_group(findings: Findings, kind: str) -> Rows:

@@ -8,19 +8,30 @@ import numpy as np
 
 from ..tokenizers import Tokenizer
 
-TYPES = ('keyword', 'identifier', 'operator', 'number', 'punctuation', 'word', 'whitespace')
-KEYWORD, IDENTIFIER, OPERATOR, NUMBER, PUNCTUATION, WORD, WHITESPACE = range(len(TYPES))
+TYPES = (
+    'keyword',
+    'identifier',
+    'operator',
+    'number',
+    'punctuation',
+    'word',
+    'whitespace',
+    'string',
+    'comment',
+)
+KEYWORD, IDENTIFIER, OPERATOR, NUMBER, PUNCTUATION, WORD, WHITESPACE, STRING, COMMENT = range(len(TYPES))
 CODE_LINES = 0.15  # share of lines that look like Python from which on a document is code
 
 # U+FFFD stands for a part of a character that a token cuts; in text that is mostly a letter.
 _NAME = r'(?P<name>(?:[^\W\d]|�)(?:\w|�)*)'
 _NUMBER = r'(?P<number>0[xX][\da-fA-F]+|\d+(?:[.,_]\d+)*)'
+_PREFIX = r'(?:[rbuf]|br|rb|fr|rf)?'
 _SPACE = r'(?P<space>\s+)'
 _CODE = re.compile(
-    rf'''(?P<text>\#[^\n]*|"""[\s\S]*?(?:"""|\Z)|\'\'\'[\s\S]*?(?:\'\'\'|\Z)'''
-    r"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+    rf'''(?P<comment>\#[^\n]*)|(?P<string>{_PREFIX}(?:"""[\s\S]*?(?:"""|\Z)|\'\'\'[\s\S]*?(?:\'\'\'|\Z)'''
+    r"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))"""
     rf'|{_NAME}|{_NUMBER}|{_SPACE}|(?P<operator>[-+*/%=<>&|^~@]|!=)|(?P<other>.)',
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE,
 )
 # A hyphen in prose is no operator unless a number follows; an apostrophe joins the parts of a word.
 _PROSE = re.compile(
@@ -49,14 +60,19 @@ def is_code(text: str, domain: str = '') -> bool:
 
 
 def character_types(text: str, *, code: bool) -> np.ndarray:
-    """(characters,) int8 indices into TYPES. In code, strings and comments are read as prose."""
+    """(characters,) int8 indices into TYPES. Strings and comments are those of code, whole."""
     types = np.empty(len(text), np.int8)
-    kinds = {'number': NUMBER, 'space': WHITESPACE, 'operator': OPERATOR, 'other': PUNCTUATION}
+    kinds = {
+        'number': NUMBER,
+        'space': WHITESPACE,
+        'operator': OPERATOR,
+        'other': PUNCTUATION,
+        'string': STRING,
+        'comment': COMMENT,
+    }
     for match in (_CODE if code else _PROSE).finditer(text):
         start, end = match.span()
-        if match.lastgroup == 'text':
-            types[start:end] = character_types(match[0], code=False)
-        elif match.lastgroup == 'name':
+        if match.lastgroup == 'name':
             types[start:end] = WORD if not code else KEYWORD if keyword.iskeyword(match[0]) else IDENTIFIER
         else:
             types[start:end] = kinds[str(match.lastgroup)]

@@ -1,18 +1,22 @@
 """Opens a checkpoint and the text for it, and puts together all that an X-ray shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..base.base_model import LMBase
 from ..base.routed import Experts, RoutedLM
 from ..device import amp_dtype, find_device, keep_freed_memory
-from ..errors import ExperimentError
-from ..runs.checkpoint import find_checkpoint, load_model
+from ..errors import CheckpointError, ExperimentError, UserError
+from ..runs.checkpoint import find_checkpoint, load_model, read_state
 from ..runs.finished import StartedRun, read_started
+from ..tokenizers import as_tokenizer
 from .collect import Observed, observe
 from .drift import Drift, drift, experts_of, start_of
 from .findings import Report
-from .history import lineage, read_history
+from .history import History, lineage, read_history
 from .page import XRay, write
 from .text import given_text, own_text
 
@@ -26,35 +30,104 @@ def xray(
     exp: str | None = None,
     device: str = 'auto',
     amp: bool = False,
+    against: Path | None = None,
+    snapshots: bool = False,
 ) -> XRay:
     """X-rays the checkpoint at `path`.
 
-    data: names of datasets and files; by default the held-out text of the run's own plan. Raises UserError
-    for a model without experts, and for what cannot be read or written.
+    data: names of datasets and files; by default the held-out text of the run's own plan. against: another
+    model, shown beside it on the same text. snapshots: measure the checkpoints of the run too. Raises
+    UserError for a model without experts, and for what cannot be read or written.
     """
     keep_freed_memory()
     where = find_device(device)
-    folder, model, state = _routed_checkpoint(path, str(where), exp)
-    run_dir, stage = folder.resolve().parent.parent, state['stage']
-    run = read_started(run_dir)
+    subject = _open(path, str(where), exp)
+    data = data if subject.stage else data or ['embedded']  # a file of others, that no run tells a text of
     if data:
-        text, held_out = ', '.join(data), given_text(data, model, run, max_bytes)
+        text, held_out = ', '.join(data), given_text(data, subject.model, subject.run, max_bytes)
     else:
-        text = f'the held-out text of stage {stage}'
-        held_out = own_text(model, run, stage, max_bytes, folder)
-    observed = observe(model, held_out, device=where, dtype=amp_dtype(where, amp))
-    experts = experts_of(model)
-    drifts, reference = _drifts(model, experts, run, stage)
-    step = state['progress']['total_step']
-    history = _history(run, observed, stage)
-    report = Report(model.name, str(path), step, text, observed, history, experts, drifts, reference)
-    return write(report, out or (run_dir if run else Path()) / 'routing')
+        text = f'the held-out text of stage {subject.stage}'
+        held_out = own_text(subject.model, subject.run, subject.stage, max_bytes, subject.folder)
+    dtype = amp_dtype(where, amp)
+
+    def seen(model: RoutedLM) -> Observed:
+        return observe(model, held_out, device=where, dtype=dtype)
+
+    report = _report(subject, text, seen)
+    if against is not None:
+        other = _open(against, str(where), exp)
+        _require_same_tokens(subject, other)
+        report.other = _report(other, text, seen)
+    if snapshots:
+        report.snapshots = _snapshots(subject, report.observed, seen, str(where), exp)
+    return write(report, out or (subject.run.folder if subject.run else Path()) / 'routing')
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A checkpoint with its model, and the run that it belongs to."""
+
+    path: Path
+    folder: Path
+    model: RoutedLM
+    stage: str
+    step: int
+    run: StartedRun | None
+
+
+def _open(path: Path, device: str, exp: str | None) -> _Subject:
+    folder, model, state = _routed_checkpoint(path, device, exp)
+    stage = state['stage']
+    run = read_started(folder.resolve().parent.parent) if stage else None
+    return _Subject(path, folder, model, stage, state['progress']['total_step'], run)
+
+
+def _report(subject: _Subject, text: str, seen: Callable[[RoutedLM], Observed]) -> Report:
+    model, observed, experts = subject.model, seen(subject.model), experts_of(subject.model)
+    drifts, reference = _drifts(model, experts, subject.run, subject.stage)
+    history = _history(subject.run, observed, subject.stage)
+    where = str(subject.path)
+    return Report(model.name, where, subject.step, text, observed, history, experts, drifts, reference)
+
+
+def _require_same_tokens(one: _Subject, other: _Subject) -> None:
+    names = [as_tokenizer(each.model.tokenizer) for each in (one, other)]
+    if names[0].fingerprint != names[1].fingerprint or one.model.max_len > other.model.max_len:
+        lengths = f'{one.model.max_len} and {other.model.max_len}'
+        raise UserError(
+            f"'{other.path}' can't be shown beside '{one.path}' on the same text: their tokenizers are "
+            f'{names[0].name} and {names[1].name}, their lengths {lengths} tokens.'
+        )
+
+
+def _snapshots(
+    subject: _Subject, observed: Observed, seen: Callable[[RoutedLM], Observed], device: str, exp: str | None
+) -> History | None:
+    """The load of the experts at each checkpoint of the run whose layers of experts are of this shape."""
+    if subject.run is None:
+        raise UserError(f"'{subject.path}' belongs to no run, so it has no snapshots.")
+    shape, found = [layer.num_experts for layer in observed.layers], {}
+    for folder in sorted(subject.run.checkpoints.glob('step-*')):
+        state = read_state(folder)
+        if state['stage'] not in lineage(subject.run, subject.stage):
+            continue
+        model = load_model(folder, device=device, exp=exp)[0]
+        if isinstance(model, RoutedLM) and model.experts():
+            layers = seen(model).layers
+            if [layer.num_experts for layer in layers] == shape:
+                found[state['progress']['total_step']] = [layer.load for layer in layers]
+    return (
+        History(np.array(sorted(found)), np.array([found[step] for step in sorted(found)])) if found else None
+    )
 
 
 def _routed_checkpoint(path: Path, device: str, exp: str | None) -> tuple[Path, RoutedLM, dict]:
     """(folder, model, state) of the best checkpoint, or of the last where the best is dense."""
-    for prefer in ('best', 'last'):
-        folder = find_checkpoint(path, prefer=prefer)
+    try:
+        folders = [find_checkpoint(path, prefer=prefer) for prefer in ('best', 'last')]
+    except CheckpointError:
+        folders = [path]  # `load_model` knows formats of others
+    for folder in folders:
         model, state = load_model(folder, device=device, exp=exp)
         if isinstance(model, RoutedLM) and model.experts():
             return folder, model, state

@@ -9,6 +9,8 @@ safetensors, the optimizer's state is read with weights_only.
 """
 
 import functools
+import glob
+import inspect
 import json
 import logging
 import os
@@ -28,7 +30,7 @@ from torch.utils._pytree import tree_map_only
 
 from .. import __version__
 from ..base.base_model import LMBase
-from ..base.runner_list import find_runner, saved_runner
+from ..base.runner_list import find_entry, find_runner, list_experiments, saved_runner
 from ..errors import CheckpointError
 from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
 from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
@@ -357,10 +359,22 @@ def load_optimizer(folder: Path) -> dict:
 def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
     """(model, state) of a checkpoint or run directory, which names experiment, parameters and tokenizer.
 
+    Or of a file in a format of others that an experiment reads; its state is that of no stage.
     exp: the experiment to use (a name or the path of a versions.py), whose code runs; a checkpoint's word
     runs none but installed code and files that were named to this process. Raises UserError.
     """
-    folder = find_checkpoint(path)
+    try:
+        folder = find_checkpoint(path)
+    except CheckpointError:
+        reader = _reader(Path(path), exp)
+        if reader is None:
+            raise
+        model, facts = reader.read_foreign(Path(path))
+        return model.to(device), {
+            'exp': reader.__name__,
+            'stage': '',
+            'progress': {'total_step': facts['step']},
+        }
     state = read_state(folder)
     if missing := [key for key in NEEDED if key not in state] or {'name', 'fingerprint'} - {
         *state['tokenizer']
@@ -379,3 +393,15 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
     model = runner.function(**parameters).build(device)
     load_weights(model, folder)
     return model, state
+
+
+def _reader(path: Path, exp: str | None) -> type[LMBase] | None:
+    """The model class of an experiment that reads this file of others."""
+    if not any(path.parent.glob(f'{glob.escape(path.name)}*')):
+        return None
+    entries = [find_entry(exp)] if exp else [entry for entry in list_experiments() if not entry.error]
+    for entry in entries:
+        model_class = find_runner(entry.name).function().model_class
+        if inspect.isclass(model_class) and issubclass(model_class, LMBase) and model_class.reads(path):
+            return model_class
+    return None

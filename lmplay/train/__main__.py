@@ -13,6 +13,7 @@ from ..base.parameters import read_parameters, read_yaml, typed_parameters
 from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
 from ..cli import CommandParser, cell, run_command
 from ..errors import UserError, unknown
+from ..original import TRAINER, in_new_words
 from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
 EPILOG = """\
@@ -125,7 +126,13 @@ def _add_run_options(parser: CommandParser) -> None:
     )
     add('--quiet', action='store_true', help='print nothing but errors')
     add('--use-config', metavar='FILE', help='read options from a YAML file; flags on the command line win')
-    add('--dump-config', action='store_true', help='print the options as YAML for --use-config, and exit')
+    add(
+        '--dump-config',
+        nargs='?',
+        const='-',
+        metavar='FILE',
+        help='print the options as YAML for --use-config, or write them to a file, and exit',
+    )
 
 
 def _add_stage_keys(parser: CommandParser) -> None:
@@ -158,6 +165,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     Raises UserError for a flag, a key or a value that is not allowed.
     """
     parser = make_parser()
+    argv = in_new_words(sys.argv[1:] if argv is None else argv, TRAINER)
     args, rest = parser.parse_known_args(argv)
     config = _read_config(args.use_config, parser) if args.use_config else {}
     config_stage = {key: config.pop(key) for key in SETTABLE if key in config}
@@ -331,8 +339,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _main(argv: list[str] | None) -> int:
     args = parse(argv)
-    if args.dump_config:
+    if args.dump_config == '-':
         print(dump_config(args), end='')
+        return 0
+    if args.dump_config:
+        try:
+            Path(args.dump_config).write_text(dump_config(args), encoding='utf-8')
+        except OSError as error:
+            raise UserError(f"Can't write the config '{args.dump_config}': {error.strerror}.") from error
         return 0
     if args.exp == 'list':
         show_experiments(list_experiments(), as_json=args.json)

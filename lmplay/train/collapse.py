@@ -5,6 +5,7 @@ What is done about it is the caller's decision.
 L routed layers, E experts, k of them serve a token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Literal
@@ -56,10 +57,11 @@ class CollapseAlarm:
     `patience` warnings in a row are a collapse.
 
     k: experts that serve a token. Where each of them serves every token there is nothing to collapse.
+    names: of the layers; their numbers where there are none.
     """
 
-    def __init__(self, *, k: int = 1, patience: int = 3):
-        self.k = k
+    def __init__(self, *, k: int = 1, patience: int = 3, names: Sequence[str] = ()):
+        self.k, self.names = k, names
         self.patience = patience
         self.warnings = 0  # in a row, up to now
 
@@ -83,9 +85,10 @@ class CollapseAlarm:
             self.warnings = 0
             return Alarm('ok', *place, '')
         self.warnings += 1
-        where = (
-            f'expert {expert} of routed layer {layer} (of {layers}) takes {place[2]:.1%} of the assignments'
-        )
+        named = f'routed layer {layer} (of {layers})'
+        if len(self.names) == layers:
+            named = self.names[layer]
+        where = f'expert {expert} of {named} takes {place[2]:.1%} of the assignments'
         where += f', of at most {1 / self.k:.1%}' if self.k > 1 else ''
         if self.warnings < self.patience:
             told = f'Routing may collapse: {where} (warning {self.warnings} of {self.patience}).'

@@ -18,13 +18,13 @@ from .plan import Stage
 def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step` (from 0): a pure function, so that resuming needs no state.
 
-    Linear warm-up from lr / warm-up steps; then constant, cosine (Loshchilov and Hutter 2017) or linear to
-    final_lr * lr at total_steps, or 'wsd': constant, then linear to final_lr * lr over the last fifth (Hu et
-    al. 2024, MiniCPM), or over what a longer warm-up leaves of it.
+    Linear warm-up from lr / warm-up steps, or from 0 (`warmup_from_zero`); then constant, cosine (Loshchilov
+    and Hutter 2017) or linear to final_lr * lr at total_steps, or 'wsd': constant, then linear to
+    final_lr * lr over the last fifth (Hu et al. 2024, MiniCPM), or over what a longer warm-up leaves of it.
     """
     warmup = warmup_steps(stage, total_steps)
     if step < warmup:
-        return stage.lr * (step + 1) / warmup
+        return stage.lr * (step + (not stage.warmup_from_zero)) / warmup
     done = (step - warmup) / max(1, total_steps - warmup)
     if stage.schedule == 'constant':
         return stage.lr
@@ -39,7 +39,10 @@ def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
 
 
 def warmup_steps(stage: Stage, total_steps: int) -> int:
-    return round(stage.warmup * total_steps) if stage.warmup < 1 else round(stage.warmup)
+    if stage.warmup >= 1:
+        return round(stage.warmup)
+    # whole steps begun, as the code does that hands them to transformers' schedules
+    return int(stage.warmup * total_steps) if stage.warmup_from_zero else round(stage.warmup * total_steps)
 
 
 def unfinished_warmup(stage: Stage, total_steps: int) -> str | None:
@@ -207,9 +210,15 @@ def skips_by_itself(optimizer: Optimizer) -> bool:
     return getattr(optimizer, '_step_supports_amp_scaling', False)
 
 
+def parameter_groups(model: LMBase, stage: Stage) -> list[dict]:
+    """The model's parameter groups, all of them with the stage's weight decay where it sets `decay_all`."""
+    groups = model.param_groups(stage.weight_decay)
+    return [g | {'weight_decay': stage.weight_decay} for g in groups] if stage.decay_all else groups
+
+
 def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
     """The stage's optimizer over the model's parameter groups. Fused where the device has it."""
-    groups = model.param_groups(stage.weight_decay)
+    groups = parameter_groups(model, stage)
     parameters = [p for g in groups for p in g['params']]
     if not parameters:
         raise PlanError(
@@ -253,7 +262,7 @@ def assignments(model: LMBase, stage: Stage) -> list[str]:
     roles = parameter_roles(model)
     found: dict[tuple[str, float, str], list[tuple[str, Tensor]]] = {}
     names = {id(p): name for name, p in model.named_parameters()}
-    for group in model.param_groups(stage.weight_decay):
+    for group in parameter_groups(model, stage):
         for p in group['params']:
             role = roles[names[id(p)]]
             muon = stage.optimizer == 'muon'

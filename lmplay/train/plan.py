@@ -20,6 +20,7 @@ from ..base.runner_list import find_entry
 from ..data.local import loader_of
 from ..data.sources import NAMED, check_spec
 from ..errors import PlanError, unknown
+from .original_plans import original_plan
 from .stage_keys import (
     LENGTHS,
     MOST_SECONDS,
@@ -181,7 +182,7 @@ def shipped_plans() -> dict[str, Path]:
 
 
 def load_plan(given: str) -> Plan:
-    """The plan of a path or of a shipped name.
+    """The plan of a path, of a shipped name, or of a name of the original lmplay's.
 
     Raises PlanError for a file that is missing, not JSON, of no known form, or has a key, value or dataset
     that is not allowed.
@@ -190,6 +191,8 @@ def load_plan(given: str) -> Plan:
     if path.suffix != '.json' and not path.is_file():
         plans = shipped_plans()
         if given not in plans:
+            if original := original_plan(given):
+                return parse_plan(original, name=given, where=given)
             raise PlanError(unknown('plan', given, plans) + ' The path of a JSON file is accepted too.')
         path = plans[given]
     return parse_plan(_read(path, given), name=path.stem, where=str(given))

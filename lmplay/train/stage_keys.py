@@ -91,13 +91,23 @@ class StageKeys(BaseModel):
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.95), description='decay rates of the moment estimates of Adam and AdamW'
     )
-    weight_decay: float = Field(0.01, ge=0, description='weight decay; never on biases, norms and embeddings')
+    weight_decay: float = Field(
+        0.01, ge=0, description='weight decay; not on biases, norms and embeddings unless `decay_all`'
+    )
+    decay_all: bool = Field(
+        False, description='weight decay on every parameter, biases, norms and embeddings included'
+    )
     schedule: Literal['constant', 'cosine', 'linear', 'wsd'] = Field(
         'cosine',
         description='learning rate after warm-up; wsd stays constant and decays linearly in the last fifth',
     )
     warmup: float = Field(
         0.02, ge=0, description='warm-up: below 1 a fraction of the steps, from 1 on a number of steps'
+    )
+    warmup_from_zero: bool = Field(
+        False,
+        description="the first step's learning rate is 0, as in transformers' schedules, instead of one "
+        "warm-up step's share",
     )
     final_lr: float = Field(
         0.0, ge=0, le=1, description='where cosine, linear and wsd end, as a fraction of the learning rate'

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..base.base_model import LMBase, StepContext
+from ..base.routed import RoutedLM
 from ..data.rows import Batch
 from ..device import Compute, is_out_of_memory, memory_in_use
 from ..errors import UserError
@@ -282,7 +283,8 @@ class Trainer:
 
     def _watch_experts(self, load: Tensor) -> None:
         """Raises the alarm where one expert takes over; an evaluation is the alarm's window."""
-        alarm = CollapseAlarm(k=self.model.hyperparameters.get('top_k') or 1)
+        names = self.model.layer_names() if isinstance(self.model, RoutedLM) else ()
+        alarm = CollapseAlarm(k=self.model.hyperparameters.get('top_k') or 1, names=names)
         alarm.load_state_dict(self.state.alarm)
         found = alarm.update(load)
         self.state.alarm = alarm.state_dict()

@@ -52,7 +52,8 @@ def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
     if str(source).startswith('pretrained:'):
         return list(model.import_pretrained(str(source)) or [])
     path = Path(source)
-    if (path / 'config.json').is_file():  # a folder in Hugging Face's format
+    # a folder in Hugging Face's format, or a file in another that the model reads
+    if (path / 'config.json').is_file() or type(model).reads(path):
         return list(model.import_pretrained(str(path)) or [])
     folder = find_checkpoint(path, prefer='best')
     state = read_state(folder)

@@ -188,6 +188,60 @@ def test_max_bytes_stops_at_the_row_that_reaches_it(folder, documents, max_bytes
     assert got == documents[:want]
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_TEXT, min_size=1, max_size=20), st.integers(1, 60))
+def test_total_chars_stops_at_the_row_that_reaches_it(folder, documents, total_chars):
+    write_jsonl('a.jsonl', [{'text': t} for t in documents])
+    got = texts({'path': 'a.jsonl', 'total_chars': total_chars})
+    sizes = [len(t) for t in documents]
+    want = next((i for i in range(1, len(sizes)) if sum(sizes[:i]) >= total_chars), len(sizes))
+    assert got == documents[:want]
+
+
+def test_documents_of_another_length_are_left_out_and_counted(folder, caplog):
+    write_jsonl('a.jsonl', [{'p': 'é', 'text': 'x' * n} for n in range(1, 9)])
+    spec = {'path': 'a.jsonl', 'prompt': 'p', 'separator': '||', 'min_chars': 5, 'max_chars': 8}
+    with caplog.at_level(logging.INFO):
+        assert [len(r.prompt + r.text) for r in rows(spec)] == [5, 6, 7, 8]
+    assert 'fewer than 5 characters or of more than 8 characters were left out' in caplog.text
+    assert len(rows(spec | {'limit': 2, 'total_chars': 100})) == 2
+    assert len(rows(spec | {'total_chars': 11})) == 2
+    assert '8 of its documents are of fewer than 100 characters' in error(
+        {'path': 'a.jsonl', 'min_chars': 100}
+    )
+
+
+def test_the_separator_stands_between_all_parts_of_a_row(folder):
+    write_jsonl(
+        'a.jsonl', [{'a': 'One\n', 'b': 'Two', 'text': 'Three'}, {'a': None, 'b': '', 'text': 'Alone'}]
+    )
+    spec = {'path': 'a.jsonl', 'prompt': ['a', 'b']}
+    assert [r.prompt + r.text for r in rows(spec)] == ['One\n\n\nTwo\nThree', 'Alone']
+    spec['separator'] = ' / '
+    assert [r.prompt + r.text for r in rows(spec)] == ['One\n / Two / Three', 'Alone']
+
+
+def test_the_domains_of_the_study_are_chosen_by_its_rules(folder):
+    """Its loaders, written down: lengths below and above excluded, a blank line, size in characters."""
+    lengths = [5, 99, 100, 101, 200, 201, 5000, 9999, 10000, 20000]
+    write_jsonl('a.jsonl', [{'content': 'é' * n, 'text': 'é' * n} for n in lengths])
+    for name, least, column in (('code', 100, 'content'), ('prose', 200, 'text')):
+        keys = {k: v for k, v in NAMED[name].items() if k not in ('loader', 'hub', 'config', 'description')}
+        got = [len(t) for t in texts(keys | {'path': 'a.jsonl', 'text': column})]
+        assert got == [n for n in lengths if least < n < 10_000]
+        assert keys['total_chars'] == int(10.0 * 1024 * 1024)
+    write_jsonl('m.jsonl', [{'Problem': 'q' * n, 'Rationale': 'r' * n} for n in (1, 4998, 4999, 6000)])
+    math = {k: v for k, v in NAMED['math'].items() if k not in ('loader', 'hub', 'description')}
+    found = [r.prompt + r.text for r in rows(math | {'path': 'm.jsonl'})]
+    assert found == ['q' * n + '\n\n' + 'r' * n for n in (1, 4998)]
+
+
+def test_what_is_set_over_a_named_dataset_replaces_what_contradicts_it():
+    assert 'evaluation_share' in open_source('d', {'loader': 'code', 'total_chars': 1000}).spec
+    assert 'evaluation_share' not in open_source('d', {'loader': 'code', 'validation': 'valid'}).spec
+    assert 'separator' not in open_source('d', {'loader': 'math', 'messages': 'm'}).spec
+
+
 def test_empty_documents_are_left_out_and_counted(folder, caplog):
     write_jsonl('a.jsonl', [{'text': t} for t in ('', 'one', ' \n\t', None, 'two')])
     with caplog.at_level(logging.WARNING):
@@ -212,6 +266,11 @@ def test_fingerprint_follows_content_and_spec_not_place(folder):
         mark(text='body'),
         mark(limit=3),
         mark(max_bytes=3),
+        mark(total_chars=3),
+        mark(min_chars=3),
+        mark(max_chars=3),
+        mark(prompt='body', separator='-'),
+        mark(evaluation_share=0.5),
         mark(domain='d'),
         mark(validation='a.jsonl'),
         mark(prompt='body'),
@@ -337,6 +396,15 @@ def test_the_original_form_of_a_dataset(given, want):
         ({'path': 'a.jsonl', 'prompt': 'p', 'document_start': 'x'}, ['"document_start" joins rows']),
         ({'path': 'a.jsonl', 'document_start': '('}, ['not a regular expression']),
         ({'path': 'a.jsonl', 'validation_limit': 3}, ['"validation_limit" needs "validation"']),
+        ({'path': 'a.jsonl', 'min_chars': 9, 'max_chars': 8}, ['"min_chars" 9 is above "max_chars" 8']),
+        ({'path': 'a.jsonl', 'evaluation_share': 1}, ['"evaluation_share" must be above 0 and below 1']),
+        ({'path': 'a.jsonl', 'evaluation_most': '5 %'}, ['"evaluation_most" must be a number']),
+        ({'path': 'a.jsonl', 'evaluation_least': 0}, ['"evaluation_least" must be at least 1']),
+        (
+            {'path': 'a.jsonl', 'validation': 'b.jsonl', 'evaluation_least': 3},
+            ['"evaluation_least" chooses documents to hold out'],
+        ),
+        ({'path': 'a.jsonl', 'separator': '\n'}, ['"separator" stands between']),
         ({'hub': 'a/b', 'language': 'en'}, ['"language" and "snapshot" go together']),
         (
             {'loader': 'embedded', 'domains': ['code', 'maths']},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmplay.data.sources import Row, open_source
-from lmplay.data.split import FEW, LARGEST, LEAST, documents, held_out, training_documents
+from lmplay.data.split import FEW, LARGEST, LEAST, documents, held_out, share_of, training_documents
 from lmplay.data.store import open_store, train_bpe
 from lmplay.errors import DataError
 from lmplay.tokenizers import get_tokenizer
@@ -52,6 +52,43 @@ def test_every_domain_has_documents_enough_to_carry_an_interval(documents):
     out = split(table, 0.02)
     by_domain = np.bincount([d for _, _, d in table], out)
     assert (by_domain >= LEAST).all() and (by_domain <= max(LEAST, 0.04 * documents)).all()
+
+
+@given(
+    table=TABLE,
+    share=st.floats(0.01, 0.5),
+    least=st.integers(1, 40),
+    most=st.floats(0.01, 0.9),
+)
+def test_a_share_that_a_dataset_asks_for_is_exact_in_each_domain(table, share, least, most):
+    """min(max(least, int(n * share)), int(n * most)) of n documents, as the moe-emergence study has it."""
+    table = [(digest, size, digest % 3) for digest, size, _ in table]  # equal documents are of one domain
+    asked = {'evaluation_share': share, 'evaluation_least': least, 'evaluation_most': most}
+    out = split(table, share_of(asked, 0.02))
+    for domain in {d for *_, d in table}:
+        hashes = {h for h, _, d in table if d == domain}
+        chosen = {h for (h, _, d), held in zip(table, out) if d == domain and held}
+        n = len(hashes)
+        if n > 1:
+            wanted = min(max(least, int(n * share)), int(n * most))
+            assert len(chosen) == max(1, min(wanted, n - 1))
+            assert chosen == set(sorted(hashes)[: len(chosen)])
+
+
+def test_a_share_counts_for_tokenizers_and_for_training_alike(tmp_path, cache):
+    (tmp_path / 'a.jsonl').write_text(
+        ''.join(json.dumps({'text': f'document {i}'}) + '\n' for i in range(300))
+    )
+    keys = {'evaluation_share': 0.05, 'evaluation_least': 10, 'evaluation_most': 0.1}
+    source = open_source('a', {'loader': 'json', 'path': str(tmp_path / 'a.jsonl'), **keys})
+    store = open_store(source, BYTES)
+    for fraction in (0.02, 0.4):
+        training, validation = store.split(fraction)
+        assert len(validation) == 15 and len(training) == 285
+        seen = {row.text for row in training_documents(source, fraction)}
+        assert seen == {
+            BYTES.decode(store.tokens[store.starts[d] : store.starts[d + 1] - 1]) for d in training
+        }
 
 
 @pytest.fixture

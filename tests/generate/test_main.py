@@ -192,7 +192,6 @@ def test_interrupts_and_closed_pipes(trained, tmp_path):
     'arguments, sentence',
     [
         ([], 'Give one checkpoint'),
-        (['RUN', '--model', 'RUN'], 'Give one checkpoint'),
         (['nowhere'], "No checkpoint at 'nowhere'"),
         (['RUN', '--temprature', '1'], "Unknown option '--temprature'. Did you mean '--temperature'?"),
         (['RUN', '--temperature', '-1'], 'temperature must be 0'),

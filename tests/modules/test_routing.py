@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmplay.modules.routing import expert_load, load_balance_loss, masked_mean, route, router_entropy, z_loss
+from lmplay.modules.routing import (
+    distribution_entropy,
+    expert_load,
+    load_balance_loss,
+    masked_mean,
+    route,
+    router_entropy,
+    z_loss,
+)
 
 
 def logits(N=12, E=5, seed=0, scale=1.0):
@@ -112,3 +120,13 @@ def test_masked_tokens_count_nowhere():
 
 def test_nothing_left_by_the_mask():
     assert masked_mean(torch.ones(3, 2), torch.zeros(3, dtype=torch.bool)).tolist() == [0, 0]
+
+
+def test_distribution_entropy_is_that_of_the_mean():
+    """A router that is sure of every token and uses its experts alike has log E."""
+    sure = torch.eye(4).repeat(3, 1) * 100
+    assert distribution_entropy(sure).item() == pytest.approx(math.log(4), abs=1e-5)
+    assert router_entropy(sure).item() == pytest.approx(0, abs=1e-5)
+    logits, mask = torch.randn(20, 4), torch.rand(20) < 0.6
+    p = logits[mask].softmax(-1).mean(0)
+    assert distribution_entropy(logits, mask).item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-6)

@@ -66,7 +66,7 @@ def test_a_copy_trains_as_the_original(tmp_path, command, tiny_plan):
         assert out.returncode == 0, out.stderr
         found.append(json.loads((tmp_path / exp.replace('/', '_') / 'summary.json').read_text()))
     assert found[0]['validation_loss'] == found[1]['validation_loss']
-    assert found[0]['model'] == 'gpt2ish_1L_32' and found[1]['model'] == 'tale_1L_32'
+    assert found[0]['model'] == 'gpt2ish_1_32' and found[1]['model'] == 'tale_1_32'
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def observed(n, E, K, layers=2, seed=0):
         ids = np.argsort(rng.random((n, E)), axis=1)[:, :K].astype(np.int32)
         weights = rng.random((n, K), dtype=np.float32) + 0.1
         weights /= weights.sum(1, keepdims=True)
-        routed.append(RoutedTokens(f'block {i}', E, ids, weights, rng.random(n, dtype=np.float32)))
+        routed.append(RoutedTokens(f'layer {i}', E, ids, weights, rng.random(n, dtype=np.float32)))
     document = np.sort(rng.integers(0, 6, n))
     types = rng.integers(0, len(TYPES), n).astype(np.int8)
     return Observed(

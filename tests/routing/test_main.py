@@ -60,7 +60,7 @@ def trained(tmp_path_factory, cache):
             'stages': {
                 'dense': STAGE | {'exp': 'gpt2_dense', 'init_from': 'scratch'},
                 'moe': STAGE
-                | {'exp': 'gpt2_moe', 'lr': 1e-2, 'model': {'moe_layers': [1], 'num_experts': 4}},
+                | {'exp': 'gpt2_moe', 'lr': 3e-3, 'model': {'moe_layers': [1], 'num_experts': 4}},
             }
         },
         'dense': {
@@ -177,11 +177,11 @@ def test_over_training(trained):
         load = [
             float(r['value'])
             for r in table
-            if (r['metric'], r['layer'], int(r['step'])) == ('expert_load', f'block {layer}', step)
+            if (r['metric'], r['layer'], int(r['step'])) == ('expert_load', f'layer {layer}', step)
         ]
         assert load == pytest.approx(last['expert_load'][layer], abs=1e-5)
         found = [
-            float(r['value']) for r in table if r['metric'] == 'some_gini' and r['layer'] == f'block {layer}'
+            float(r['value']) for r in table if r['metric'] == 'some_gini' and r['layer'] == f'layer {layer}'
         ]
         assert found[-1] == pytest.approx(last['some_gini'][layer], rel=1e-4)
 
@@ -189,10 +189,10 @@ def test_over_training(trained):
 def test_keys_and_pairs_of_experts(trained):
     model, _ = load_model(trained / 'some')
     keys = rows(trained / 'some' / 'routing', 'keys')
-    usage = [float(r['usage']) for r in keys if r['layer'] == 'block 1']
+    usage = [float(r['usage']) for r in keys if r['layer'] == 'layer 1']
     assert usage == pytest.approx(model.experts()[1].usage.tolist(), rel=1e-4)
     assert {r['favours'] for r in keys} <= {'tale', 'sums', ''}
-    pairs = [r for r in rows(trained / 'some' / 'routing', 'coactivation') if r['layer'] == 'block 0']
+    pairs = [r for r in rows(trained / 'some' / 'routing', 'coactivation') if r['layer'] == 'layer 0']
     assert sum(float(r['fraction']) for r in pairs) == pytest.approx(
         8 * 7 / 2, rel=1e-3
     )  # pairs of 8 experts, each token
@@ -340,3 +340,50 @@ def test_help_needs_no_torch(command):
     assert done.returncode == 0 and '--max-bytes' in done.stdout
     probe = command('routing', 'nowhere', '--unknown', env={'PYTHONPROFILEIMPORTTIME': '1'})
     assert probe.returncode == 2 and ' torch\n' not in probe.stderr
+
+
+def test_two_runs_side_by_side(trained, tmp_path):
+    """On one page, by layer, on the same text; the other's figures are those of its own X-ray."""
+    one, two = trained / 'moe', trained / 'moe2'
+    shutil.copytree(one, two, symlinks=True)
+    assert main([str(one), '--against', str(two), '--out', str(tmp_path), '--device', 'cpu']) == 0
+    text = (tmp_path / 'index.html').read_text(encoding='utf-8')
+    assert text.index('Side by side') < text.index('Routing by domain')
+    assert f'layer 1 of {one}' in text and f'layer 1 of {two}' in text
+    for run in ('run-1', 'run-2'):
+        assert (tmp_path / f'{run}-layer-1.svg').is_file() and (
+            tmp_path / f'{run}-load-layer-1.svg'
+        ).is_file()
+    assert rows(tmp_path, 'other') == rows(tmp_path, 'summary') == rows(one / 'routing', 'summary')
+
+
+def test_runs_of_unlike_models_side_by_side(trained, tmp_path, capsys):
+    given = [str(trained / 'moe'), '--out', str(tmp_path), '--device', 'cpu', '--against']
+    assert main([*given, str(trained / 'some')]) == 0
+    assert {r['layer'] for r in rows(tmp_path, 'other')} == {'layer 0', 'layer 1'}
+    assert main([*given, str(trained / 'dense')]) == 2 and 'without experts' in capsys.readouterr().err
+
+
+def test_snapshots_are_measured_again(trained, tmp_path):
+    folder = trained / 'moe' / 'checkpoints'
+    steps = sorted(int(f.name.split('-')[1]) for f in folder.glob('step-*'))
+    assert main([str(trained / 'moe'), '--snapshots', '--out', str(tmp_path), '--device', 'cpu']) == 0
+    table = rows(tmp_path, 'snapshots')
+    found = sorted({int(r['step']) for r in table})
+    assert found and set(found) <= set(steps) and {r['layer'] for r in table} == {'layer 1'}
+    for step in found:
+        shares = [float(r['share']) for r in table if int(r['step']) == step]
+        assert len(shares) == 4 and sum(shares) == pytest.approx(1, abs=1e-5)
+    assert (
+        main([str(folder / f'step-{found[-1]:08d}'), '--out', str(tmp_path / 'one'), '--device', 'cpu']) == 0
+    )
+    alone = [float(r['fraction']) * int(r['tokens']) for r in rows(tmp_path / 'one', 'domains')]
+    total = sum(alone)
+    by_expert = [sum(alone[e::4]) / total for e in range(4)]
+    shares = [float(r['share']) for r in table if int(r['step']) == found[-1]]
+    assert shares == pytest.approx(by_expert, abs=1e-4)
+
+
+def test_alarms_call_a_layer_as_the_page_does(trained):
+    told = [r['message'] for r in rows(trained / 'moe' / 'routing', 'alarms')]
+    assert all('of layer 1 takes' in message for message in told)

@@ -11,7 +11,7 @@ from lmplay.routing.page import write
 def test_every_size_is_drawn(report, E, K, points, tmp_path):
     text = write(report(E, K, points=points, layers=1), tmp_path).page.read_text(encoding='utf-8')
     assert 'too late &lt;b&gt;' in text and 'too late <b>' not in text
-    assert (tmp_path / 'coactivation-block-0.svg').is_file() == (K > 1)
+    assert (tmp_path / 'coactivation-layer-0.svg').is_file() == (K > 1)
     assert all(
         'nan' not in re.sub(r'base64,[^"]*', '', f.read_text()).lower() for f in tmp_path.glob('*.svg')
     )

@@ -36,7 +36,7 @@ def test_tables_count_what_was_routed(report, tmp_path):
     found = {
         (int(r['expert']), int(r['other'])): float(r['fraction'])
         for r in rows['coactivation']
-        if r['layer'] == 'block 1'
+        if r['layer'] == 'layer 1'
     }
     assert found == pytest.approx({k: v / 300 for k, v in together.items()}, abs=1e-5)
     assert (

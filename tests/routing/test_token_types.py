@@ -51,11 +51,21 @@ def test_code_agrees_with_pythons_own_tokenizer():
     assert seen == {'keyword', 'identifier', 'number', 'operator', 'punctuation'}
 
 
-def test_strings_and_comments_of_code_are_prose():
-    types = names(CODE, code=True)
-    for text in ('Walks a tree', 'for each entry, not', '"None"'):
-        part = types[CODE.index(text) : CODE.index(text) + len(text)]
-        assert set(part) <= {'word', 'whitespace', 'punctuation'} and 'word' in part, text
+def test_strings_and_comments_of_code_are_kinds_of_their_own():
+    """Character by character, against Python's own tokenizer."""
+    code = CODE + "x = rb'raw' + f\"{x}\" + u'y' # the end\nfor_ = 'it\\'s'\n"
+    types = names(code, code=True)
+    expected = {}
+    starts = np.cumsum([0, *(len(line) for line in code.splitlines(keepends=True))])
+    for found in tokenize.generate_tokens(io.StringIO(code).readline):
+        kind = {token.STRING: 'string', token.COMMENT: 'comment'}.get(found.type)
+        if kind:
+            first, last = (starts[row - 1] + column for row, column in (found.start, found.end))
+            expected |= dict.fromkeys(range(first, last), kind)
+    assert set(expected.values()) == {'string', 'comment'}
+    for at, kind in enumerate(types):
+        assert kind == expected.get(at, kind) and (kind in ('string', 'comment')) == (at in expected), at
+    assert not {'string', 'comment'} & set(names('He said "yes" # or so.', code=False))
 
 
 def test_prose():

@@ -95,7 +95,7 @@ def test_steps_1_to_5(clone, cache, corpus):
     assert (
         described.returncode == 0
         and 'special_layer' in described.stdout
-        and 'my_experiment_6L_1024' in described.stdout
+        and 'my_experiment_6_1024' in described.stdout
     ), described.stderr
     # "Train it" as written trains for hours; a plan and a smaller size keep the same command short
     plan = clone / 'short.json'

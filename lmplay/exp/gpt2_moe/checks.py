@@ -4,6 +4,7 @@ B sequences, T positions, V vocabulary, N = B * T tokens, D width, E experts, K 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,15 @@ from .pretrained import TEXT, TEXT_TOKENS, parity
 Finding = tuple[bool, str]
 PARITY = 0.02  # largest relative error of a warm-started layer
 MASKING = 1e-4  # largest difference of a logit between a padded batch and a sequence on its own
-# The load-balance loss is below 1 where load and probability disagree, which top-k routing hardly allows.
-BALANCE_SLACK = 0.05
+LEAST_BALANCE = 0.999  # of the load-balance loss, whose minimum is 1 where load follows probability
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured of a layer, and whether it is as it should be."""
+
+    text: str
+    good: bool
 
 
 class Checks:
@@ -29,7 +37,8 @@ class Checks:
         self.tokenizer = as_tokenizer(model.tokenizer)
         self.device = next(model.parameters()).device
         self.layers = model.moe_layers
-        self.figures: dict[int, dict[str, str]] = {i: {} for i in self.layers}  # block -> column -> figure
+        self.figures: dict[int, dict[str, Figure]] = {i: {} for i in self.layers}  # block -> name -> figure
+        self.notes: dict[str, str] = {}  # what was measured of the whole model
         tokens = self.tokenizer.encode(TEXT)[: min(TEXT_TOKENS, model.max_len)]
         self.x = torch.tensor([tokens], device=self.device)
 
@@ -58,7 +67,7 @@ class Checks:
             plain = sum(p.numel() for p in self.dense.parameters())
         expected = plain + len(routed) * ((E - 1) * mlp + D * E)
         findings = [
-            (routed == list(self.layers) and bool(routed), f'experts in blocks {routed} alone'),
+            (routed == list(self.layers) and bool(routed), f'experts in layers {routed} alone'),
             (total == expected, f'{total:,} parameters, expected {expected:,}'),
         ]
         dense = [] if self.dense is None else self.dense.parameters()
@@ -77,7 +86,7 @@ class Checks:
         if self.dense is None:
             return None
         layers, logits = parity(self.model, self.dense)
-        self._note('relative error', layers, '.4f')
+        self._note('parity', layers, '.4f', lambda error: error < PARITY)
         return [
             *((error < PARITY, f'Layer {i} parity rel_err={error:.4f}') for i, error in layers.items()),
             (logits < PARITY, f'Logits parity rel_err={logits:.4f}'),
@@ -116,11 +125,11 @@ class Checks:
             dict(zip(self.layers, metrics[f'{name}_by_layer'].tolist()))
             for name in ('load_balance', 'z_loss')
         )
-        self._note('load balance', balance, '.4f')
-        self._note('z-loss', z, '.4f')
+        self._note('load balance', balance, '.4f', lambda loss: LEAST_BALANCE <= loss <= E)
+        self._note('z-loss', z, '.4f', lambda loss: loss >= 0)
         return [
             (
-                1 - BALANCE_SLACK <= balance[i] <= E and z[i] >= 0,
+                LEAST_BALANCE <= balance[i] <= E and z[i] >= 0,
                 f'Layer {i} LB={balance[i]:.4f}, Z={z[i]:.4f}',
             )
             for i in self.layers
@@ -133,7 +142,7 @@ class Checks:
         F.cross_entropy(logits[0, :-1].float(), self.x[0, 1:]).backward()
         sums = {i: layer.router.weight.grad.abs().sum().item() for i, layer in self.layers.items()}
         self.model.zero_grad(set_to_none=True)
-        self._note('router gradient', sums, '.6f')
+        self._note('gradient', sums, '.6f', lambda total: 0 < total < float('inf'))
         return [
             (0 < total < float('inf'), f'Layer {i} sum |router gradient| = {total:.6f}')
             for i, total in sums.items()
@@ -155,9 +164,9 @@ class Checks:
             x_ND = inputs[i].reshape(-1, inputs[i].shape[-1])
             noisy, clean = layer.route(x_ND, noisy=True), layer.route(x_ND, noisy=False)
             moved = (noisy.probs_NE - clean.probs_NE).abs().mean().item()
-            self._note('|noisy-clean|', {i: moved}, '.2e')
             good = moved > 0 if float(layer.noise) else moved == 0
             good = good and noisy.logits_NE.equal(clean.logits_NE)
+            self._note('noise', {i: moved}, '.2e', lambda _, good=good: good)
             findings.append((good, f'Layer {i} mean |noisy-clean| = {moved:.2e}'))
         return [*findings, (same, 'evaluation is clean')]
 
@@ -174,9 +183,10 @@ class Checks:
             new.append(int(x))
         whole = self.model(torch.tensor([tokens + new[:-1]], device=self.device)).logits[:, -1:]
         apart = float((whole - logits).abs().max())
+        self.notes |= {'prompt': prompt, 'generated': prompt + self.tokenizer.decode(new)}
         return [
             (apart < 1e-3, f'{len(new)} tokens, cached against uncached logits max diff = {apart:.2e}'),
-            (True, repr(prompt + self.tokenizer.decode(new))),
+            (True, repr(self.notes['generated'])),
         ]
 
     @torch.no_grad()
@@ -197,6 +207,7 @@ class Checks:
             float((value - self.model(other, mask=mask).metrics[name]).abs().max()) < 1e-5
             for name, value in batch.metrics.items()
         )
+        self.notes['masking'] = f'{apart:.2e}'
         return [
             (apart < MASKING, f'Attention masking preserved (max diff = {apart:.2e})'),
             (unmoved, 'padding counts in no loss'),
@@ -218,9 +229,9 @@ class Checks:
             for i, load in loads.items()
         ]
 
-    def _note(self, column: str, values: dict[int, float], form: str) -> None:
+    def _note(self, name: str, values: dict[int, float], form: str, good: Callable[[float], bool]) -> None:
         for i, value in values.items():
-            self.figures[i][column] = format(value, form)
+            self.figures[i][name] = Figure(format(value, form), good(value))
 
     @torch.no_grad()
     def _routings(self, x: Tensor) -> dict[int, Routing]:

@@ -244,7 +244,7 @@ def causal_attention() -> str:
     """The name under which our attention is registered with transformers.
 
     transformers' own builds masks that wait for the device and, once compiled, rule out the flash kernels.
-    Here padding stands at the end of sequences, where causal attention never looks.
+    Here padding stands at the end of sequences, where causal attention never looks; see `honour_masks`.
     """
     from transformers import AttentionInterface
 
@@ -280,3 +280,29 @@ def _attend(
         enable_gqa=key.shape[1] < query.shape[1],
     )
     return y.transpose(1, 2), None
+
+
+def honour_masks(trunk: nn.Module) -> None:
+    """Makes the trunk mind the `attention_mask` (B, S) that is handed to it, which with our attention
+    transformers would drop: it reaches the layers with causality in it, (B, 1, T, S)."""
+    trunk.register_forward_pre_hook(_with_causality, with_kwargs=True)
+
+
+def _with_causality(trunk: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    mask = kwargs.get('attention_mask')
+    if len(args) > 1:
+        raise ExperimentError('The transformer takes its inputs by name: input_ids, attention_mask, ...')
+    if mask is None or mask.ndim != 2 or trunk.config._attn_implementation != ATTENTION:
+        return None
+    x = next(x for x in (*args, kwargs.get('input_ids'), kwargs.get('inputs_embeds')) if x is not None)
+    T, S = x.shape[1], mask.shape[1]
+    cache = kwargs.get('past_key_values')
+    if S != T + (cache.get_seq_length() if cache is not None else 0):
+        raise ExperimentError(
+            f'An attention_mask must cover cached and new positions; given: {list(mask.shape)} for {T} new.'
+        )
+    seen_TS = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
+    own_TS = torch.eye(S, dtype=torch.bool, device=mask.device)[
+        S - T :
+    ]  # padding attends to itself, not to nothing
+    return args, kwargs | {'attention_mask': (seen_TS & mask.bool()[:, None] | own_TS)[:, None]}

@@ -7,17 +7,28 @@ B sequences, T positions, N = B * T tokens, D = embed_dim, V vocabulary, L route
 per token.
 """
 
+import math
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lmplay.base.base_model import LMOutput, StepContext
-from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
+from lmplay.base.base_model import LMBase, LMOutput, StepContext
+from lmplay.base.routed import Experts, RoutedLayer, RoutedLM, layer_name
 from lmplay.errors import ExperimentError
-from lmplay.modules.routing import expert_load, load_balance_loss, router_entropy, z_loss
+from lmplay.modules.routing import (
+    distribution_entropy,
+    expert_load,
+    load_balance_loss,
+    router_entropy,
+    z_loss,
+)
 from lmplay.tokenizers import Tokenizer, get_tokenizer
 from lmplay.utils import to_name
 
-from .families import find_family
+from . import study
+from .families import find_family, honour_masks
 from .moe_layer import MoELayer
 
 
@@ -41,6 +52,16 @@ def routed_layers(choice: str | list[int], num_blocks: int) -> list[int]:
     )
 
 
+def _require_padding_at_the_end(mask: Tensor) -> None:
+    """Refuses a mask (B, T) with a real token after padding; on a GPU without waiting for it."""
+    good = ~(mask[:, 1:] & ~mask[:, :-1]).any()
+    refusal = "padding must stand at the end of sequences: a mask's False is followed by True"
+    if mask.is_cuda:
+        torch._assert_async(good, refusal)
+    elif not mask.is_meta and not good:
+        raise ExperimentError(f'For this model {refusal}.')
+
+
 def _check_sizes(*, embed_dim: int, num_heads: int, num_experts: int, top_k: int) -> None:
     if embed_dim % num_heads:
         raise ExperimentError(
@@ -62,7 +83,7 @@ class UpcycledLM(RoutedLM):
     lb_coef, z_coef     weights of the load-balance loss and the router's z-loss, each a mean over the routed
                         layers
     noise_std           of the noise on the router's logits in training; falls linearly to 0 over the first
-                        noise_fraction of a stage's steps
+                        noise_fraction of a stage's steps, rounded down
     perturbation        noise on the copies that upcycling makes, relative to each parameter's standard
                         deviation
     vocab_size          rows of the embedding, where a family pads it beyond the tokenizer's vocabulary
@@ -75,6 +96,8 @@ class UpcycledLM(RoutedLM):
     the whole step are known only after its last forward pass, when the first micro-batches have already had
     their backward pass.
     """
+
+    exports = {study.FORMAT: study.write_study}
 
     def __init__(
         self,
@@ -141,6 +164,7 @@ class UpcycledLM(RoutedLM):
             ff_dropout=ff_dropout,
         )
         self.model = self.family.model_class(config)
+        honour_masks(self.trunk)
         if self.family.embed_dropout is not None:
             getattr(self.trunk, self.family.embed_dropout).p = embed_dropout
         self.moe_layers: dict[int, MoELayer] = {}
@@ -177,8 +201,11 @@ class UpcycledLM(RoutedLM):
         """(B, T) token ids to features (B, T, D), ready for `fc`.
 
         mask (B, T) bool, False at padding, which stands at the end of sequences and counts in no loss or
-        metric.
+        metric. Raises ExperimentError for padding elsewhere, which attention would see; a compiled model does
+        not look.
         """
+        if mask is not None and not torch.compiler.is_compiling():
+            _require_padding_at_the_end(mask)
         if cache is not None and not cache:
             from transformers import DynamicCache
 
@@ -193,7 +220,7 @@ class UpcycledLM(RoutedLM):
 
     def _report(self, output: LMOutput, mask_N: Tensor | None) -> None:
         """Adds the losses and metrics of the last forward pass, from the decisions of its routed layers."""
-        balance, z, load, entropy = [], [], [], []
+        balance, z, load, entropy, spread = [], [], [], [], []
         for layer in self.moe_layers.values():
             routing = layer.take_routing()
             load_E = expert_load(routing.expert_ids_NK, self.num_experts, mask_N)
@@ -201,6 +228,8 @@ class UpcycledLM(RoutedLM):
             balance.append(load_balance_loss(routing.probs_NE, load_E, mask_N))
             z.append(z_loss(routing.logits_NE, mask_N))
             entropy.append(router_entropy(routing.logits_NE.detach(), mask_N))
+            spread.append(distribution_entropy(routing.logits_NE.detach(), mask_N))
+        distribution_L = torch.stack(spread)
         load_LE, balance_L, z_L = torch.stack(load), torch.stack(balance), torch.stack(z)
         output.losses = {
             'load_balance': (balance_L.mean(), self.lb_coef),
@@ -209,6 +238,9 @@ class UpcycledLM(RoutedLM):
         output.metrics = {
             'expert_load': load_LE,
             'router_entropy': torch.stack(entropy),
+            'distribution_entropy': distribution_L,
+            'distribution_entropy_normalised': distribution_L / max(math.log(self.num_experts), 1e-9),
+            'load_std': load_LE.std(1) if self.num_experts > 1 else torch.zeros_like(distribution_L),
             'load_balance_by_layer': balance_L.detach(),
             'z_loss_by_layer': z_L.detach(),
         }
@@ -223,7 +255,7 @@ class UpcycledLM(RoutedLM):
             log_p_NE = r.logits_NE.log_softmax(-1)
             routed.append(
                 RoutedLayer(
-                    name=f'block {i}',
+                    name=layer_name(i),
                     num_experts=self.num_experts,
                     expert_ids=r.expert_ids_NK.view(*x.shape, -1),
                     weights=r.weights_NK.view(*x.shape, -1),
@@ -232,14 +264,17 @@ class UpcycledLM(RoutedLM):
             )
         return routed
 
+    def layer_names(self) -> list[str]:
+        return [layer_name(i) for i in self.moe_layers]
+
     def experts(self) -> list[Experts]:
         return [
             Experts(weights=tuple(p.detach() for p in layer.experts)) for layer in self.moe_layers.values()
         ]
 
     def before_step(self, ctx: StepContext) -> None:
-        """Sets the router noise of this step."""
-        annealed = self.noise_fraction * ctx.total_steps
+        """Sets the router noise of this step; it falls over whole steps, as in the study."""
+        annealed = int(self.noise_fraction * ctx.total_steps)
         left = max(0.0, 1 - ctx.step / annealed) if annealed else 0.0
         for layer in self.moe_layers.values():
             layer.noise.fill_(layer.noise_std * left)
@@ -248,12 +283,22 @@ class UpcycledLM(RoutedLM):
         """Warm start from 'pretrained:NAME' (hub or its cache), a folder in its format, or an LMBase.
 
         A dense model is upcycled: each expert becomes a perturbed copy of its block's MLP, and the lines
-        returned are those of the warm-start parity check. An upcycled model of the same shape is copied.
-        Raises CheckpointError for anything else.
+        returned are those of the warm-start parity check. An upcycled model of the same shape is copied, one
+        of the moe-emergence study's files too. Raises CheckpointError for anything else.
         """
         from .pretrained import import_pretrained
 
         return import_pretrained(self, source)
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        return study.find_stem(path) is not None
+
+    @classmethod
+    def read_foreign(cls, path: Path) -> tuple[LMBase, dict[str, Any]]:
+        stem = study.find_stem(path)
+        assert stem is not None
+        return study.read_study(stem, cls)
 
     def active_parameters(self) -> int:
         idle = 1 - self.top_k / self.num_experts

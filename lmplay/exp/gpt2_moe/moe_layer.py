@@ -102,17 +102,34 @@ class MoELayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
         self.routing = routing = self.route(x_ND, noisy=self.training)
-        y_ND = experts_mlp(
+        if self.top_k == 1 or not self.training or not self.dropout.p:
+            y_ND = self.dropout(self._mixture(x_ND, routing.expert_ids_NK, routing.weights_NK))
+        else:
+            y_ND = self._dropped_mixture(x_ND, routing)
+        return y_ND.view(x.shape)
+
+    def _mixture(self, x_ND: Tensor, expert_ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        return experts_mlp(
             x_ND,
-            expert_ids_NK=routing.expert_ids_NK,
-            weights_NK=routing.weights_NK,
+            expert_ids_NK=expert_ids_NK,
+            weights_NK=weights_NK,
             w1_EDF=self.w1,
             b1_EF=self.b1,
             w2_EFD=self.w2,
             b2_ED=self.b2,
             gelu=self.gelu,
         )
-        return self.dropout(y_ND.view(x.shape))
+
+    def _dropped_mixture(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """The mixture with dropout inside each expert, as the MLP has it of which experts are copies: a mask
+        per expert output, where one on their sum would have more variance."""
+        ids_NK, weights_NK = routing.expert_ids_NK, routing.weights_NK
+        alone_M1 = ids_NK.reshape(-1, 1)
+        y_MD = self._mixture(
+            x_ND.repeat_interleave(self.top_k, 0), alone_M1, torch.ones_like(weights_NK).view(-1, 1)
+        )
+        y_NKD = self.dropout(y_MD).view(*ids_NK.shape, -1)
+        return (y_NKD * weights_NK.to(y_NKD.dtype)[:, :, None]).sum(1)
 
     def take_routing(self) -> Routing:
         """What the last forward pass decided; cleared by the reader."""

@@ -29,6 +29,7 @@ from lmplay.errors import CheckpointError
 from lmplay.tokenizers import as_tokenizer
 
 from .families import Family, causal_attention
+from .study import find_stem, read_study
 
 TEXT_TOKENS = 256  # of the parity check
 SEED = 0  # of the perturbation
@@ -36,6 +37,9 @@ SEED = 0  # of the perturbation
 
 def import_pretrained(model, source) -> list[str]:
     """See `UpcycledLM.import_pretrained`."""
+    stem = None if isinstance(source, LMBase) else find_stem(Path(source))
+    if stem is not None:
+        source, _ = read_study(stem, type(model), target=model)
     if isinstance(source, LMBase):
         dense, lines = dense_of(model, source)
         lines += take_tokenizer(model, as_tokenizer(source.tokenizer), source.name)
@@ -126,6 +130,8 @@ def dense_of(model, source: LMBase):
     lines = [f'weights of {source.name}']
     if model.moe_layers and {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in own.items()}:
         model.load_state_dict(weights)
+        if source.top_k != model.top_k:
+            lines.append(f'trained with {source.top_k} experts per token; this model takes {model.top_k}')
         return None, lines
     if any('.mlp.router.' in name for name in weights):
         raise CheckpointError(
@@ -215,7 +221,7 @@ def upcycle(model, dense) -> None:
         for theirs, stacked in zip(given, model.moe_layers[i].experts):
             if theirs.shape != stacked.shape[1:]:
                 shapes = f'{list(theirs.shape)} instead of {list(stacked.shape[1:])}'
-                problems.append(f'the MLP of block {i} has shape {shapes}')
+                problems.append(f'the MLP of layer {i} has shape {shapes}')
     refuse(problems, 'The dense model', f'does not fit {model.name}')
     model.model.load_state_dict(weights, strict=False)
     generator = torch.Generator().manual_seed(SEED)
@@ -288,5 +294,5 @@ def _error(given: Tensor, expected: Tensor) -> float:
 
 def parity_lines(model, dense) -> list[str]:
     layers, logits = parity(model, dense)
-    lines = [f'upcycled block {i}: relative error of the layer {error:.4f}' for i, error in layers.items()]
+    lines = [f'upcycled layer {i}: relative error {error:.4f}' for i, error in layers.items()]
     return [*lines, f'relative error of the logits against the dense model {logits:.4f}']

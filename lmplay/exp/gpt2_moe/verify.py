@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import shlex
 import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,64 +30,90 @@ def parser() -> CommandParser:
         nargs='?',
         default='gpt2',
         metavar='SOURCE',
-        help="a run or checkpoint of lmplay; a folder in Hugging Face's format; or the name of pretrained "
-        'weights (default: gpt2)',
+        help="a run or checkpoint of lmplay; a folder in Hugging Face's format; a model of the moe-emergence "
+        'study (STEM of STEM.safetensors and STEM.json, or a folder); or the name of pretrained weights '
+        '(default: gpt2)',
     )
     p.add_argument(
         '--tiny', action='store_true', help='a small GPT-2 with random weights instead; needs no download'
+    )
+    p.add_argument(
+        '--report', type=Path, metavar='FILE.md', help='write a log of this run, with its environment'
     )
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command('lmp_verify_moe', lambda: run(parser().parse_args(argv)))
+    def command() -> int:
+        args = parser().parse_args(argv)
+        args.command = ['lmp_verify_moe', *(sys.argv[1:] if argv is None else argv)]
+        return run(args)
+
+    return run_command('lmp_verify_moe', command)
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
     from .checks import Checks
+    from .report import RunLog, environment, tables
+
+    if args.report and args.report.is_dir():
+        raise UserError(f"--report names a file; '{args.report}' is a folder.")
+    started, lines = time.perf_counter(), []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        print(line)
 
     torch.manual_seed(0)
-    model, dense, what = tiny() if args.tiny else open_source(args.source)
+    with warnings.catch_warnings(record=True) as caught:
+        model, dense, what = tiny() if args.tiny else open_source(args.source)
+        tell(
+            f'{model.name}: {what}; experts in layers {list(model.moe_layers)}, {model.num_experts} each, '
+            f'top {model.top_k}'
+        )
+        checks = Checks(model, dense)
+        outcome = [
+            report(number, title, check, tell) for number, (title, check) in enumerate(checks.all(), start=1)
+        ]
+    print('\n' + tables(checks) + '\n')
+    print('; '.join(f'{name} {value}' for name, value in environment(str(checks.device)).items()))
+    failed, skipped = outcome.count(False), outcome.count(None)
     print(
-        f'{model.name}: {what}; experts in blocks {list(model.moe_layers)}, {model.num_experts} each, '
-        f'top {model.top_k}'
-    )
-    checks = Checks(model, dense)
-    passed = [report(number, title, check) for number, (title, check) in enumerate(checks.all(), start=1)]
-    print('\n' + table(checks.figures))
-    failed, skipped = passed.count(False), passed.count(None)
-    print(
-        f'\n{passed.count(True)} of {len(passed)} checks passed'
+        f'\n{outcome.count(True)} of {len(outcome)} checks passed'
         + (f', {failed} failed' if failed else '')
         + (f', {skipped} did not apply' if skipped else '')
     )
+    if args.report:
+        issues = list(dict.fromkeys(' '.join(str(w.message).split()) for w in caught))
+        seconds = time.perf_counter() - started
+        log = RunLog(shlex.join(args.command), what, checks, outcome, lines, issues, seconds)
+        write_report(args.report, log.markdown(args.report.stem))
     return 1 if failed else 0
 
 
-def report(number: int, title: str, check: Callable[[], 'list[Finding] | None']) -> bool | None:
-    """Runs a check and prints its findings; returns whether it passed, None where it does not apply."""
-    print(f'\n[Test {number}] {title}...')
+def write_report(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(f"Can't write the report '{file}': {error.strerror or error}.") from error
+    print(f'Report: {file}')
+
+
+def report(
+    number: int, title: str, check: Callable[[], 'list[Finding] | None'], tell: Callable[[str], None]
+) -> bool | None:
+    """Runs a check and tells its findings; returns whether it passed, None where it does not apply."""
+    tell(f'\n[Test {number}] {title}...')
     findings = check()
     if findings is None:
-        print('  [--] a trained model has no dense model to be compared with')
+        tell('  [--] a trained model has no dense model to be compared with')
         return None
     for good, line in findings:
-        print(f'  [{"OK" if good else "FAIL"}] {line}')
+        tell(f'  [{"OK" if good else "FAIL"}] {line}')
     return all(good for good, _ in findings)
-
-
-def table(figures: dict[int, dict[str, str]]) -> str:
-    """The layers' figures as a Markdown table."""
-    columns = list(dict.fromkeys(column for row in figures.values() for column in row))
-    rows = [
-        ['Layer', *columns],
-        *([str(i), *(row.get(column, '') for column in columns)] for i, row in figures.items()),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
-    return '\n'.join([lines[0], '| ' + ' | '.join('-' * width for width in widths) + ' |', *lines[1:]])
 
 
 def tiny():
@@ -110,7 +139,13 @@ def open_source(source: str):
     """(model, dense or None, description) of what the command names."""
     from lmplay.base.pretrained import fetch
 
+    from .model import UpcycledLM
+    from .study import find_stem, read_study
+
     path = Path(source)
+    stem = find_stem(path)
+    if stem is not None:
+        return upcycled(read_study(stem, UpcycledLM)[0], f'weights of {stem}')
     for folder in (path, path / 'checkpoints' / 'best', path / 'checkpoints' / 'last'):
         if (folder / 'state.json').is_file():
             return open_checkpoint(folder)
@@ -153,16 +188,20 @@ def open_weights(folder: Path, name: str):
 
 
 def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
-    """(model, dense or None, description) of a checkpoint; an upcycled model stays as it was trained."""
+    """(model, dense or None, description) of a checkpoint."""
+    return upcycled(load_checkpoint(folder), f'weights of {folder}')
+
+
+def upcycled(source: Any, what: str) -> tuple[Any, Any, str]:
+    """(model, dense or None, description) of a model; an upcycled one stays as it was trained."""
     from lmplay.tokenizers import as_tokenizer
 
     from .families import find_family
     from .model import UpcycledLM
     from .pretrained import dense_of, upcycle
 
-    source = load_checkpoint(folder)
     if getattr(source, 'moe_layers', None):
-        return source, None, f'trained weights of {folder}'
+        return source, None, f'trained {what}'
     h = source.hyperparameters
     options = find_family(h['family']).options if 'family' in h else {}
     model = UpcycledLM(
@@ -179,7 +218,7 @@ def open_checkpoint(folder: Path) -> tuple[Any, Any, str]:
     )
     dense, _ = dense_of(model, source)
     upcycle(model, dense)
-    return model, dense, f'weights of {folder}'
+    return model, dense, what
 
 
 def load_checkpoint(folder: Path) -> 'LMBase':

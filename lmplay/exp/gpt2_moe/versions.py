@@ -7,10 +7,13 @@ from .model import UpcycledLM
 STUDY = dict(
     init_from='pretrained:gpt2',
     lr=5e-5,
+    betas=(0.9, 0.999),
     weight_decay=0.01,
+    decay_all=True,
     clip=1.0,
     schedule='cosine',
     warmup=0.1,
+    warmup_from_zero=True,
     batch_size=8,
     mini_batch_size=2,
     row_length=512,

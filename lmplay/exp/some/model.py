@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmplay.base.base_model import LMBase, LMOutput, StepContext
-from lmplay.base.routed import Experts, RoutedLayer, RoutedLM
+from lmplay.base.routed import Experts, RoutedLayer, RoutedLM, layer_name
 from lmplay.errors import ExperimentError, unknown
 from lmplay.modules import CausalSelfAttention, FeedForward, cached_length, layer_cache
 from lmplay.tokenizers import get_tokenizer
@@ -304,7 +304,7 @@ class SoME(Backbone, RoutedLM):
             entropy_N = -(log_p_NE.exp() * log_p_NE).sum(-1)
             routed.append(
                 RoutedLayer(
-                    name=f'block {i}',
+                    name=layer_name(i),
                     num_experts=self.layer_options['num_experts'],
                     expert_ids=choice.expert_ids_NK.view(*x.shape, -1),
                     weights=choice.gates_NK.view(*x.shape, -1),
@@ -313,6 +313,9 @@ class SoME(Backbone, RoutedLM):
             )
             h = block.ln2(h + block.ff(h)[0])
         return routed
+
+    def layer_names(self) -> list[str]:
+        return [layer_name(i) for i, _ in enumerate(self.layers)]
 
     def experts(self) -> list[Experts]:
         """Keys and usage: the experts are frozen, their keys move."""

@@ -1,5 +1,7 @@
 """The model behind the contract: shapes, routing, losses, cache, versions."""
 
+import copy
+import math
 import shutil
 
 import pytest
@@ -141,7 +143,7 @@ def test_routing_tells_what_the_layers_do(either):
     x = tokens()
     (layer,) = either.routing(x)
     assert (
-        layer.name == 'block 1'
+        layer.name == 'layer 1'
         and layer.num_experts == 4
         and layer.expert_ids.shape == layer.weights.shape == (2, 20, 1)
     )
@@ -154,6 +156,32 @@ def test_routing_tells_what_the_layers_do(either):
     if either.family.type == 'llama':
         shapes = [(4, 32, 128), (4, 32, 128), (4, 128, 32)]
     assert [tuple(w.shape) for w in experts.weights] == shapes
+
+
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_metrics_are_those_of_the_study(top_k):
+    """Entropy of the mean distribution, per layer and relative to log E; standard deviation of the shares."""
+    torch.manual_seed(0)
+    model = UpcycledLM(**TINY | dict(top_k=top_k, moe_layers='all')).eval()
+    metrics = model(tokens()).metrics
+    inputs = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, i=i: inputs.update({i: args[0].flatten(0, 1)}))
+        for i, layer in model.moe_layers.items()
+    ]
+    model(tokens())
+    for hook in hooks:
+        hook.remove()
+    for i, layer in model.moe_layers.items():
+        probs = (inputs[i] @ layer.router.weight.t()).softmax(-1)
+        mean = probs.mean(0)
+        entropy = -(mean * torch.log(mean + 1e-10)).sum()
+        chosen = probs.topk(top_k).indices
+        shares = torch.tensor([(chosen == e).float().mean().item() for e in range(4)])
+        assert metrics['distribution_entropy'][i].item() == pytest.approx(entropy.item(), abs=1e-5)
+        normalised = entropy.item() / math.log(4)
+        assert metrics['distribution_entropy_normalised'][i].item() == pytest.approx(normalised, abs=1e-5)
+        assert metrics['load_std'][i].item() == pytest.approx(shares.std().item(), abs=1e-6)
 
 
 def test_dense_has_neither_losses_nor_metrics():
@@ -248,6 +276,50 @@ def test_mask(either):
         torch.testing.assert_close(out.metrics[name], other.metrics[name])
     torch.testing.assert_close(out.logits[mask], other.logits[mask])
     torch.testing.assert_close(out.logits[1, :13], either(x[1:, :13]).logits[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('fault', ['left', 'hole'])
+def test_padding_elsewhere_is_refused(either, fault):
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, 0 if fault == 'left' else 7] = False
+    with pytest.raises(ExperimentError, match='padding must stand at the end'):
+        either(tokens(), mask=mask)
+
+
+@pytest.mark.parametrize('side', ['left', 'right', 'hole', 'nowhere'])
+def test_the_transformer_inside_honours_an_attention_mask(either, side):
+    """As transformers' own attention does, from the same weights."""
+    either.eval()
+    x, mask = tokens(), torch.ones(2, 20, dtype=torch.long)
+    mask[
+        1, {'left': slice(0, 6), 'right': slice(13, 20), 'hole': slice(5, 8), 'nowhere': slice(0, 0)}[side]
+    ] = 0
+    theirs = copy.deepcopy(either.model)
+    theirs.set_attn_implementation('eager')
+    with torch.no_grad():
+        ours, expected = (m(input_ids=x, attention_mask=mask).logits for m in (either.model, theirs))
+        # whatever stands at the padding
+        other = either.model(input_ids=torch.where(mask.bool(), x, 3), attention_mask=mask).logits
+    real = mask.bool()
+    torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours[real], other[real], atol=1e-6, rtol=1e-5)
+
+
+def test_an_attention_mask_through_the_cache(either):
+    from transformers import DynamicCache
+
+    either.eval()
+    x, mask = tokens(), torch.ones(2, 20, dtype=torch.long)
+    mask[1, :6] = 0
+    with torch.no_grad():
+        whole = either.model(input_ids=x, attention_mask=mask).logits
+        cache = DynamicCache(config=either.model.config)
+        for part in (slice(0, 12), slice(12, 19), slice(19, 20)):
+            seen = mask[:, : part.stop]
+            logits = either.model(input_ids=x[:, part], attention_mask=seen, past_key_values=cache).logits
+            torch.testing.assert_close(logits[:, -1], whole[:, part.stop - 1], atol=1e-5, rtol=1e-4)
+        with pytest.raises(ExperimentError, match='must cover cached and new positions'):
+            either.model(input_ids=x[:, :1], attention_mask=mask[:, :1], past_key_values=cache)
 
 
 @pytest.mark.parametrize('cuts', [(1,) * 20, (20,), (7, 1, 12), (13, 7)])

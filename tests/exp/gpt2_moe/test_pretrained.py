@@ -335,7 +335,7 @@ def test_from_gpt2ish():
     )
     with torch.no_grad():
         torch.testing.assert_close(model(tokens()).logits, source(tokens()), atol=1e-3, rtol=1e-3)
-    assert any('relative error of the layer' in line for line in make().import_pretrained(source))
+    assert any('upcycled layer' in line for line in make().import_pretrained(source))
     exact = find_runner('gpt2ish').function(**SHAPE, tokenizer='bytes').build()
     assert any('exact GELU' in line for line in make().import_pretrained(exact))
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 from lmplay.base.runner_list import find_runner
 from lmplay.exp.gpt2_moe.checks import Checks
 from lmplay.exp.gpt2_moe.model import UpcycledLM
+from lmplay.exp.gpt2_moe.report import tables
 from lmplay.exp.gpt2_moe.verify import main, open_source, tiny
 
 
@@ -40,6 +43,72 @@ def test_command_on_a_tiny_model(capsys):
         assert title in out
 
 
+TABLES = [  # of the published verification, with a status for each layer
+    ['Layer', 'Relative Error', 'Status'],
+    ['Layer', 'Load Balance Loss', 'Z Loss', 'Status'],
+    ['Layer', 'Gradient Norm', 'Status'],
+    ['Layer', r'Mean \|noisy-clean\|', 'Status'],
+]
+
+
+def markdown_tables(text):
+    """Header and rows of each table, cells split at bars that are not escaped; every row as wide as its
+    header, as a renderer needs it."""
+    found, rows = [], []
+    for line in [*text.splitlines(), '']:
+        if line.startswith('|'):
+            rows.append([cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]])
+        elif rows:
+            assert all(set(cell) == {'-'} for cell in rows[1])
+            assert {len(row) for row in rows} == {len(rows[0])}
+            found.append([rows[0], *rows[2:]])
+            rows = []
+    return found
+
+
+def test_tables_are_those_of_the_published_verification(capsys):
+    assert main(['--tiny']) == 0
+    out = capsys.readouterr().out
+    tables = markdown_tables(out)
+    assert [table[0] for table in tables] == TABLES
+    for table in tables:
+        assert [row[0] for row in table[1:]] == ['2', '3'] and {row[-1] for row in table[1:]} == {'PASS'}
+    assert f'PyTorch {torch.__version__}' in out and f'Python {platform.python_version()}' in out
+
+
+def test_report_is_a_run_log(tmp_path, capsys):
+    file = tmp_path / 'logs' / 'run-007-tiny.md'
+    assert main(['--tiny', '--report', str(file)]) == 0
+    text = file.read_text()
+    assert [table[0] for table in markdown_tables(text)] == TABLES
+    headings = ['Objective', 'Configuration', 'Environment', 'Results', 'Log Excerpt', 'Anomalies / Issues']
+    for heading in [*headings, 'Conclusion']:
+        assert f'\n## {heading}\n' in text
+    assert '**Run ID:** run-007-tiny' in text and '**Tests passed:** 10' in text
+    assert f'--tiny --report {file}' in text and '[Test 9] Attention masking...' in text
+    for name in ('Hardware', 'Device', 'Runtime', 'Python', 'PyTorch', 'Transformers'):
+        assert f'- **{name}:** ' in text
+    assert main(['--tiny', '--report', str(tmp_path)]) == 2 and 'is a folder' in capsys.readouterr().err
+
+
+def test_a_layer_that_fails_has_its_status(made):
+    model, dense = made
+    with torch.no_grad():
+        for expert in model.moe_layers[2].w2:
+            expert.mul_(1.5)
+    checks = Checks(model, dense)
+    for _, check in checks.all():
+        check()
+    assert [row[-1] for row in markdown_tables(tables(checks))[0]] == ['Status', 'FAIL', 'PASS']
+
+
+@pytest.mark.parametrize('loss, good', [(0.998, False), (0.9991, True), (8.0, True), (8.1, False)])
+def test_bounds_of_the_load_balance_loss(made, monkeypatch, loss, good):
+    model, dense = made
+    monkeypatch.setattr('lmplay.exp.gpt2_moe.model.load_balance_loss', lambda *_: torch.tensor(loss))
+    assert passed(Checks(model, dense).losses()) == good
+
+
 def test_command_on_a_folder(tmp_path, capsys):
     import transformers
 
@@ -55,7 +124,7 @@ def test_command_on_a_folder(tmp_path, capsys):
         )
     ).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
-    assert 'experts in blocks [4, 5, 6, 7]' in capsys.readouterr().out
+    assert 'experts in layers [4, 5, 6, 7]' in capsys.readouterr().out
 
 
 def test_command_on_a_llama(tmp_path, capsys):
@@ -69,7 +138,7 @@ def test_command_on_a_llama(tmp_path, capsys):
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert 'experts in blocks [4, 5, 6, 7]' in out and '10 of 10 checks passed' in out
+    assert 'experts in layers [4, 5, 6, 7]' in out and '10 of 10 checks passed' in out
 
 
 def test_command_on_smollm2(capsys):
@@ -79,7 +148,7 @@ def test_command_on_smollm2(capsys):
         pytest.skip('LMPLAY_SMOLLM2 names no folder with SmolLM2-135M')
     assert main([folder]) == 0
     out = capsys.readouterr().out
-    assert '10 of 10 checks passed' in out and 'experts in blocks [26, 27, 28, 29]' in out
+    assert '10 of 10 checks passed' in out and 'experts in layers [26, 27, 28, 29]' in out
     assert '208,851,264 parameters, expected 208,851,264' in out
 
 

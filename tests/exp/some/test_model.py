@@ -307,7 +307,7 @@ def test_routing_is_that_of_the_forward_pass():
     x = torch.randint(0, 257, (3, 10))
     load = model(x).metrics['expert_load']
     layers, experts = model.routing(x), model.experts()
-    assert [layer.name for layer in layers] == ['block 0', 'block 1'] and len(experts) == 2
+    assert [layer.name for layer in layers] == ['layer 0', 'layer 1'] and len(experts) == 2
     for layer, expected, found, inner in zip(layers, load, experts, model.layers):
         assert layer.expert_ids.shape == layer.weights.shape == (3, 10, 4) and layer.entropy.shape == (3, 10)
         torch.testing.assert_close(
