@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def share_of(spec: dict, fraction: float) -> Share:
     """The share that a dataset's spec asks for; else `fraction`, and none where that is 0."""
     names = {'evaluation_share': 'fraction', 'evaluation_least': 'least', 'evaluation_most': 'most'}
     asked = {names[key]: value for key, value in spec.items() if key in names}
-    return Share(**{'fraction': fraction} | asked, exact=bool(asked))
+    chosen: dict[str, Any] = {'fraction': fraction} | asked
+    return Share(**chosen, exact=bool(asked))
 
 
 def documents(source: Source) -> Iterator[Row]:

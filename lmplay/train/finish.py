@@ -29,6 +29,7 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
     A picture that fails is a warning.
     """
     state, model, console = trainer.state, trainer.model, trainer.console
+    assert trainer.evaluation is not None and state.best_loss is not None
     texts = sample_texts(trainer)
     changes = [r for r in read_metrics(directory.path) if r.get('event') in EVENTS]
     found = check_contract(model, lambda: stages[-1].runner.build(trainer.compute.device))

@@ -57,7 +57,7 @@ def _require_padding_at_the_end(mask: Tensor) -> None:
     good = ~(mask[:, 1:] & ~mask[:, :-1]).any()
     refusal = "padding must stand at the end of sequences: a mask's False is followed by True"
     if mask.is_cuda:
-        torch._assert_async(good, refusal)
+        torch._assert_async(good, refusal)  # pyright: ignore[reportPrivateImportUsage]
     elif not mask.is_meta and not good:
         raise ExperimentError(f'For this model {refusal}.')
 

@@ -166,7 +166,7 @@ def open_weights(folder: Path, name: str):
     from .model import UpcycledLM
     from .pretrained import check_settings, load_folder, upcycle
 
-    family = find_family(read_config(folder).get('model_type'))
+    family = find_family(str(read_config(folder).get('model_type')))
     dense = load_folder(folder, family)
     shape = {ours: family.setting(dense.config, theirs) for theirs, ours in family.settings.items() if ours}
     beside = folder / 'tokenizer.json'

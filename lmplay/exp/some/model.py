@@ -101,10 +101,11 @@ class Backbone(LMBase):
         if backbone_init == 'scaled':
             nn.init.normal_(self.tok_embed.weight, std=embed_dim**-0.5)
         self.register_buffer('positions', sinusoidal_positions(max_len, embed_dim), persistent=False)
-        self.blocks = nn.ModuleList(self.make_block(i) for i in range(num_blocks))
+        blocks = [self.make_block(i) for i in range(num_blocks)]
+        self.blocks = nn.ModuleList(blocks)
         self.fc = nn.Linear(embed_dim, vocab_size)
         if backbone_init == 'published':
-            for block in self.blocks:
+            for block in blocks:
                 init_as_multihead_attention(block.attn)
 
     def make_block(self, layer: int) -> Block:

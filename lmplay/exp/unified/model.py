@@ -3,6 +3,8 @@
 B sequences, T positions, D = embed_dim, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -84,19 +86,17 @@ class UnifiedGPT2(LMBase):
             self.tok_embed = nn.Embedding(vocab_size, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, max_len, embed_dim))
         self.dropout = nn.Dropout(embed_dropout)
-        shape, dropouts = (
-            (max_len, num_heads, embed_dim),
-            dict(attn_dropout=attn_dropout, ff_dropout=ff_dropout),
-        )
-        self.blocks = nn.ModuleList(
-            Block(*shape, **dropouts)
+        dropouts: dict[str, Any] = {'attn_dropout': attn_dropout, 'ff_dropout': ff_dropout}
+        blocks = [
+            Block(max_len, num_heads, embed_dim, **dropouts)
             if residual == 'plain'
-            else UnifiedBlock(*shape, simple=residual == 'lradd_simple', **dropouts)
+            else UnifiedBlock(max_len, num_heads, embed_dim, simple=residual == 'lradd_simple', **dropouts)
             for _ in range(num_blocks)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.ln = nn.LayerNorm(embed_dim)
         self.fc = nn.Linear(embed_dim, vocab_size)
-        for block in self.blocks:
+        for block in blocks:
             replace_linears(block, linear, exp_mul)
             if value_norm:
                 block.attn.qkv = ValueNorm(block.attn.qkv, num_heads, embed_dim)
