@@ -99,7 +99,8 @@ class UnifiedGPT2(LMBase):
         for block in blocks:
             replace_linears(block, linear, exp_mul)
             if value_norm:
-                block.attn.qkv = ValueNorm(block.attn.qkv, num_heads, embed_dim)
+                attn: Any = block.attn
+                attn.qkv = ValueNorm(attn.qkv, num_heads, embed_dim)
         self._init_weights(num_blocks)
 
     def _init_weights(self, num_blocks: int) -> None:
