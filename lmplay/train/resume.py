@@ -50,6 +50,21 @@ class SavedRun:
         """Whether it began with --reset-history and is not finished: the same command then resumes it."""
         return bool(self.record.get('reset')) and not (self.run_dir / 'summary.json').is_file()
 
+    def check_whole(self) -> None:
+        """Raises CheckpointError where the state lacks what resuming reads of it."""
+        needed = ('seed', 'stage', 'progress', 'logs', 'tokenizer', 'hyperparameters')
+        lacking = [name for name in needed if name not in self.state]
+        try:
+            if not lacking and self.train_state.stage < 0:
+                lacking = ['progress']
+        except TypeError:  # not the fields of a TrainState
+            lacking = ['progress']
+        if lacking:
+            raise CheckpointError(
+                f"The checkpoint '{self.folder}' is damaged: {STATE} lacks a usable '{lacking[0]}'. Point "
+                "'last' to another (ln -sfn step-... last), or use another --run-dir."
+            )
+
     def check(self, stages: Sequence[str], *, seed: int) -> None:
         """Raises CheckpointError unless a run of these stages and this seed may continue it."""
         if self.state['seed'] != seed:
@@ -137,7 +152,9 @@ def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
             f'{error.strerror}.'
         ) from error
     if (last / STATE).is_file():
-        return SavedRun(run_dir, last, read_state(last))
+        saved = SavedRun(run_dir, last, read_state(last))
+        saved.check_whole()
+        return saved
     if last.is_symlink() or any(checkpoints.glob('step-*')):
         raise CheckpointError(
             f"The run in '{run_dir}' has no usable checkpoint '{last}': it is missing or points to a damaged "

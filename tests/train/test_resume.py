@@ -109,6 +109,7 @@ def saved(tmp_path) -> SavedRun:
         'stage': 'b',
         'progress': TrainState(stage=1, step=7).to_dict(),
         'tokenizer': tokenizer,
+        'logs': {},
     }
     state['hyperparameters'] = json.loads(json.dumps(model.hyperparameters))
     moments = {'optimizer': trainer.optimizer.state_dict(), 'scaler': {}}
@@ -185,3 +186,17 @@ def test_what_is_in_the_directory_decides_whether_a_run_is_new(saved, tmp_path):
     last.symlink_to('step-00000009')
     with pytest.raises(CheckpointError, match='ln -sfn'):
         find_saved(saved.run_dir, folder)
+
+
+@pytest.mark.parametrize(
+    'mangled, part',
+    [(lambda s: s.pop('seed'), 'seed'), (lambda s: s.pop('logs'), 'logs')]
+    + [(lambda s: s.pop('progress'), 'progress'), (lambda s: s.update(progress={'nothing': 1}), 'progress')],
+)
+def test_a_state_that_lacks_a_part_is_damaged(saved, mangled, part):
+    file = saved.folder.resolve() / 'state.json'
+    state = json.loads(file.read_text())
+    mangled(state)
+    file.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=f"is damaged: state.json lacks a usable '{part}'"):
+        find_saved(saved.run_dir, saved.run_dir / 'checkpoints')
