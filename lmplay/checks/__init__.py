@@ -1,7 +1,7 @@
 """Does a model keep the contract? One implementation for the trainer, lmp_compare,
 lmp_new and the test suite."""
 
-from .contract import Finding, check_contract, require_contract
+from .contract import Finding, check_contract, is_too_large, require_contract
 from .experiment import check_experiment, smallest, smallest_parameters
 from .runnable import check_runnable
 
@@ -10,6 +10,7 @@ __all__ = [
     'check_contract',
     'check_experiment',
     'check_runnable',
+    'is_too_large',
     'require_contract',
     'smallest',
     'smallest_parameters',

@@ -20,6 +20,7 @@ from .runnable import check_runnable
 
 log = logging.getLogger(__name__)
 GRADIENT_POSITIONS = 16
+LARGEST = 500_000_000  # values of a model that is copied to be checked: 4 GB in float64
 STEPS = 30  # after which every trainable parameter must have had a gradient
 CUTS = (0.02, 0.35, 0.51, 0.77, 1.0)  # of a sequence: where texts begin to differ
 OTHER_CUTS = (0.37, 0.81)  # of other sizes: in evaluation, in training
@@ -49,6 +50,9 @@ def check_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -
     device = next(model.parameters()).device
     if device.type == 'meta':
         return
+    if is_too_large(model):
+        log.warning('%s is too large to be copied and checked as it is; its smallest size is.', model.name)
+        return
     with preserved_random_state(device):
         try:
             probe = Probe(model, rebuild)
@@ -60,6 +64,11 @@ def check_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -
             for title, check in OF_ALL_WEIGHTS.items():
                 yield _finding(title, check, probe)
         yield _finding('every trainable parameter gets a gradient', _gradients, probe)
+
+
+def is_too_large(model: LMBase) -> bool:
+    """Whether copies of the model in float64 could exceed a machine's memory."""
+    return sum(t.numel() for t in (*model.parameters(), *model.buffers())) > LARGEST
 
 
 def require_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lmplay.base.base_model import LMBase, LMOutput
 from lmplay.base.runner_list import list_experiments
-from lmplay.checks import check_contract, check_experiment, require_contract
+from lmplay.checks import check_contract, check_experiment, contract, require_contract
 from lmplay.errors import ExperimentError
 from lmplay.modules import Block, cached_length, layer_cache
 from lmplay.tokenizers import BytesTokenizer
@@ -690,3 +690,13 @@ def test_a_model_that_reports_what_it_computes_is_judged_by_it():
 def test_every_shipped_experiment_keeps_the_contract(name):
     found = list(check_experiment(name))
     assert len(found) == 10 and [f for f in found if f.problem] == []
+
+
+def test_a_model_too_large_to_copy_is_checked_by_its_structure_and_that_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(contract, 'LARGEST', 1000)
+    found = [f.check for f in check_contract(SeesTheFuture())]
+    assert found == ['tensors that can be saved', 'shape of the logits']
+        'tensors that can be saved',
+        'shape of the logits',
+    ]
+    assert 'too large to be copied' in caplog.text
