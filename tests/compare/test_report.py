@@ -153,7 +153,7 @@ def test_the_difference_of_two_sources():
 def test_a_routed_experiment_is_x_rayed(report):
     page = Outline(report.read_text())
     seen = [a['alt'] for a in page.of('img')]
-    domains = next(alt for alt in seen if 'block 0, domain by expert' in alt)
+    domains = next(alt for alt in seen if 'layer 0, domain by expert' in alt)
     assert (
         'long mostly expert' in domains
         and 'short mostly expert' in domains
@@ -245,9 +245,9 @@ def test_routing_names_layers_as_the_x_ray_does(report):
     text = report.read_text()
     start = text.index('id="routing"')
     table = text[start : text.index('<details', start)]
-    assert re.findall(r'<th scope="row">(block \d+)</th>', table) == [
-        'block 0'
-    ] and 'block 0: share of assignments' in unpacked(text)
+    assert re.findall(r'<th scope="row">(layer \d+)</th>', table) == [
+        'layer 0'
+    ] and 'layer 0: share of assignments' in unpacked(text)
 
 
 def unpacked(text):

@@ -97,3 +97,9 @@ def test_resumed_alarm_equals_uninterrupted_one(shares, cut, patience):
     found = [first.update(load(s)) for s in shares[:cut]]
     second.load_state_dict(first.state_dict())
     assert found + [second.update(load(s)) for s in shares[cut:]] == expected
+
+
+def test_layers_have_the_names_of_the_pages():
+    load = torch.tensor([[0.25] * 4, [0.9, 0.1, 0.0, 0.0]])
+    told = CollapseAlarm(names=['layer 8', 'layer 9']).update(load).message
+    assert 'expert 0 of layer 9 takes 90.0% of the assignments' in told
