@@ -83,7 +83,7 @@ class CausalSelfAttention(nn.Module):
                 f'num_heads must be a multiple of num_kv_heads; '
                 f'given: num_heads {num_heads}, num_kv_heads {kv_heads}.'
             )
-        self.heads = (num_heads, kv_heads, kv_heads)  # of queries, keys and values
+        self.num_heads, self.heads = num_heads, (num_heads, kv_heads, kv_heads)  # queries, keys, values
         self.attn_dropout = attn_dropout
         self.qkv = nn.Linear(embed_dim, sum(self.heads) * head_dim, bias=bias)
         self.proj = nn.Linear(embed_dim, embed_dim, bias=bias)

@@ -35,7 +35,7 @@ def test_the_template_trains_by_the_recommended_comparison(experiment, command, 
     run = read_run(file.parent)
     assert set(run.summary['not_applied']['embedded']) == {'attn_dropout', 'ff_dropout', 'embed_dropout'}
     assert run.broken_contract == [] and set(run.source) >= {'model.py', 'versions.py'}
-    assert [f.problem for f in check_contract(run.model()) if f.problem] == []
+    assert [f.problem for f in check_contract(run.model(exp=str(versions))) if f.problem] == []
     findings = json.loads((out / 'results.json').read_text())
     told = [w for w in findings['warnings'] if 'lacks model parameters' in w]
     assert len(told) == 1 and 'attn_dropout, embed_dropout, ff_dropout' in told[0]

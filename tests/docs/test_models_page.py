@@ -13,7 +13,7 @@ def test_the_examples_run_and_the_heads_follow_the_width(capsys):
     sys.modules[module.__name__] = module
     code = '\n\n'.join(re.findall(r'```python\n(.*?)```', PAGE.read_text(encoding='utf-8'), re.S))
     exec(compile(code, str(PAGE), 'exec'), vars(module))  # noqa: S102  the page is ours
-    assert capsys.readouterr().out.split()[:2] == ['gpt2ish_2L_1024', '8']
+    assert capsys.readouterr().out.split()[:2] == ['gpt2ish_2_1024', '8']
 
 
 def test_its_links_lead_somewhere():

@@ -372,7 +372,7 @@ def step_5_list(world):
 def step_5_describe(world):
     step_4(world)
     described = world.shell('lmp_trainer --exp my_experiment --describe')
-    assert 'special_layer' in described and 'my_experiment_6L_1024' in described
+    assert 'special_layer' in described and 'my_experiment_6_1024' in described
 
 
 @seed('003', 'run', 'lmp_trainer --exp my_experiment --device cpu --mini-batch-size 1')
@@ -451,7 +451,7 @@ def plan_file(world):
 def multi_stage_training(world):
     plan_file(world)
     assert 'training_plan: my_plan.json' in world.parse(MULTI)
-    assert 'gpt2ish_6L_1024' in world.call(MULTI.replace('--device cuda', '--device cpu'), '--describe')
+    assert 'gpt2ish_6_1024' in world.call(MULTI.replace('--device cuda', '--device cpu'), '--describe')
 
 
 @seed('003', 'changed', 'On Wikipedia (default):')
