@@ -25,9 +25,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     shared = q.shape[1] // k.shape[1]
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
         # a branch, since a comparison of dynamic shapes is symbolic, which the operator does not take
-        causal = True if T > 1 else False
+        causal, grouped = True if T > 1 else False, True if shared > 1 else False
         return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=shared > 1
+            q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
         )
     if shared > 1:
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)

@@ -127,7 +127,7 @@ def test_it_needs_no_network_and_nothing_of_a_run_becomes_markup(report):
 def test_what_the_page_says_besides_the_verdict(report):
     text = html.unescape(report.read_text())
     assert '(only white space)' in text and 'at least 3 are recommended' in ' '.join(text.split())
-    assert text.count('busy machine') == 2  # seconds and tokens per second of one experiment
+    assert text.count('busy machine') >= 2  # seconds and tokens per second of one experiment, or of all
     assert 'stopped early' in text and 'moe stopped early on seed 2' in text
     search = ' '.join(text[text.index('id="tuning"') : text.index('id="routing"')].split())
     assert '±' in search and 'told apart' in search and 'diverged' in search and '987654' in search

@@ -29,6 +29,7 @@ def test_where_it_is_is_told_and_kept(train, capsys):
 
 def test_a_picture_that_can_not_be_drawn_fails_no_run(train, tmp_path):
     (tmp_path / 'run' / 'curves.png').mkdir(parents=True)
+    (tmp_path / 'run' / '.lock').touch()  # the directory is a run's
     code, run = train(exp='mean')
     assert code == 0 and 'Curves:     could not be drawn (' in (run / 'summary.txt').read_text()
     assert summary(run)['steps'] == 12

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from lmplay.base.runner_list import find_entry
 from lmplay.train.__main__ import main
 from tests.helpers import EXPERIMENTS, ROOT, train_records
 
@@ -129,6 +130,7 @@ def test_an_import_of_ones_own_is_tried_with_weights(run, tmp_path, flags):
     (tmp_path / 'importing').mkdir()
     (tmp_path / 'importing/versions.py').write_text(IMPORTING.format(name=f'importing{len(flags)}'))
     exp = str(tmp_path / 'importing/versions.py')
+    find_entry(exp)  # a plan alone may not name a file of code
     mean = f'{EXPERIMENTS}:mean'
     code, error, trained = run({'exp': exp, 'model': {'embed_dim': 24}}, *flags, exp=mean)
     assert (code, trained) == (2, False)
@@ -200,6 +202,7 @@ def runner(*args, **kwargs):
 def test_a_model_that_sees_the_future_is_told_before_the_first_step(tiny_plan, tmp_path, capsys, at, flags):
     file = tmp_path / 'leaks.py'
     file.write_text(LEAKS.replace('NAME', f'leaks_{at}_{len(flags)}'))
+    find_entry(str(file))  # a plan alone may not name a file of code
     stages = {'one': {'steps': 1}, 'two': {'steps': 1, 'init_from': 'scratch'}}
     list(stages.values())[at]['exp'] = str(file)
     if not at:
