@@ -12,7 +12,7 @@ from ..base.runner_list import find_entry
 from ..checks import is_too_large, require_contract, smallest
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
-from ..runs.checkpoint import Checkpoints
+from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.fingerprints import fingerprints, model_facts, record_stage
 from ..runs.recorder import Recorder
