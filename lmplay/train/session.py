@@ -76,7 +76,7 @@ class Session:
         how = (self.settings, self.seed, self.compute, self.console.line)
         beginner = Beginner(self.directory, self.resolve(), *how)
         if saved is None:
-            return beginner.anew()
+            return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
 
     @contextlib.contextmanager
