@@ -80,7 +80,7 @@ def check_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -
                 yield _finding(title, check, probe)
         found = _finding('every trainable parameter gets a gradient', check_gradients, probe)
         yield found
-        if found.problem is None:
+        if found.problem is None and probe.is_finite():
             for title, check in AFTER_STEPS.items():
                 yield _finding(title, check, probe)
 

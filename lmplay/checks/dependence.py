@@ -175,8 +175,8 @@ def check_alone(probe: Probe) -> None:
 
 def check_later(probe: Probe) -> None:
     """After steps have been taken, and far into a stage, positions and sequences still see what they may."""
-    probe.forget()
     probe.model.before_step(LATER)
+    probe.forget()
     size = probe.sizes()[0]
     for training in (False, True):
         if probe.model.causal and size[1] > 1:

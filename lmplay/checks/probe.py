@@ -187,6 +187,11 @@ class Probe:
         self._results.clear()
         self._chance.clear()
 
+    def is_finite(self) -> bool:
+        """Whether the model, as steps have left it, computes numbers; at its own rate it may well do so."""
+        self.forget()
+        return bool(self.baseline(*self.sizes()[0]).isfinite().all())
+
     @contextlib.contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Inside it, modules leave nothing out, as far as their attributes say how much they do."""

@@ -171,7 +171,6 @@ def check_kept(probe: Probe) -> None:
     """A model that is built again and given the same weights, as from a checkpoint, computes the same."""
     if probe.rebuild is None:
         return
-    probe.forget()
     size = probe.sizes()[0]
     before = probe.logits_of(probe.baseline(*size))
     try:
