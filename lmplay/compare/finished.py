@@ -16,6 +16,7 @@ from .grouping import (
 from .judge import judge
 from .outcome import Comparison
 from .report import write_report
+from .tuning import apart_from_tuning
 from .words import title
 
 
@@ -25,7 +26,9 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
     Runs of one experiment with equal settings are its seeds. baseline: a label; that of the first run unless
     given. Raises UserError for runs that cannot be compared.
     """
-    groups = group(find_runs([Path(p) for p in places]))
+    found = find_runs([Path(p) for p in places])
+    apart = apart_from_tuning(found)
+    groups = group(apart)
     if baseline is not None and baseline not in groups:
         raise UserError(unknown('baseline', baseline, groups))
     first = baseline or next(iter(groups))
@@ -42,7 +45,9 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         for label, of_seed in stopped.items()
         for seed, why in of_seed.items()
     ]
-    findings = judge(runs, metric=metric, notes=[*_notes(runs), *left_out], stopped=stopped) | {
+    findings = judge(
+        runs, metric=metric, notes=[*_notes(runs), *_tuned(found, apart), *left_out], stopped=stopped
+    ) | {
         'title': title(first, [label for label in runs if label != first]),
         'plan': ', '.join(sorted({r.summary['plan'] for members in runs.values() for r in members})),
         'budget': None,
@@ -74,6 +79,16 @@ def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:
                 f'{label} and {baseline} have no seed in common, and differences are paired by seed: train '
                 'both with the same --seed.'
             )
+
+
+def _tuned(runs: list[FinishedRun], apart: list[FinishedRun]) -> list[str]:
+    whole, left = len(runs[0].documents['hash']), len(apart[0].documents['hash'])
+    if left == whole:
+        return []
+    return [
+        f'A learning rate of these runs was chosen with {whole - left} of the {whole} held-out documents; '
+        f'only the other {left} are judged by.'
+    ]
 
 
 def _notes(runs: dict[str, list[FinishedRun]]) -> list[str]:
