@@ -165,7 +165,7 @@ def check_alone(probe: Probe) -> None:
             if training and not torch.equal(result, probe.result(x, training=training, seed=SEED + 1)):
                 return
             difference = (probe.result(x[:1], training=training) - result[:1]).abs().max().item()
-        if not difference <= probe.limit(probe.precision.cached, result):
+        if not _is_rounding(probe, difference, result, training=training):
             raise ExperimentError(
                 f'a sequence gives another result in a batch of {len(x)} than alone, by up to '
                 f'{difference:.2g}{_in_mode(training)}: what is computed depends on the size of a batch. '
