@@ -42,19 +42,22 @@ def fingerprints(stage: str, mixture: Mixture, held_out: HeldOut, tokenizer: Tok
     data        the training sequences and the order that a seed gives them
     tokenizer   the vocabulary
     evaluation  the held-out tokens that are scored, and the sequences they are part of
-    text        the held-out documents, whatever the tokenizer
+    text        the held-out documents, whatever the tokenizer, unless it does not give them back: what it
+                predicts instead is another text
     """
     training = [
         part for rows in mixture.sources for part in (rows.store.folder.name, _rows(rows), _documents(rows))
     ]
     scored = [(_rows(rows), rows.store.meta['source'], count) for rows, _, _, count in held_out.rows]
     documents = [(d['domain'], d['hash'], d['tokens']) for d in held_out.documents]
+    lossy = any(rows.store.meta.get('lost') for rows, *_ in held_out.rows)
+    lost = [tokenizer.fingerprint] if lossy else []
     order = [mixture.quota.tolist()] if len(mixture.sources) == 1 else ['evenly spread', mixture.weights]
     return {
         'data': _digest(stage, *order, *training),
         'tokenizer': tokenizer.fingerprint,
         'evaluation': _digest(tokenizer.fingerprint, scored, documents),
-        'text': _digest([(domain, digest) for domain, digest, _ in documents]),
+        'text': _digest([(domain, digest) for domain, digest, _ in documents], *lost),
     }
 
 

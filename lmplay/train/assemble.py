@@ -9,7 +9,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import is_too_large, require_contract, smallest
+from ..checks import is_too_large, narrow, require_contract
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoints import Checkpoints
@@ -84,7 +84,8 @@ def prepare_stage(
         freeze_all_but_marked(model)
     require_contract(model, lambda: stage.runner.build(run.compute.device))
     if is_too_large(model):
-        require_contract(smallest(stage.exp))
+        runner = narrow(stage.exp, stage.runner.given)
+        require_contract(runner.build(), runner.build)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)

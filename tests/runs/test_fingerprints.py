@@ -67,6 +67,28 @@ def test_each_difference_changes_the_fingerprints_that_it_matters_to():
     assert changed(stage='t') == {'data'}
 
 
+class Lower(type(BYTES)):
+    """Loses upper case."""
+
+    fingerprint = 'lower'
+
+    def encode(self, text):
+        return super().encode(text.lower())
+
+    def encode_batch(self, texts):
+        return super().encode_batch([text.lower() for text in texts])
+
+
+def test_a_tokenizer_that_loses_text_predicts_another_text(caplog):
+    assert prints(source=Texts('a'))['text'] == prints(source=Texts('a'), tokenizer=Lower())['text']
+    assert 'does not give back' not in caplog.text
+    lossy = [
+        prints(source=Texts('Ada'), tokenizer=Lower())['text'] for _ in range(2)
+    ]  # the second from the cache
+    assert lossy[0] == lossy[1] != prints(source=Texts('Ada'))['text']
+    assert caplog.text.count('does not give back') == 2
+
+
 def test_facts_of_stages_add_up_and_a_first_stage_starts_afresh(tmp_path):
     model = tiny()
     facts = model_facts(model, exp='gpt2ish')
