@@ -92,12 +92,14 @@ def _tuned(runs: list[FinishedRun], apart: list[FinishedRun]) -> list[str]:
 
 
 def _notes(runs: dict[str, list[FinishedRun]]) -> list[str]:
-    spent = {label: sorted({int(r.cost['tokens'] or 0) for r in members}) for label, members in runs.items()}
-    if len({n for amounts in spent.values() for n in amounts}) < 2:
+    """Whether experiments differ in tokens. Seeds may: where sequences vary in length, so do their tokens."""
+    spent = {label: {r.seed: int(r.cost['tokens'] or 0) for r in members} for label, members in runs.items()}
+    baseline, *others = spent.values()
+    if all(baseline[seed] == own[seed] for own in others for seed in own.keys() & baseline.keys()):
         return []
     parts = [
-        f'{label} {amounts[0]:,}' + (f' to {amounts[-1]:,}' if len(amounts) > 1 else '')
-        for label, amounts in spent.items()
+        f'{label} {min(own.values()):,}' + (f' to {max(own.values()):,}' if len({*own.values()}) > 1 else '')
+        for label, own in spent.items()
     ]
     return [
         f'These runs were not trained on the same number of tokens: {", ".join(parts)}. A longer run with '

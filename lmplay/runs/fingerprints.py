@@ -5,7 +5,6 @@ Equal fingerprints make the losses of two runs comparable.
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from ..base.base_model import LMBase
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
 from ..data.rows import PackedRows, Rows
-from ..files import write_json
 from ..tokenizers import Tokenizer, as_tokenizer
 
 STAGES = 'stages.json'
@@ -73,10 +71,3 @@ def model_facts(model: LMBase, *, exp: str) -> dict:
         'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
         'active_parameters': model.active_parameters(),
     }
-
-
-def record_stage(run_dir: Path, name: str, facts: dict, *, index: int) -> None:
-    """Enters the facts of stage number `index` (from 0) into the run's stages.json."""
-    file = run_dir / STAGES
-    earlier = json.loads(file.read_text()) if index and file.is_file() else {}
-    write_json(file, earlier | {name: facts})

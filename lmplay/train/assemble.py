@@ -14,7 +14,7 @@ from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
-from ..runs.fingerprints import fingerprints, model_facts, record_stage
+from ..runs.fingerprints import fingerprints, model_facts
 from ..runs.recorder import Recorder
 from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
@@ -102,7 +102,7 @@ def prepare_stage(
         'held_out': data.held_out.counts(),
         'fingerprints': prints,
     }
-    record_stage(run.directory.path, stage.name, facts, index=stage.index)
+    run.directory.record_stage(stage.name, facts, index=stage.index)
     return trainer
 
 

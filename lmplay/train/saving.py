@@ -1,11 +1,12 @@
 """What a checkpoint of a stage holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..base.base_model import LMBase
 from ..runs.checkpoints import Checkpoints
+from ..runs.directory import RunDirectory
 from ..runs.recorder import Recorder
 from .optimizer import Optimizer
 from .state import TrainState
@@ -35,3 +36,13 @@ class StageCheckpoints:
         # `last` is linked last: resuming trusts it
         links = [*(['best'] if best else []), *([link] if link else []), 'last']
         self.checkpoints.save(self.state.total_step, self.model, states, header, links)
+
+    def removed(self) -> str | None:
+        """The name of a file of the run that is no longer where this process wrote it; None where all are."""
+        return self.recorder.removed() or self.checkpoints.removed()
+
+    def rescue(self, elsewhere: RunDirectory) -> None:
+        """Copies the run's logs and writes a checkpoint of now into another directory."""
+        self.recorder.copy(elsewhere.path)
+        there = Checkpoints(elsewhere.checkpoints, keep=1, background=False)
+        replace(self, checkpoints=there).save()

@@ -3,10 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lmplay.compare.finished import compare_runs
+from lmplay.compare.finished import _notes, compare_runs
 from lmplay.compare.leaderboard import rank
 from lmplay.compare.tuning import for_tuning
 from lmplay.errors import UserError
@@ -83,3 +84,12 @@ def test_an_edited_source_is_said(trained, experiments, baseline, tmp_path):
         model.write_text(before)
     (said,) = (w for w in found.findings['warnings'] if 'changed on disk' in w)
     assert said.startswith('same has changed') and 'model.py' in said
+
+
+def test_seeds_may_differ_in_tokens_experiments_are_told_where_they_do():
+    def runs(*tokens):
+        return [SimpleNamespace(seed=seed, cost={'tokens': n}) for seed, n in enumerate(tokens)]
+
+    assert not _notes({'a': runs(10, 12), 'b': runs(10, 12), 'c': runs(10)})
+    (note,) = _notes({'a': runs(10, 12), 'b': runs(12, 12)})
+    assert 'a 10 to 12, b 12.' in note

@@ -5,7 +5,8 @@ from lmplay.data.mixture import Mixture
 from lmplay.data.rows import PackedRows, PaddedRows
 from lmplay.data.sources import Row
 from lmplay.data.store import open_store
-from lmplay.runs.fingerprints import fingerprints, model_facts, record_stage
+from lmplay.runs.directory import RunDirectory
+from lmplay.runs.fingerprints import fingerprints, model_facts
 from lmplay.tokenizers import get_tokenizer
 from tests.helpers import tiny
 
@@ -94,7 +95,7 @@ def test_facts_of_stages_add_up_and_a_first_stage_starts_afresh(tmp_path):
     facts = model_facts(model, exp='gpt2ish')
     assert facts['total_parameters'] == model.total_parameters() and facts['causal'] is True
     for index, name in enumerate(('a', 'b')):
-        record_stage(tmp_path, name, facts, index=index)
+        RunDirectory(tmp_path).record_stage(name, facts, index=index)
     assert json.loads((tmp_path / 'stages.json').read_text()) == {'a': facts, 'b': facts}
-    record_stage(tmp_path, 'c', facts, index=0)
+    RunDirectory(tmp_path).record_stage('c', facts, index=0)
     assert list(json.loads((tmp_path / 'stages.json').read_text())) == ['c']
