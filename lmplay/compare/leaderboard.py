@@ -52,7 +52,7 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
         'experiment': label,
         'seeds': len(losses),
         metric: statistics.mean(losses),
-        'sd': statistics.stdev(losses) if len(losses) > 1 else None,
+        'sd': statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None,
         'total_parameters': runs[0].last_stage['total_parameters'],
         'active_parameters': runs[0].last_stage['active_parameters'],
         **{k: statistics.mean(c[k] or 0.0 for c in costs) for k in ('tokens', 'flops', 'seconds')},

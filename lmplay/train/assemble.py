@@ -9,7 +9,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import is_too_large, narrow, require_contract
+from ..checks import require_experiment
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoints import Checkpoints
@@ -82,10 +82,7 @@ def prepare_stage(
     model = resumed[1] if resumed is not None else _first_model(run, stage, previous)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
-    require_contract(model, lambda: stage.runner.build(run.compute.device))
-    if is_too_large(model):
-        runner = narrow(stage.exp, stage.runner.given)
-        require_contract(runner.build(), runner.build)
+    require_experiment(model, stage.exp, stage.runner, device=run.compute.device)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)
