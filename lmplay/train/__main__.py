@@ -14,7 +14,7 @@ from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
 from ..cli import CommandParser, cell, run_command
 from ..errors import UserError, unknown
 from ..original import TRAINER, in_new_words
-from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
+from .plan import DEFAULT_EXPERIMENT, PARALLEL, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
 EPILOG = """\
 examples:
@@ -119,6 +119,20 @@ def _add_run_options(parser: CommandParser) -> None:
         default=2,
         help='number of newest checkpoints to keep, besides the best and those at the ends of stages '
         '(default: %(default)s)',
+    )
+    add(
+        '--parallel',
+        choices=PARALLEL,
+        default='ddp',
+        help='how processes started by torchrun share the work: ddp, each with the whole model, or fsdp, '
+        'each with a part of it (default: %(default)s)',
+    )
+    add(
+        '--rank-timeout',
+        type=float,
+        metavar='SECONDS',
+        default=600.0,
+        help='how long processes wait for one another before the run ends (default: %(default)g)',
     )
     add('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; repeatable')
     add(

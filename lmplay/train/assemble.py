@@ -15,7 +15,7 @@ from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.fingerprints import fingerprints, model_facts, record_stage
-from ..runs.recorder import Recorder
+from ..runs.recorder import NoRecorder, Recorder
 from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
 from .evaluate import Evaluator
@@ -23,6 +23,8 @@ from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
 from .optimizer import make_optimizer, restore_moments, unfinished_warmup
+from .parallel import Engine
+from .ranks import Ranks
 from .record import data_record
 from .resolve import ResolvedStage, Settings
 from .resume import SavedRun
@@ -54,10 +56,11 @@ class RunContext:
     record: dict[str, Any]
     data: dict[int, StageData]
     directory: RunDirectory
-    recorder: Recorder
+    recorder: Recorder | NoRecorder
     checkpoints: Checkpoints
     console: ConsoleReporter
     stop: StopSignal
+    ranks: Ranks
 
     def event(self, name: str, stage: str, message: str) -> None:
         """Something worth a line in the records and on the screen."""
@@ -103,7 +106,8 @@ def prepare_stage(
         'held_out': data.held_out.counts(),
         'fingerprints': prints,
     }
-    record_stage(run.directory.path, stage.name, facts, index=stage.index)
+    if run.ranks.first:
+        record_stage(run.directory.path, stage.name, facts, index=stage.index)
     return trainer
 
 
@@ -173,7 +177,7 @@ def _trainer(
     moments: dict | None,
     header: dict[str, Any],
 ) -> Trainer:
-    settings, compute, state = stage.settings, run.compute, run.state
+    settings, compute, state, ranks = stage.settings, run.compute, run.state, run.ranks
     optimizer = make_optimizer(model, settings)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
     if moments is not None:
@@ -184,19 +188,21 @@ def _trainer(
         speed_up_linears(model)
     flops_per_token = _flops_per_token(stage, model)
     step_flops = flops_per_token * settings.batch_size * data.mixture.tokens_per_row
-    length = _length(stage, data, state, compute, step_flops)
+    length = _length(stage, data, state, compute, step_flops / ranks.size, ranks)
     objective = Objective(model)
-    if _compiles(run.settings.compile_model, compute, length, step_flops):
+    if _compiles(run.settings.compile_model, compute, length, step_flops / ranks.size):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
-        state.mini_batch_size = _first_mini_batch(stage, compute)  # else what "auto" settled on
+        state.mini_batch_size = _first_mini_batch(stage, compute, ranks)  # else what "auto" settled on
     return Trainer(
         model=model,
         optimizer=optimizer,
         scaler=scaler,
         stage=settings,
         seed=run.seed,
-        loader=Loader(data.mixture, pin=compute.device.type == 'cuda'),
+        loader=Loader(
+            data.mixture, pin=compute.device.type == 'cuda', ranks=ranks, mini_batch=state.mini_batch_size
+        ),
         length=length,
         state=state,
         objective=objective,
@@ -205,20 +211,29 @@ def _trainer(
         flops_per_token=flops_per_token,
         recorder=run.recorder,
         console=run.console,
-        checkpoints=StageCheckpoints(run.checkpoints, header, model, optimizer, scaler, state, run.recorder),
+        checkpoints=StageCheckpoints(
+            run.checkpoints, header, model, optimizer, scaler, state, run.recorder, writes=ranks.first
+        ),
         stop=run.stop,
+        engine=Engine(objective, ranks, run.settings.parallel),
     )
 
 
 def _length(
-    stage: ResolvedStage, data: StageData, state: TrainState, compute: Compute, step_flops: float
+    stage: ResolvedStage,
+    data: StageData,
+    state: TrainState,
+    compute: Compute,
+    step_flops: float,
+    ranks: Ranks,
 ) -> SampleLength | TimeLength:
+    """step_flops: of each rank."""
     log_every = 1 if compute.is_cpu else LOG_EVERY
     if stage.settings.seconds is None:
         return stage_length(stage.settings, data.mixture, log_every=log_every)
     # How many steps fit, until two have been timed: at half the speed of a matrix product.
     fit = round(stage.settings.seconds * 0.5 * measured_flops(compute.device, compute.dtype) / step_flops)
-    guess, elapsed = max(2, fit), state.stage_seconds
+    guess, elapsed = int(ranks.largest(max(2, fit))[0]), state.stage_seconds
     return stage_length(stage.settings, data.mixture, log_every=log_every, first_guess=guess, elapsed=elapsed)
 
 
@@ -232,15 +247,16 @@ def _compiles(
     return compiling_pays(compute.device, expected_seconds(compute.device, step_flops * length.steps))
 
 
-def _first_mini_batch(stage: ResolvedStage, compute: Compute) -> int:
-    """Where "auto" begins: the whole batch on a GPU, halved when memory runs out;
+def _first_mini_batch(stage: ResolvedStage, compute: Compute, ranks: Ranks) -> int:
+    """Where "auto" begins: a rank's share of the batch on a GPU, halved when memory runs out;
     on a CPU about CPU_TOKENS tokens."""
     settings = stage.settings
+    share = -(-settings.batch_size // ranks.size)
     if settings.mini_batch_size != 'auto':
-        return min(int(settings.mini_batch_size), settings.batch_size)
+        return min(int(settings.mini_batch_size), share)
     if not compute.is_cpu:
-        return settings.batch_size
-    return max(1, min(settings.batch_size, CPU_TOKENS // stage.row_length))
+        return share
+    return max(1, min(share, CPU_TOKENS // stage.row_length))
 
 
 def checkpoint_header(

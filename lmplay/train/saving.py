@@ -6,7 +6,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..runs.checkpoint import Checkpoints
-from ..runs.recorder import Recorder
+from ..runs.recorder import NoRecorder, Recorder
 from .optimizer import Optimizer
 from .state import TrainState
 
@@ -15,7 +15,7 @@ from .state import TrainState
 class StageCheckpoints:
     """Saves a stage's model, optimizer and state.
 
-    header: what state.json holds that does not change within a stage.
+    header: what state.json holds that does not change within a stage. writes: whether this process does that.
     """
 
     checkpoints: Checkpoints
@@ -24,12 +24,15 @@ class StageCheckpoints:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     state: TrainState
-    recorder: Recorder
+    recorder: Recorder | NoRecorder
+    writes: bool = True
 
     def save(self, *, link: str | None = None) -> None:
         """Writes a checkpoint of now, and lets `last`, `link` and, where it is the best so far,
         `best` name it."""
         best = self.state.take_best()
+        if not self.writes:
+            return
         states = {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
         header = self.header | {'progress': self.state.to_dict(), 'logs': self.recorder.offsets()}
         # `last` is linked last: resuming trusts it

@@ -8,12 +8,13 @@ from ..device import Compute, keep_freed_memory, reset_peak_memory
 from ..errors import UserError
 from ..runs.checkpoint import Checkpoints, point
 from ..runs.directory import RunDirectory
-from ..runs.recorder import Recorder
+from ..runs.recorder import NoRecorder, Recorder
 from .assemble import RunContext, prepare_stage
 from .beginning import Beginner, Beginning, write_down
 from .console import ConsoleReporter
 from .finish import finish
 from .plan import Plan
+from .ranks import Ranks
 from .readiness import check_stages
 from .resolve import ResolvedStage, Settings, resolve
 from .resume import find_saved
@@ -28,7 +29,10 @@ class Session:
 
     def __init__(self, plan: Plan, settings: Settings, *, console: ConsoleReporter):
         self.plan, self.settings, self.console = plan, settings, console
-        self.compute = Compute.of(settings.device, amp=settings.amp)
+        self.ranks = Ranks.of_environment(settings.rank_timeout)
+        if not self.ranks.first:
+            console.quiet = True
+        self.compute = Compute.of(self.ranks.device(settings.device), amp=settings.amp)
         self.seed = settings.seed if settings.seed is not None else plan.seed
         self.directory = RunDirectory(settings.run_dir)
         keep_freed_memory()
@@ -43,13 +47,18 @@ class Session:
     def train(self) -> int:
         """The exit code: 0 at the plan's end, 130 after Ctrl-C, 143 after SIGTERM,
         1 where training had to stop."""
-        stop = StopSignal(self.console)
-        with self.directory.opened() as new, stop.installed():
+        with self.ranks.connected(self.compute.device):
+            return self._run(StopSignal(self.console))
+
+    def _run(self, stop: StopSignal) -> int:
+        with self._opened() as new, stop.installed():
             state, aside = TrainState(), None
             try:
-                beginning = self._begin()
+                with self.ranks.in_turn():
+                    beginning = self._begin()
+                self._check_agreement(beginning)
                 state = beginning.state
-                aside = self.directory.set_aside() if beginning.saved is None else None
+                aside = self.directory.set_aside() if beginning.saved is None and self.ranks.first else None
                 with self._running(beginning, stop) as run:
                     return self._train(run, beginning)
             except KeyboardInterrupt:
@@ -64,6 +73,20 @@ class Session:
                 elif not state.total_step and new:
                     self.directory.take_back()
                 raise
+
+    def _opened(self) -> contextlib.AbstractContextManager[bool]:
+        """The directory, which only rank 0 writes; see RunDirectory.opened."""
+        return self.directory.opened() if self.ranks.first else contextlib.nullcontext(False)
+
+    def _check_agreement(self, beginning: Beginning) -> None:
+        """Raises UserError where ranks would begin at different points."""
+        state = beginning.state
+        first, *others = self.ranks.gathered((state.stage, state.step, state.samples, state.total_step))
+        if any(other != first for other in others):
+            raise UserError(
+                f"Not all processes find the same checkpoint in '{self.directory.path}': --run-dir must be "
+                'on a file system that all machines share.'
+            )
 
     def _begin(self) -> Beginning:
         """What the run begins with, all of it checked before anything in its directory changes."""
@@ -84,14 +107,16 @@ class Session:
         directory, settings, saved = self.directory, self.settings, beginning.saved
         background = not self.compute.is_cpu
         checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=background)
-        recorder = Recorder(
-            directory.path,
-            report_to=settings.report_to,
-            offsets=saved.state['logs'] if saved is not None else None,
-            run_name=directory.path.name,
-            config=asdict(settings) | {'plan': self.plan.raw},
-        )
-        opened = (directory, recorder, checkpoints, self.console, stop)
+        recorder = NoRecorder()
+        if self.ranks.first:
+            recorder = Recorder(
+                directory.path,
+                report_to=settings.report_to,
+                offsets=saved.state['logs'] if saved is not None else None,
+                run_name=directory.path.name,
+                config=asdict(settings) | {'plan': self.plan.raw},
+            )
+        opened = (directory, recorder, checkpoints, self.console, stop, self.ranks)
         known = (beginning.state, beginning.record, beginning.data)
         try:
             yield RunContext(settings, self.seed, self.compute, *known, *opened)
@@ -104,7 +129,8 @@ class Session:
         try:
             trainer = self._stages(run, beginning)
             self.console.close()
-            finish(self.directory, trainer, stages, plan=self.plan.name)
+            if self.ranks.first:
+                finish(self.directory, trainer, stages, plan=self.plan.name)
             return 0
         except StopTraining as stopped:
             self.console.close()
@@ -122,7 +148,7 @@ class Session:
             if resumed is None:
                 run.state.begin_stage(stage.index)
             previous, trainer = trainer, prepare_stage(run, stage, previous=trainer, resumed=resumed)
-            if previous is None:
+            if previous is None and self.ranks.first:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
@@ -146,6 +172,7 @@ class Session:
         evaluation = trainer.final_evaluation()
         if self.settings.check_grads:
             self.console.gradients(trainer.model, trainer.stage)
-        folder = self.directory.checkpoints
-        point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
-        self.directory.write_held_out(stage.name, evaluation.documents)
+        if self.ranks.first:
+            folder = self.directory.checkpoints
+            point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
+            self.directory.write_held_out(stage.name, evaluation.documents)
