@@ -39,6 +39,19 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def mean_over_ranks(mean: Tensor, weight: Tensor | float) -> Tensor:
+    """The mean over all ranks of what is, on each, a mean over that much weight (a number of tokens, say).
+
+    On one process, the tensor itself.
+    """
+    if not _joined:
+        return mean
+    weight = torch.as_tensor(weight, dtype=mean.dtype, device=mean.device).reshape(1)
+    total = sum_over_ranks(torch.cat([(mean * weight).flatten(), weight]))
+    return (total[:-1] / total[-1].clamp(min=1)).view_as(mean)
+
+
+@torch.no_grad()
 def gather_over_ranks(tensor: Tensor) -> Tensor:
     """The ranks' tensors (N, ...), all of the same shape, one behind the other: (ranks * N, ...).
 

@@ -22,7 +22,7 @@ from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
-from .optimizer import make_optimizer, restore_moments, unfinished_warmup
+from .optimizer import make_optimizer, parameter_groups, restore_moments, unfinished_warmup
 from .parallel import Engine
 from .ranks import Ranks
 from .record import data_record
@@ -61,6 +61,11 @@ class RunContext:
     console: ConsoleReporter
     stop: StopSignal
     ranks: Ranks
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank keeps a part of the model."""
+        return self.settings.parallel == 'fsdp' and not self.ranks.alone
 
     def event(self, name: str, stage: str, message: str) -> None:
         """Something worth a line in the records and on the screen."""
@@ -178,12 +183,6 @@ def _trainer(
     header: dict[str, Any],
 ) -> Trainer:
     settings, compute, state, ranks = stage.settings, run.compute, run.state, run.ranks
-    optimizer = make_optimizer(model, settings)
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
-    if moments is not None:
-        restore_moments(optimizer, moments['optimizer'])
-        if moments['scaler']:
-            scaler.load_state_dict(moments['scaler'])
     if compute.is_cpu and compute.dtype is None:
         speed_up_linears(model)
     flops_per_token = _flops_per_token(stage, model)
@@ -192,6 +191,14 @@ def _trainer(
     objective = Objective(model)
     if _compiles(run.settings.compile_model, compute, length, step_flops / ranks.size):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
+    groups = parameter_groups(model, settings)
+    engine = Engine(objective, ranks, sharded=run.sharded, compute=compute)
+    optimizer = make_optimizer(model, settings, engine.placed(groups))
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    if moments is not None:
+        restore_moments(optimizer, engine.placed_moments(moments['optimizer'], optimizer))
+        if moments['scaler']:
+            scaler.load_state_dict(moments['scaler'])
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
         state.mini_batch_size = _first_mini_batch(stage, compute, ranks)  # else what "auto" settled on
     return Trainer(
@@ -215,7 +222,7 @@ def _trainer(
             run.checkpoints, header, model, optimizer, scaler, state, run.recorder, writes=ranks.first
         ),
         stop=run.stop,
-        engine=Engine(objective, ranks, run.settings.parallel),
+        engine=engine,
     )
 
 

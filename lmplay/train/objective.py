@@ -281,6 +281,11 @@ class Objective(nn.Module):
         return self._run(self._passes['eager'], x, mask)
 
     @torch.no_grad()
+    def preview(self, x: Tensor, mask: Tensor) -> None:
+        """Shows the model a micro-batch of the step that is about to be trained on; see `LMBase.preview`."""
+        self.model.preview(x, mask)
+
+    @torch.no_grad()
     def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):
         """(loss (B, T) in nats, right (B, T) as in `share_right`, prediction (B, T), output);
         0 where nothing is scored."""

@@ -187,17 +187,32 @@ class Trainer:
         keep_casts = self.compute.dtype is not None
         with torch.autocast(device.type, enabled=False) if keep_casts else contextlib.nullcontext():
             parts = self._parts(batch)
+            if self.model.previews and len(parts) > 1:
+                self._preview(parts)
             for part in parts:
-                x, y, lengths = (t.to(device, non_blocking=True) for t in (part.x, part.y, part.lengths))
-                mask = torch.arange(x.shape[1], device=device) < lengths[:, None]
-                share = part.tokens / batch.tokens
-                last = part is parts[-1]
+                x, y, mask = self._on_device(part)
+                share, last = part.tokens / batch.tokens, part is parts[-1]
                 with self.compute.autocast():
                     micro = self.engine(x, y, mask, scored=batch.scored, tokens_share=share, last=last)
                 self.scaler.scale(micro.objective).backward()
                 if self.scaler.is_enabled():
                     self._finite_loss &= torch.isfinite(micro.objective.detach())
                 self.metrics.add(micro, share)
+
+    def _on_device(self, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and mask of a micro-batch."""
+        device = self.compute.device
+        x, y, lengths = (t.to(device, non_blocking=True) for t in (part.x, part.y, part.lengths))
+        return x, y, torch.arange(x.shape[1], device=device) < lengths[:, None]
+
+    def _preview(self, parts: list[Batch]) -> None:
+        """Shows the model the micro-batches of the step; the random numbers are those that follow again."""
+        device = self.compute.device
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+            for part in parts:
+                x, _, mask = self._on_device(part)
+                with self.compute.autocast():
+                    self.engine.preview(x, mask, empty=not part.tokens)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch; of several ranks, as many on each."""
