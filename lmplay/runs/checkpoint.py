@@ -2,23 +2,22 @@
 
     RUN/checkpoints/step-00000120/   model.safetensors, optimizer.pt, state.json,
                                      tokenizer.json where the run trained its own
+                                     of a sharded run shard-*.safetensors in place of model.safetensors
     RUN/checkpoints/last, best       links to two of them; stage-NAME to the one at the end of each stage
 
 They are written under another name, synced and renamed. Nothing in them is ever executed: weights are
 safetensors, the optimizer's state is read with weights_only.
 """
 
+import contextlib
 import functools
-import glob
-import inspect
 import json
 import logging
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Container
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils._pytree import tree_map_only
 
 from .. import __version__
 from ..base.base_model import LMBase
-from ..base.runner_list import find_entry, find_runner, list_experiments, saved_runner
 from ..errors import CheckpointError
 from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
-from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
-from .links import LAST, STATE, named, point
+from ..tokenizers import Tokenizer, as_tokenizer
+from .links import STATE
+from .sharded import MODEL, put_together, read_shards, shards, taken_apart, write_shards
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -69,10 +67,12 @@ def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, s
 
     Raises CheckpointError where the disk is full or can't be written.
     """
-    _write(folder, *_untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state)
+    write_checkpoint(
+        folder, *untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state
+    )
 
 
-def _write(
+def write_checkpoint(
     folder: Path,
     weights: dict,
     aliases: dict,
@@ -80,24 +80,68 @@ def _write(
     optimizer_state: dict | None,
     state: dict,
 ) -> None:
-    temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    """Writes a checkpoint folder from the weights and aliases of `untied`."""
+    with _appearing(folder) as temporary:
         save_file(
             weights,
             temporary / WEIGHTS,
             metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)},
         )
         (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)  # safetensors leaves others nothing
-        if optimizer_state is not None:
-            torch.save(optimizer_state, temporary / OPTIMIZER)
-        tokenizer.save(temporary)
-        files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary)}
-        content = sealed({'format': FORMAT, 'lmplay': __version__} | state | files)
-        (temporary / STATE).write_text(json.dumps(content, indent=1))
-        _sync(temporary / STATE)
-        _sync(temporary)
+        _complete(temporary, tokenizer, optimizer_state, state)
+
+
+def write_sharded_checkpoint(
+    folder: Path,
+    model: LMBase,
+    optimizer_state: dict,
+    state: dict,
+    *,
+    first: bool,
+    gathered: Callable[[Any], list[Any]],
+) -> None:
+    """Writes a checkpoint of which each rank has a part; all ranks call it, the first one completes it.
+
+    gathered: gives every rank the values of all of them.
+    """
+    weights, aliases = untied(model.state_dict(keep_vars=True), by=id)
+    optimizer_state, moments = taken_apart(optimizer_state)
+    tensors = {f'{MODEL}{name}': tensor.detach() for name, tensor in weights.items()} | moments
+    if not first:
+        write_shards(Path(gathered(None)[0]), tensors, gathered)
+        return
+    with _appearing(folder) as temporary:
+        checksums = write_shards(Path(gathered(str(temporary))[0]), tensors, gathered)
+        tokenizer = as_tokenizer(model.tokenizer)
+        _complete(temporary, tokenizer, optimizer_state, state | {'aliases': aliases}, checksums)
+
+
+def _complete(
+    temporary: Path,
+    tokenizer: Tokenizer,
+    optimizer_state: dict | None,
+    state: dict,
+    checksums: dict[str, str] | None = None,
+) -> None:
+    """Writes the rest of a checkpoint, whose weights are there. checksums: of files that need none made."""
+    if optimizer_state is not None:
+        torch.save(optimizer_state, temporary / OPTIMIZER)
+    tokenizer.save(temporary)
+    files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary, checksums or {})}
+    content = sealed({'format': FORMAT, 'lmplay': __version__} | state | files)
+    (temporary / STATE).write_text(json.dumps(content, indent=1))
+    _sync(temporary / STATE)
+    _sync(temporary)
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed when the block ends well. Raises CheckpointError where it can't be."""
+    temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
         os.rename(temporary, folder)
         _sync(folder.parent)
     except (
@@ -117,22 +161,25 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
 
 
-def _synced(folder: Path) -> dict[str, str]:
-    """The checksum of each file of a folder, computed while the disk takes them in."""
+def _synced(folder: Path, known: dict[str, str]) -> dict[str, str]:
+    """The checksum of each file of a folder, computed while the disk takes them in, unless it is known."""
     files = sorted(folder.iterdir())
     with ThreadPoolExecutor(1, 'sync') as pool:
         syncing = [pool.submit(_sync, file) for file in files]
-        checksums = {file.name: checksum(file) for file in files}
+        checksums = {file.name: known.get(file.name) or checksum(file) for file in files}
         for done in syncing:
             done.result()
     return checksums
 
 
-def _untied(state: dict) -> tuple[dict, dict]:
-    """(weights, aliases): safetensors refuses shared memory; one name owns it, others are its aliases."""
+def untied(state: dict, by: Callable[[Any], Any] | None = None) -> tuple[dict, dict]:
+    """(weights, aliases) of a state dict: one of the names that share memory keeps the weight.
+
+    by: what tells tensors apart, by default their memory.
+    """
     owners, weights, aliases = {}, {}, {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        key = (by or _memory)(tensor) if tensor.numel() else name
         if key in owners:
             aliases[name] = owners[key]
         else:
@@ -141,117 +188,16 @@ def _untied(state: dict) -> tuple[dict, dict]:
     return weights, aliases
 
 
+def _memory(tensor: torch.Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and linked ones, and what killed runs left unfinished."""
-    linked = {link.resolve() for link in folder.iterdir() if link.is_symlink()}
-    whole = sorted((f for f in folder.glob('step-*') if f.is_dir()), key=lambda f: f.stat().st_mtime_ns)
-    for old in whole[:-keep]:
-        if old.resolve() not in linked:
-            shutil.rmtree(old, ignore_errors=True)
-    for half in folder.glob(f'{HALF}*'):
-        shutil.rmtree(half, ignore_errors=True)
-
-
-class Checkpoints:
-    """The checkpoints of a run and the links to some of them.
-
-    background: write in a thread, from a copy in the host's memory, while training goes on. Not for models
-    that train on the CPU, where the copy would take memory that training needs.
-    """
-
-    def __init__(self, folder: Path, *, keep: int, background: bool):
-        self.folder, self.keep = folder, keep
-        self.pool = ThreadPoolExecutor(1, 'checkpoint') if background else None
-        self.writing: Future | None = None
-
-    def save(self, step: int, model: LMBase, optimizer_state: dict, state: dict, links: list[str]) -> None:
-        """Writes a checkpoint and points the links to it, in their order.
-
-        Raises CheckpointError where this checkpoint, or in the background the one before it, can't be
-        written.
-        """
-        self.wait()
-        folder = self.folder / f'step-{step:08d}'
-        again = 1
-        while folder.exists():  # never overwritten: a link may point to it
-            again += 1
-            folder = self.folder / f'step-{step:08d}-{again}'
-        weights, aliases = _untied(model.state_dict())
-        if self.pool is not None:
-            weights, optimizer_state = tree_map_only(
-                torch.Tensor, lambda t: t.detach().to('cpu', copy=True), (weights, optimizer_state)
-            )
-
-        def write():
-            _write(
-                folder,
-                weights,
-                aliases,
-                as_tokenizer(model.tokenizer),
-                optimizer_state,
-                state | {'links': links},
-            )
-            for name in links:
-                point(self.folder / name, folder)
-            prune(self.folder, self.keep)
-
-        if self.pool is None:
-            write()
-        else:
-            self.writing = self.pool.submit(write)
-
-    def forget_links(self) -> None:
-        """Removes the links of a discarded history, except `last`."""
-        for link in self.folder.iterdir():
-            if link.is_symlink() and link.name != 'last':
-                link.unlink()
-
-    def wait(self) -> None:
-        """Returns when the last save is on disk. Raises CheckpointError where it could not be written."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
-
-    def close(self) -> None:
-        """Waits for a save that is under way.
-
-        Raises CheckpointError or OSError where it failed; while another error is on its way, logs that.
-        """
-        on_its_way = sys.exc_info()[1]
-        if self.pool is not None:
-            self.pool.shutdown()
-        try:
-            self.wait()
-        except (CheckpointError, OSError) as error:
-            if on_its_way is None:
-                raise
-            log.error('%s', error)
-
-
-def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
-    """The checkpoint a path means: itself, or a run's `prefer`, else its `last`. Raises CheckpointError."""
-    path = Path(path)
-    if (path / STATE).is_file():
-        return path
-    for checkpoints in (path / 'checkpoints', path):
-        for name in (prefer, LAST):
-            if (found := named(checkpoints, name)) is not None:
-                return found
-    if (found := named(path.parent, path.name)) is not None:  # a link that was lost
-        return found
-    if not path.exists():
-        raise CheckpointError(f"No checkpoint at '{path}': there is no such path.")
-    raise CheckpointError(
-        f"No checkpoint at '{path}': neither a checkpoint folder (with {STATE}) nor a run directory with one."
-    )
 
 
 def read_state(folder: Path) -> dict:
@@ -285,16 +231,18 @@ def read_state(folder: Path) -> dict:
         raise CheckpointError(
             f"The checkpoint '{folder}' is damaged: in {STATE}, {where}: {found['msg']}."
         ) from error
-    _check_files(folder, state, but=(WEIGHTS, OPTIMIZER))
+    _check_files(folder, state, but=(WEIGHTS, OPTIMIZER, *(file.name for file in shards(folder))))
     return state
 
 
-def _check_files(folder: Path, state: dict, *, but: Container[str] = (), only: str | None = None) -> None:
+def _check_files(
+    folder: Path, state: dict, *, but: Container[str] = (), only: Container[str] | None = None
+) -> None:
     """Raises CheckpointError unless files are as they were written: all sizes, the checksums asked for."""
     checksums = state.get(CHECKSUMS)
     if checksums is None:
         _tell_it_has_no_checksums(str(folder.parent.parent))
-    asked = {n: c for n, c in (checksums or {}).items() if (n == only if only else n not in but)}
+    asked = {n: c for n, c in (checksums or {}).items() if (n in only if only else n not in but)}
     try:
         problem = damage(folder, state.get('sizes', {}), asked)
     except OSError as error:
@@ -310,16 +258,7 @@ def _tell_it_has_no_checksums(run: str) -> None:
 
 def load_weights(model: LMBase, folder: Path) -> None:
     """Loads a checkpoint's weights, all or none. Raises CheckpointError that names what does not fit."""
-    file = folder / WEIGHTS
-    _check_files(folder, read_state(folder), only=WEIGHTS)
-    try:
-        weights = load_file(file)
-        from safetensors import safe_open
-
-        with safe_open(file, 'pt') as f:
-            aliases = json.loads((f.metadata() or {}).get('aliases', '{}'))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"The weights '{file}' can't be read: {error}.") from error
+    weights, aliases = _read_weights(folder)
     weights |= {name: weights[owner] for name, owner in aliases.items() if owner in weights}
     own = model.state_dict()
     problems = (
@@ -344,64 +283,33 @@ def load_weights(model: LMBase, folder: Path) -> None:
     model.load_state_dict(weights, strict=True)
 
 
+def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(weights, aliases) of a checkpoint, in one file or in parts."""
+    state, file, parts = read_state(folder), folder / WEIGHTS, [part.name for part in shards(folder)]
+    _check_files(folder, state, only=parts or (WEIGHTS,))
+    if parts:
+        return read_shards(folder, MODEL), state.get('aliases', {})
+    try:
+        from safetensors import safe_open
+
+        weights = load_file(file)
+        with safe_open(file, 'pt') as f:
+            return weights, json.loads((f.metadata() or {}).get('aliases', '{}'))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"The weights '{file}' can't be read: {error}.") from error
+
+
 def load_optimizer(folder: Path) -> dict:
     """A checkpoint's optimizer state. Raises CheckpointError for a file that is damaged or holds code."""
-    _check_files(folder, read_state(folder), only=OPTIMIZER)
+    parts = [part.name for part in shards(folder)]
+    _check_files(folder, read_state(folder), only=(OPTIMIZER, *parts))
     try:
-        return torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
+        state = torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
+        return put_together(state, folder) if parts else state
+    except CheckpointError:
+        raise
     except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
         raise CheckpointError(
             f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: "
             f'{str(error).splitlines()[0]}.'
         ) from error
-
-
-def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
-    """(model, state) of a checkpoint or run directory, which names experiment, parameters and tokenizer.
-
-    Or of a file in a format of others that an experiment reads; its state is that of no stage.
-    exp: the experiment to use (a name or the path of a versions.py), whose code runs; a checkpoint's word
-    runs none but installed code and files that were named to this process. Raises UserError.
-    """
-    try:
-        folder = find_checkpoint(path)
-    except CheckpointError:
-        reader = _reader(Path(path), exp)
-        if reader is None:
-            raise
-        model, facts = reader.read_foreign(Path(path))
-        return model.to(device), {
-            'exp': reader.__name__,
-            'stage': '',
-            'progress': {'total_step': facts['step']},
-        }
-    state = read_state(folder)
-    if missing := [key for key in NEEDED if key not in state] or {'name', 'fingerprint'} - {
-        *state['tokenizer']
-    }:
-        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} lacks {', '.join(missing)}.")
-    runner = find_runner(exp) if exp else saved_runner(state, folder)
-    parameters = dict(state['parameters'])
-    tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
-    if tokenizer.fingerprint != state['tokenizer']['fingerprint']:
-        raise CheckpointError(
-            f"The tokenizer '{state['tokenizer']['name']}' is not the one that '{folder}' was trained with."
-        )
-    declared = runner.function()
-    if 'tokenizer' in declared.declared:
-        parameters['tokenizer'] = tokenizer
-    model = runner.function(**parameters).build(device)
-    load_weights(model, folder)
-    return model, state
-
-
-def _reader(path: Path, exp: str | None) -> type[LMBase] | None:
-    """The model class of an experiment that reads this file of others."""
-    if not any(path.parent.glob(f'{glob.escape(path.name)}*')):
-        return None
-    entries = [find_entry(exp)] if exp else [entry for entry in list_experiments() if not entry.error]
-    for entry in entries:
-        model_class = find_runner(entry.name).function().model_class
-        if inspect.isclass(model_class) and issubclass(model_class, LMBase) and model_class.reads(path):
-            return model_class
-    return None

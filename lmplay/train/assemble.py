@@ -12,9 +12,11 @@ from ..base.runner_list import find_entry
 from ..checks import is_too_large, require_contract, smallest
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
-from ..runs.checkpoint import Checkpoints
+from ..runs.checkpoint import load_optimizer
+from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.fingerprints import fingerprints, model_facts, record_stage
+from ..runs.links import LAST
 from ..runs.recorder import NoRecorder, Recorder
 from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
@@ -96,7 +98,7 @@ def prepare_stage(
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)
     prints = fingerprints(stage.name, data.mixture, data.held_out, tokenizer)
-    moments = None if run.settings.ignore_optimizer else _moments(stage, model, previous, resumed)
+    moments = None if run.settings.ignore_optimizer else _moments(run, stage, model, previous, resumed)
     record = run.record | data_record(stage, data, prints)
     trainer = _trainer(run, stage, model, data, moments, checkpoint_header(stage, model, run.seed, record))
     length = trainer.length
@@ -137,6 +139,7 @@ def _data(run: RunContext, stage: ResolvedStage, tokenizer: Tokenizer) -> StageD
 
 
 def _moments(
+    run: RunContext,
     stage: ResolvedStage,
     model: LMBase,
     previous: Trainer | None,
@@ -152,6 +155,8 @@ def _moments(
         or previous.stage.optimizer != stage.settings.optimizer
     ):
         return None
+    if run.sharded:  # whole in the last checkpoint alone
+        return load_optimizer(run.directory.checkpoints / LAST) | {'scaler': {}}
     return {'optimizer': previous.optimizer.state_dict(), 'scaler': {}}
 
 
@@ -219,7 +224,7 @@ def _trainer(
         recorder=run.recorder,
         console=run.console,
         checkpoints=StageCheckpoints(
-            run.checkpoints, header, model, optimizer, scaler, state, run.recorder, writes=ranks.first
+            run.checkpoints, header, model, optimizer, scaler, state, run.recorder, ranks, run.sharded
         ),
         stop=run.stop,
         engine=engine,

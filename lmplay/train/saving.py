@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from ..base.base_model import LMBase
-from ..runs.checkpoint import Checkpoints
+from ..runs.checkpoints import Checkpoints
 from ..runs.recorder import NoRecorder, Recorder
 from .optimizer import Optimizer
+from .ranks import ALONE, Ranks
 from .state import TrainState
 
 
@@ -15,7 +16,8 @@ from .state import TrainState
 class StageCheckpoints:
     """Saves a stage's model, optimizer and state.
 
-    header: what state.json holds that does not change within a stage. writes: whether this process does that.
+    header: what state.json holds that does not change within a stage. sharded: each rank has a
+    part of the model, and writes it.
     """
 
     checkpoints: Checkpoints
@@ -25,16 +27,21 @@ class StageCheckpoints:
     scaler: torch.amp.GradScaler
     state: TrainState
     recorder: Recorder | NoRecorder
-    writes: bool = True
+    ranks: Ranks = ALONE
+    sharded: bool = False
 
     def save(self, *, link: str | None = None) -> None:
         """Writes a checkpoint of now, and lets `last`, `link` and, where it is the best so far,
         `best` name it."""
         best = self.state.take_best()
-        if not self.writes:
+        if not (self.ranks.first or self.sharded):
             return
         states = {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
         header = self.header | {'progress': self.state.to_dict(), 'logs': self.recorder.offsets()}
         # `last` is linked last: resuming trusts it
         links = [*(['best'] if best else []), *([link] if link else []), 'last']
-        self.checkpoints.save(self.state.total_step, self.model, states, header, links)
+        what = self.state.total_step, self.model, states, header, links
+        if self.sharded:
+            self.checkpoints.save_sharded(*what, first=self.ranks.first, gathered=self.ranks.gathered)
+        else:
+            self.checkpoints.save(*what)

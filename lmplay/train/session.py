@@ -4,20 +4,24 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from ..base.base_model import LMBase
 from ..device import Compute, keep_freed_memory, reset_peak_memory
 from ..errors import UserError
-from ..runs.checkpoint import Checkpoints, point
+from ..runs.checkpoint import read_state
+from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
+from ..runs.links import LAST, point
 from ..runs.recorder import NoRecorder, Recorder
 from .assemble import RunContext, prepare_stage
 from .beginning import Beginner, Beginning, write_down
 from .console import ConsoleReporter
 from .finish import finish
+from .parallel import check_shardable
 from .plan import Plan
 from .ranks import Ranks
 from .readiness import check_stages
 from .resolve import ResolvedStage, Settings, resolve
-from .resume import find_saved
+from .resume import SavedRun, find_saved
 from .stage_data import open_tokenizer
 from .state import TrainState
 from .stopping import Interrupted, StopSignal, StopTraining
@@ -95,8 +99,12 @@ class Session:
         resets = self.settings.reset_history and saved is not None and not saved.is_being_reset
         if saved is not None and not resets:
             saved.check(list(self.plan.stages), seed=self.seed)
+        stages = self.resolve()
+        if self.settings.parallel == 'fsdp':
+            for stage in stages:
+                check_shardable(stage.settings, self.compute)
         how = (self.settings, self.seed, self.compute, self.console.line)
-        beginner = Beginner(self.directory, self.resolve(), *how)
+        beginner = Beginner(self.directory, stages, *how)
         if saved is None:
             return beginner.anew()
         return beginner.again(saved) if resets else beginner.resumed(saved)
@@ -154,10 +162,17 @@ class Session:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
             resumed = None  # later stages start from the one before
             self._train_stage(run, stage, trainer)
+            if run.sharded:
+                trainer.model = self._whole(stage)
             if stage is not beginning.stages[-1]:
                 run.stop.check()  # after a signal in the stage's last step
         assert trainer is not None  # a plan has at least one stage
         return trainer
+
+    def _whole(self, stage: ResolvedStage) -> LMBase:
+        """The model at the end of a stage, of which each rank has trained a part."""
+        last = self.directory.checkpoints / LAST
+        return SavedRun(self.directory.path, last, read_state(last)).load_model(stage, self.compute.device)
 
     def _train_stage(self, run: RunContext, stage: ResolvedStage, trainer: Trainer) -> None:
         self.console.stage(stage, trainer.model, trainer.length, run.state, self.compute)
