@@ -136,7 +136,7 @@ def _complete(
 
 @contextlib.contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed when the block ends well. Raises CheckpointError where it can't be."""
+    """A temporary folder, renamed when the block ends well. Raises CheckpointError where that fails."""
     temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

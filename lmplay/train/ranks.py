@@ -28,7 +28,7 @@ MEET_SECONDS = 300.0  # for all processes of a run to have started
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-@dataclass
+@dataclass(eq=False)
 class Ranks:
     """This process among those that train together.
 
