@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ examples:
 To resume an interrupted run, rerun the same command."""
 
 NOT_IN_A_CONFIG = ('help', 'use_config', 'dump_config', 'set')
+
+
+if os.environ.get('WORLD_SIZE', '1') != '1':  # before torch is imported: DDP's advice, once per process
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 
 def make_parser() -> CommandParser:

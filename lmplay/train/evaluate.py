@@ -134,7 +134,7 @@ class _Sums:
         assert batch.documents is not None
         index = batch.documents[scored]
         self.nll.index_add_(0, index, losses.cpu()[scored].double())
-        self.right.index_add_(0, index, right.cpu()[scored].float())
+        self.right.index_add_(0, index, right.cpu()[scored].to(self.right.dtype))
         self.tokens.index_add_(0, index, torch.ones(len(index)))
 
     def add_padding(self, losses: torch.Tensor, padding: torch.Tensor) -> None:

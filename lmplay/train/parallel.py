@@ -4,6 +4,7 @@ Both add gradients up and divide by nothing, because the objective's divisor is 
 """
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -111,9 +112,11 @@ class Engine:
 
 def _data_parallel(objective: Objective) -> nn.Module:
     """A copy on each rank. A parameter that a step does not use gets no gradient, as on one process."""
-    module = nn.parallel.DistributedDataParallel(
-        objective, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # newer torch has another name for broadcast_buffers
+        module = nn.parallel.DistributedDataParallel(
+            objective, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
     module.register_comm_hook(None, _sum)
     return module
 

@@ -103,7 +103,7 @@ class Session:
         if self.settings.parallel == 'fsdp':
             for stage in stages:
                 check_shardable(stage.settings, self.compute)
-        how = (self.settings, self.seed, self.compute, self.console.line)
+        how = (self.settings, self.seed, self.compute, self.console.line, self.ranks.size)
         beginner = Beginner(self.directory, stages, *how)
         if saved is None:
             return beginner.anew()
