@@ -24,8 +24,9 @@ from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
-from .optimizer import make_optimizer, parameter_groups, restore_moments, unfinished_warmup
+from .optimizer import Optimizer, make_optimizer, parameter_groups, restore_moments, unfinished_warmup
 from .parallel import Engine
+from .plan import Stage
 from .ranks import Ranks
 from .record import data_record
 from .resolve import ResolvedStage, Settings
@@ -179,6 +180,19 @@ def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) 
         )
 
 
+def _optimizer(
+    engine: Engine, groups: list[dict], settings: Stage, compute: Compute, moments: dict | None
+) -> tuple[Optimizer, torch.amp.GradScaler]:
+    """The optimizer and the scale of the loss, as they were saved where `moments` are given."""
+    optimizer = make_optimizer(engine.objective.model, settings, engine.placed(groups))
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    if moments is not None:
+        restore_moments(optimizer, engine.placed_moments(moments['optimizer'], optimizer))
+        if moments['scaler']:
+            scaler.load_state_dict(moments['scaler'])
+    return optimizer, scaler
+
+
 def _trainer(
     run: RunContext,
     stage: ResolvedStage,
@@ -198,12 +212,7 @@ def _trainer(
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
     groups = parameter_groups(model, settings)
     engine = Engine(objective, ranks, sharded=run.sharded, compute=compute)
-    optimizer = make_optimizer(model, settings, engine.placed(groups))
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
-    if moments is not None:
-        restore_moments(optimizer, engine.placed_moments(moments['optimizer'], optimizer))
-        if moments['scaler']:
-            scaler.load_state_dict(moments['scaler'])
+    optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
         state.mini_batch_size = _first_mini_batch(stage, compute, ranks)  # else what "auto" settled on
     return Trainer(

@@ -98,7 +98,7 @@ class Ranks:
                 raise
             number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
             raise SystemExit(128 + number) from interruption
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  whatever ends one rank ends all
             self._end(error)
         else:
             self._meet()

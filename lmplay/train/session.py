@@ -106,7 +106,7 @@ class Session:
         how = (self.settings, self.seed, self.compute, self.console.line, self.ranks.size)
         beginner = Beginner(self.directory, stages, *how)
         if saved is None:
-            return beginner.anew()
+            return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
 
     @contextlib.contextmanager
