@@ -85,6 +85,7 @@ def main() -> None:
     from lmplay.train.ranks import Ranks
 
     options, ranks, cpu = json.loads(sys.argv[1]), Ranks.of_environment(), torch.device('cpu')
+    kind = 'fsdp' if options['kind'] == 'fsdp' else 'ddp'
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[ranks.rank]})
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -97,7 +98,7 @@ def main() -> None:
         built = model.build()
         speed_up_linears(built)
         groups, objective = parameter_groups(built, stage), Objective(built)
-        engine = Engine(objective, ranks, sharded=options['kind'] == 'fsdp', compute=Compute(cpu))
+        engine = Engine(objective, ranks, kind=kind, compute=Compute(cpu))
         optimizer = make_optimizer(built, stage, engine.placed(groups))
         parameters = [p for p in built.parameters() if p.requires_grad]
         x = torch.randint(0, VOCAB, (options['rows'], options['context']))

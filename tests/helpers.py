@@ -138,7 +138,7 @@ def make_trainer(
     data: Mixture | None = None,
     state=None,
     ranks: Ranks = ALONE,
-    sharded=False,
+    kind='ddp',
     **stage,
 ) -> Trainer:
     """A trainer as a session would put it together, on the CPU, in `folder`."""
@@ -146,7 +146,7 @@ def make_trainer(
     data, state, compute = data or mixture(40), state or TrainState(), Compute(torch.device('cpu'))
     state.mini_batch_size = state.mini_batch_size or int(settings.mini_batch_size)
     groups, objective = parameter_groups(model, settings), Objective(model)
-    engine = Engine(objective, ranks, sharded=sharded, compute=compute)
+    engine = Engine(objective, ranks, kind=kind, compute=compute)
     optimizer = make_optimizer(model, settings, engine.placed(groups))
     scaler = torch.amp.GradScaler('cpu', enabled=False)
     recorder = Recorder(folder) if ranks.first else NoRecorder()
@@ -169,7 +169,7 @@ def make_trainer(
         recorder=recorder,
         console=console,
         checkpoints=StageCheckpoints(
-            checkpoints, header, model, optimizer, scaler, state, recorder, ranks, sharded
+            checkpoints, header, model, optimizer, scaler, state, recorder, ranks, engine.sharded
         ),
         stop=StopSignal(console),
         engine=engine,

@@ -129,8 +129,8 @@ def _add_run_options(parser: CommandParser) -> None:
         '--parallel',
         choices=PARALLEL,
         default='ddp',
-        help='how processes started by torchrun share the work: ddp, each with the whole model, or fsdp, '
-        'each with a part of it (default: %(default)s)',
+        help='how processes started by torchrun share the work: ddp, each with the whole model; fsdp, each '
+        'with a part of what is trained; fsdp_all, of what is frozen too (default: %(default)s)',
     )
     add(
         '--rank-timeout',

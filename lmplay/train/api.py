@@ -104,8 +104,10 @@ def make_session(
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
     if run.get('parallel', 'ddp') not in PARALLEL:
         raise UserError(unknown('kind', run['parallel'], PARALLEL, '--parallel'))
-    if run.get('parallel') == 'fsdp' and run.get('check_grads'):
-        raise UserError('--check-grads reads whole gradients; it goes with --parallel ddp, not fsdp.')
+    if run.get('parallel', 'ddp') != 'ddp' and run.get('check_grads'):
+        raise UserError(
+            f'--check-grads reads whole gradients; it goes with --parallel ddp, not {run["parallel"]}.'
+        )
     if not 0 < run.get('rank_timeout', 1) < 1e6:
         raise UserError(f'--rank-timeout must be a number of seconds above 0; given: {run["rank_timeout"]}.')
     if run.get('reset_history') and run.get('initial_model'):

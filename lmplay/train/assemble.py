@@ -68,7 +68,7 @@ class RunContext:
     @property
     def sharded(self) -> bool:
         """Whether each rank keeps a part of the model."""
-        return self.settings.parallel == 'fsdp' and not self.ranks.alone
+        return self.settings.parallel != 'ddp' and not self.ranks.alone
 
     def event(self, name: str, stage: str, message: str) -> None:
         """Something worth a line in the records and on the screen."""
@@ -211,7 +211,7 @@ def _trainer(
     if _compiles(run.settings.compile_model, compute, length, step_flops / ranks.size):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
     groups = parameter_groups(model, settings)
-    engine = Engine(objective, ranks, sharded=run.sharded, compute=compute)
+    engine = Engine(objective, ranks, kind=run.settings.parallel, compute=compute)
     optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
         state.mini_batch_size = _first_mini_batch(stage, compute, ranks)  # else what "auto" settled on

@@ -24,7 +24,7 @@ SHARDABLE = ('adamw', 'adam', 'sgd')  # optimizers that take each number of a te
 
 
 def check_shardable(stage: Stage, compute: Compute) -> None:
-    """Raises UserError for a stage that can't be trained with --parallel fsdp."""
+    """Raises UserError for a stage that can't be trained in parts."""
     where = f'Stage "{stage.name}": --parallel fsdp'
     if stage.optimizer not in SHARDABLE:
         raise UserError(
@@ -38,7 +38,8 @@ def check_shardable(stage: Stage, compute: Compute) -> None:
 class Engine:
     """Makes training passes of an objective, on all ranks together.
 
-    sharded: by FSDP2, which replaces the model's parameters by sharded ones; compute says in which precision.
+    kind: one of plan.PARALLEL. FSDP2 replaces the model's parameters by sharded ones; compute says in which
+    precision.
     """
 
     def __init__(
@@ -46,14 +47,16 @@ class Engine:
         objective: Objective,
         ranks: Ranks = ALONE,
         *,
-        sharded: bool = False,
+        kind: str = 'ddp',
         compute: Compute | None = None,
     ):
-        self.objective, self.ranks, self.sharded = objective, ranks, sharded
+        self.objective, self.ranks, self.sharded = objective, ranks, kind != 'ddp' and not ranks.alone
         self.module: Any = objective
-        self._names = {id(p): name for name, p in objective.named_parameters()} if sharded else {}
-        if sharded:
+        self._names = {id(p): name for name, p in objective.named_parameters()} if self.sharded else {}
+        if self.sharded:
             assert compute is not None
+            if kind == 'fsdp_all':
+                _make_shardable(objective.model)
             _shard(objective, compute, ranks.size)
         elif not ranks.alone:
             self.module = _data_parallel(objective)
@@ -151,6 +154,23 @@ def _shard(objective: Objective, compute: Compute, size: int) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _make_shardable(model: LMBase) -> None:
+    """Makes parameters without a gradient of the buffers that modules declare as `frozen`: FSDP2 takes these.
+    They are still no part of the model's state."""
+    for module in model.modules():
+        for name in getattr(module, 'frozen', ()):
+            parameter = nn.Parameter(getattr(module, name), requires_grad=False)
+            delattr(module, name)
+            module.register_parameter(name, parameter)
+        if hasattr(module, 'frozen'):
+            module.register_state_dict_post_hook(_without_frozen)
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in module.frozen:  # type: ignore[union-attr]
+        state.pop(f'{prefix}{name}', None)
 
 
 def blocks(model: LMBase) -> list[nn.Module]:

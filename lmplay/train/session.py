@@ -100,7 +100,7 @@ class Session:
         if saved is not None and not resets:
             saved.check(list(self.plan.stages), seed=self.seed)
         stages = self.resolve()
-        if self.settings.parallel == 'fsdp':
+        if self.settings.parallel != 'ddp':
             for stage in stages:
                 check_shardable(stage.settings, self.compute)
         how = (self.settings, self.seed, self.compute, self.console.line, self.ranks.size)

@@ -22,7 +22,7 @@ from tests.helpers import Memory, make_trainer
 
 MINI_BATCH = 4  # of all ranks together; the batch of 7 takes two passes, the last step one sequence
 NO_CHANCE = ('attn_dropout', 'ff_dropout', 'embed_dropout', 'noise_std')
-OF_STEP = 'gpt2_moe, fractions of the step'  # the load-balance loss no longer depends on how a step is cut
+OF_STEP = 'gpt2_moe of a step'  # the load-balance loss no longer depends on how a step is cut
 
 
 @functools.cache
@@ -39,6 +39,17 @@ def contenders() -> dict[str, tuple[str, dict]]:
             seen.add(key)
             found[entry.name] = (entry.name, parameters)
     return found | {OF_STEP: ('gpt2_moe', found['gpt2_moe'][1] | {'lb_scope': 'step', 'lb_coef': 0.5})}
+
+
+def of_other_shapes() -> list[str]:
+    """The contenders without those whose parameters have the shapes of one before; to FSDP these are alike."""
+    found: dict[str, str] = {}
+    for name, (exp, parameters) in contenders().items():
+        with torch.device('meta'):
+            model = find_runner(exp).function(**parameters).build('meta')
+        key = type(model).__name__ + str([(n, p.shape) for n, p in model.named_parameters()])
+        found.setdefault(key, name)
+    return [*found.values(), OF_STEP]
 
 
 def data() -> Mixture:
@@ -62,7 +73,7 @@ def result(name: str, folder: Path, ranks: Ranks = ALONE, kind: str = 'ddp', min
             folder,
             data=data(),
             ranks=ranks,
-            sharded=kind == 'fsdp',
+            kind=kind,
             batch_size=7,
             mini_batch_size=max(1, mini_batch // ranks.size),
             steps=None,

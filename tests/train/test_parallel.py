@@ -14,7 +14,11 @@ ON_FOUR = ('gpt2ish', 'some')  # of the others, two ranks say as much
 def computed(tmp_path_factory) -> dict:
     """(ranks, kind, experiment) -> what they computed."""
     folder, found = tmp_path_factory.mktemp('ranks'), {}
-    asked = {2: ['ddp', 'fsdp'], 4: [f'ddp={",".join(ON_FOUR)}']}
+    shapes = rank_worker.of_other_shapes()
+    asked = {
+        2: ['ddp', f'fsdp={",".join(shapes)}', 'fsdp_all=some'],
+        4: [f'ddp={",".join(ON_FOUR)}'],
+    }
     running = {
         size: spawn(size, 'tests.train.rank_worker', str(folder / f'{size}.pt'), *kinds)
         for size, kinds in asked.items()
