@@ -42,7 +42,7 @@ def contenders() -> dict[str, tuple[str, dict]]:
 
 
 def of_other_shapes() -> list[str]:
-    """The contenders without those whose parameters have the shapes of one before; to FSDP these are alike."""
+    """The contenders whose parameters have other shapes than those before; to FSDP the others are alike."""
     found: dict[str, str] = {}
     for name, (exp, parameters) in contenders().items():
         with torch.device('meta'):
