@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
-from ..checks import require_contract
+from ..checks import require_experiment
 from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
@@ -204,7 +204,8 @@ def prepare(
     experiments = [resolved(*pair) for pair in zip(specs, plans)]
     _check_different(specs, plan, experiments)
     for stages in experiments:
-        require_contract(stages[0].runner.build(), stages[0].runner.build)  # before the baseline trains
+        first = stages[0]
+        require_experiment(first.runner.build(), first.exp, first.runner)  # before the baseline trains
     # sequences are as long as those of the model that can take least
     lengths = {
         name: min(stage.row_length for stages in experiments for stage in stages if stage.name == name)

@@ -42,6 +42,7 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.pool = ThreadPoolExecutor(1, 'checkpoint') if background else None
         self.writing: Future | None = None
+        self.written: Path | None = None  # the last whole checkpoint of this process
 
     def save(self, step: int, model: LMBase, optimizer_state: dict, state: dict, links: list[str]) -> None:
         """Writes a checkpoint and points the links to it, in their order.
@@ -102,6 +103,7 @@ class Checkpoints:
     def _link(self, folder: Path, links: list[str]) -> None:
         for name in links:
             point(self.folder / name, folder)
+        self.written = folder
         prune(self.folder, self.keep)
 
     def forget_links(self) -> None:
@@ -109,6 +111,11 @@ class Checkpoints:
         for link in self.folder.iterdir():
             if link.is_symlink() and link.name != 'last':
                 link.unlink()
+
+    def removed(self) -> str | None:
+        """The last checkpoint's path in the run, where somebody has removed it."""
+        gone = self.written is not None and not (self.written / STATE).exists()
+        return f'{self.folder.name}/{self.written.name}' if gone and self.written is not None else None
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises CheckpointError where it could not be written."""

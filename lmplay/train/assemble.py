@@ -9,13 +9,13 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import is_too_large, require_contract, smallest
+from ..checks import require_experiment
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import load_optimizer
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
-from ..runs.fingerprints import fingerprints, model_facts, record_stage
+from ..runs.fingerprints import fingerprints, model_facts
 from ..runs.links import LAST
 from ..runs.recorder import NoRecorder, Recorder
 from ..tokenizers import Tokenizer, as_tokenizer
@@ -92,9 +92,7 @@ def prepare_stage(
     model = resumed[1] if resumed is not None else _first_model(run, stage, previous)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
-    require_contract(model, lambda: stage.runner.build(run.compute.device))
-    if is_too_large(model):
-        require_contract(smallest(stage.exp))
+    require_experiment(model, stage.exp, stage.runner, device=run.compute.device)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)
@@ -115,7 +113,7 @@ def prepare_stage(
         'fingerprints': prints,
     }
     if run.ranks.first:
-        record_stage(run.directory.path, stage.name, facts, index=stage.index)
+        run.directory.record_stage(stage.name, facts, index=stage.index)
     return trainer
 
 

@@ -93,6 +93,7 @@ class Ranks:
         self._connect(device)
         try:
             yield
+            self._meet()
         except KeyboardInterrupt as interruption:
             if self.first:
                 raise
@@ -101,7 +102,6 @@ class Ranks:
         except BaseException as error:  # noqa: BLE001  whatever ends one rank ends all
             self._end(error)
         else:
-            self._meet()
             dist.destroy_process_group()
 
     def _connect(self, device: torch.device) -> None:
@@ -155,6 +155,8 @@ class Ranks:
 
     def _wait(self, keys: list[str]) -> None:
         while not self._store.check(keys):
+            if self._store.check(['told']):  # another has failed, and will not come
+                raise SystemExit(1)
             time.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..base.runner_list import find_entry
 from ..device import Compute
 from ..errors import CheckpointError
@@ -47,6 +49,8 @@ def run_record(
     told: the settings of the stages. ranks: how many processes train.
     """
     precision = 'float32' if compute.dtype is None else str(compute.dtype).removeprefix('torch.')
+    if (products := torch.get_float32_matmul_precision()) != 'highest':  # set by an experiment, or around it
+        precision += f", float32 products '{products}' (TF32 or less)"
     return {
         'precision': precision,
         'device': compute.device.type,

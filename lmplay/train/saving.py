@@ -1,11 +1,12 @@
 """What a checkpoint of a stage holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..base.base_model import LMBase
 from ..runs.checkpoints import Checkpoints
+from ..runs.directory import RunDirectory
 from ..runs.recorder import NoRecorder, Recorder
 from .optimizer import Optimizer
 from .ranks import ALONE, Ranks
@@ -45,3 +46,15 @@ class StageCheckpoints:
             self.checkpoints.save_sharded(*what, first=self.ranks.first, gathered=self.ranks.gathered)
         else:
             self.checkpoints.save(*what)
+
+    def removed(self) -> str | None:
+        """The name of a file of the run that is no longer where it was written; None where all are. All ranks
+        ask, and rank 0 knows."""
+        own = self.recorder.removed() or self.checkpoints.removed()
+        return self.ranks.gathered(own)[0] if self.ranks.largest(own is not None)[0] else None
+
+    def rescue(self, elsewhere: RunDirectory) -> None:
+        """Copies the run's logs and writes a checkpoint of now into another directory."""
+        self.recorder.copy(elsewhere.path)
+        there = Checkpoints(elsewhere.checkpoints, keep=1, background=False)
+        replace(self, checkpoints=there).save()

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from ..base.base_model import LMBase
 from ..device import Compute, keep_freed_memory, reset_peak_memory
-from ..errors import UserError
+from ..errors import CheckpointError, UserError
 from ..runs.checkpoint import read_state
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
@@ -22,6 +22,7 @@ from .ranks import Ranks
 from .readiness import check_stages
 from .resolve import ResolvedStage, Settings, resolve
 from .resume import SavedRun, find_saved
+from .saving import StageCheckpoints
 from .stage_data import open_tokenizer
 from .state import TrainState
 from .stopping import Interrupted, StopSignal, StopTraining
@@ -180,6 +181,7 @@ class Session:
             try:
                 trainer.fit()
             except StopTraining:
+                self._rescue(trainer.checkpoints)
                 trainer.checkpoints.save()
                 run.checkpoints.wait()
                 raise
@@ -191,3 +193,16 @@ class Session:
             folder = self.directory.checkpoints
             point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
             self.directory.write_held_out(stage.name, evaluation.documents)
+
+    def _rescue(self, checkpoints: StageCheckpoints) -> None:
+        """Where files of the run have been removed, saves it elsewhere. Raises CheckpointError then."""
+        if (removed := checkpoints.removed()) is None:
+            return
+        first = str(self.directory.rescued().path) if self.ranks.first else ''
+        elsewhere = RunDirectory(self.ranks.gathered(first)[0])
+        checkpoints.rescue(elsewhere)
+        raise CheckpointError(
+            f"'{removed}' was removed from '{self.directory.path}' while the run was training, which is "
+            f"therefore stopped. Its records and weights are saved in '{elsewhere.path}'; to resume, give "
+            'that as --run-dir.'
+        )

@@ -105,6 +105,8 @@ class Trainer:
                     self.log(lr)
                     if due.validate:
                         self.validate()
+                    if removed := self.checkpoints.removed():
+                        raise StopTraining(f"'{removed}' was removed")
                     if due.save:
                         self.checkpoints.save()
 
