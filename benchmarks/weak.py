@@ -19,12 +19,13 @@ COLUMNS = [
     'name',
     'ranks',
     'shape',
-    'rows',
     'tokens_per_second',
     'efficiency',
+    'cpu_efficiency',
     'ms',
-    'ms_without',
+    'cpu_ms',
     'communicating',
+    'cpu_communicating',
 ]
 
 
@@ -33,14 +34,16 @@ def run(args) -> list[dict]:
     for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
         steps, context = (2, 16) if args.quick else (6 * args.rounds, 256)
         options = {'shape': shape, 'steps': steps, 'rows': 4, 'context': context}
-        alone = None
+        first: dict = {}
         for name, ranks in (('one', 1), ('ddp', 2), ('fsdp', 2)):
             found = measured(options | {'kind': name}, ranks)
             speed = ranks * options['rows'] * options['context'] * 1e3 / found['ms']
-            alone = alone or speed
+            first = first or found | {'speed': speed}
             rows.append(
                 {'name': name, 'ranks': ranks, 'shape': shape, 'rows': options['rows']}
-                | {'tokens_per_second': round(speed, 1), 'efficiency': round(speed / alone / ranks, 3)}
+                | {'tokens_per_second': round(speed, 1)}
+                | {'efficiency': round(speed / first['speed'] / ranks, 3)}
+                | {'cpu_efficiency': round(first['cpu_ms'] / found['cpu_ms'], 3)}
                 | found
             )
             args.tell(f'{name}: {rows[-1]["tokens_per_second"]} tokens/s')
@@ -104,28 +107,31 @@ def main() -> None:
         x = torch.randint(0, VOCAB, (options['rows'], options['context']))
         scored = x.numel() * ranks.size
 
-        def step(exchanged: bool) -> float:
+        def step(exchanged: bool) -> list[float]:
             ranks.largest(0.0)
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             optimizer.zero_grad(set_to_none=True)
             share = 1 / ranks.size
             micro = engine(x, x, x >= 0, scored=scored, tokens_share=share, last=exchanged)
             micro.objective.backward()
             clip_gradients(parameters, 1.0)
             optimizer.step()
-            return ranks.largest(time.perf_counter() - began)[0]
+            taken = time.perf_counter() - began[0], time.process_time() - began[1]
+            return [seconds * 1e3 for seconds in ranks.largest(*taken)]
 
         kinds = (True, False) if options['kind'] == 'ddp' else (True,)
-        times: dict[bool, list[float]] = {exchanged: [] for exchanged in kinds}
+        times: dict[bool, list[list[float]]] = {exchanged: [] for exchanged in kinds}
         for _ in range(2 + options['steps']):
             for exchanged in kinds:
-                times[exchanged].append(step(exchanged) * 1e3)
+                times[exchanged].append(step(exchanged))
     if ranks.first:
-        found = [values[2:] for values in times.values()]  # the first ones fill caches
-        figures = summary(found[0], 'ms')
+        # the first ones fill caches; wall and CPU time, of which other people's load disturbs the second less
+        found = [list(zip(*values[2:])) for values in times.values()]
+        figures = summary(found[0][0], 'ms') | summary(found[0][1], 'cpu_ms')
         if len(found) > 1:
-            share = 1 - statistics.median(found[1]) / statistics.median(found[0])
-            figures |= summary(found[1], 'ms_without') | {'communicating': round(share, 3)}
+            wall, cpu = ([statistics.median(part[i]) for part in found] for i in (0, 1))
+            figures |= {'communicating': round(1 - wall[1] / wall[0], 3)}
+            figures |= {'cpu_communicating': round(1 - cpu[1] / cpu[0], 3)}
         print(json.dumps(figures))
 
 

@@ -90,7 +90,7 @@ def test_a_comparison_on_slurm_survives_a_killed_and_a_requeued_job_and_being_cl
     tmp_path, write_plan, cache
 ):
     """2 experiments x 3 seeds; the report is that of the same comparison on this machine."""
-    plan = write_plan(tmp_path, tokens=200_000, save_interval=320)
+    plan = write_plan(tmp_path, tokens=100_000, save_interval=160)
     command = ('gpt2ish', 'gpt2ish,embed_dim=16', '--plan', plan, '--seeds', '3')
     out = tmp_path / 'slurm' / 'out'
     first = start((*command, *ASK, '--out', out), tmp_path, cache)
@@ -103,5 +103,5 @@ def test_a_comparison_on_slurm_survives_a_killed_and_a_requeued_job_and_being_cl
     _, told = first.communicate(timeout=60)
     assert first.returncode == 130 and 'runs go on in Slurm' in told
     finish((*command, *ASK, '--out', out), tmp_path, cache)
-    finish((*command, '--device', 'cpu', '--out', tmp_path / 'local' / 'out'), tmp_path, cache)
+    finish((*command, '--device', 'cpu', '--jobs', '2', '--out', tmp_path / 'local' / 'out'), tmp_path, cache)
     assert table(out) == table(tmp_path / 'local' / 'out')
