@@ -87,7 +87,25 @@ def _add_training_options(parser: CommandParser) -> None:
         '--dry-run', action='store_true', help='say what would be trained and for how long, and train nothing'
     )
     p.add_argument('--amp', action='store_true', help='mixed precision')
-    p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
+    p.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='runs at a time on this machine (default: %(default)s)',
+    )
+    p.add_argument(
+        '--launcher',
+        choices=('local', 'slurm'),
+        default='local',
+        help='where runs are trained: on this machine, or as jobs of Slurm (default: %(default)s)',
+    )
+    p.add_argument(
+        '--slurm',
+        metavar='KEY=VALUE,...',
+        default='',
+        help='with --launcher slurm, what a job asks for: partition=gpu,gpus_per_node=1,timeout_min=240',
+    )
 
 
 def _add_reading_options(parser: CommandParser) -> None:
@@ -124,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         amp=args.amp,
         jobs=args.jobs,
+        launcher=args.launcher,
+        slurm=args.slurm,
         out=out,
     )
     if args.dry_run:
@@ -144,6 +164,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.dry_run and not args.experiments:
         raise UserError('--dry-run goes with experiments to train; --runs and --leaderboard train nothing.')
+    if args.slurm and args.launcher != 'slurm':
+        raise UserError('--slurm goes with --launcher slurm.')
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 

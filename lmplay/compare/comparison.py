@@ -16,7 +16,8 @@ from .judge import judge, noise
 from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
 from .report import write_report
-from .runner import Job, run_jobs
+from .runner import Job, Pool, Workers, run_jobs
+from .slurm import SlurmQueue, parse_options
 from .statistics import ALPHA
 from .tuning import FACTORS, SEEDS, check_text, choose, part_of, said
 from .words import few_documents, title
@@ -36,6 +37,8 @@ class Request:
     tune: str | None = None
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
     jobs: int = 1
+    launcher: str = 'local'
+    slurm: str = ''
     out: Path | None = None
 
     @property
@@ -110,7 +113,8 @@ class ComparisonSession:
                 )
         if len(labels) < 2:
             raise UserError('A comparison needs a baseline and at least one more experiment.')
-        self.devices = devices_of(request.device)
+        self.options = parse_options(request.slurm)
+        self.devices = self._devices()
         if request.budget and request.budget.kind == 'seconds':
             self._check_devices('--budget seconds')
         self.out = (
@@ -119,8 +123,22 @@ class ComparisonSession:
         self.notes: list[str] = []
         self.stopped: dict[str, dict[int, str]] = {}  # label -> seed -> why
 
+    def _devices(self) -> list[str]:
+        """The devices of the runs; those of a cluster are not this machine's."""
+        if self.request.launcher == 'local':
+            return devices_of(self.request.device)
+        asked = self.request.device
+        if asked not in ('auto', 'cpu', 'cuda'):
+            raise UserError(f'--launcher slurm takes --device cpu or cuda; given: {asked}.')
+        return ['cuda' if asked == 'cuda' or self.options.get('gpus_per_node') else 'cpu']
+
+    def _pool(self, jobs: list[Job]) -> Pool:
+        if self.request.launcher == 'local':
+            return Workers(jobs, self.devices, self.request.jobs)
+        return SlurmQueue(jobs, self.out / 'slurm', self.options, device=self.devices[0], say=self.say)
+
     def _check_devices(self, what: str) -> None:
-        if self.request.jobs > len(set(self.devices)):
+        if self.request.launcher == 'local' and self.request.jobs > len(set(self.devices)):
             raise UserError(
                 f'{what} needs a device for every job, because runs on one device slow each other down; jobs '
                 f'{self.request.jobs}, devices {len(set(self.devices))}.'
@@ -167,7 +185,8 @@ class ComparisonSession:
 
         prepared = self._prepare()
         trials = [t for p in prepared for t in self._trials(p)] if self.request.tune else []
-        compute = Compute.of(self.devices[0], amp=self.request.amp)
+        here = self.devices[0] if self.request.launcher == 'local' else 'auto'
+        compute = Compute.of(here, amp=self.request.amp)
         return told(
             self.request,
             out=self.out,
@@ -279,7 +298,7 @@ class ComparisonSession:
         for trial in trials:
             self._write_plan(trial.prepared)
         for_seed = [job for jobs in zip(*(t.jobs for t in trials)) for job in jobs]
-        run_jobs(for_seed, devices=self.devices, workers=self.request.jobs, say=self.say)
+        run_jobs(for_seed, self._pool(for_seed), say=self.say)
         log = {p.spec.label: self._choose_rate(p, [t for t in trials if t.owner is p]) for p in prepared}
         write_json(self.out / 'tuning.json', log)
         return log
@@ -339,8 +358,7 @@ class ComparisonSession:
         self._report_noise(baseline)
         run_jobs(
             ordered,
-            devices=self.devices,
-            workers=self.request.jobs,
+            self._pool(ordered),
             say=self.say,
             on_finish=lambda job: self._report_noise(baseline) if job in baseline else None,
         )

@@ -16,7 +16,6 @@ import numpy as np
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
 from ..checks import require_experiment
-from ..device import find_device
 from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
@@ -196,7 +195,7 @@ def prepare(
             'open.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
-    where: dict[str, Any] = dict(device=find_device(device).type, amp=amp, progress=progress)
+    where: dict[str, Any] = dict(device=device.split(':')[0], amp=amp, progress=progress)
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
 
     def resolved(spec: Spec, plan_of_spec: dict) -> list[ResolvedStage]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..cli import cell, count, duration, plain
 from ..errors import UserError
@@ -36,7 +37,7 @@ class Job:
     unit: str
     length: float
     stopped: str | None = None
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    process: Any = field(default=None, repr=False)  # or what stands for one that runs elsewhere
     device: str = ''
 
     @property
@@ -129,6 +130,18 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+class Pool(Protocol):
+    """What trains the jobs that it was given: `Workers` on this machine, `SlurmQueue` on a cluster."""
+
+    def __bool__(self) -> bool: ...
+
+    def collect(self) -> Iterator[Job]: ...
+
+    def launch(self) -> Iterator[Job]: ...
+
+    def terminate(self) -> None: ...
+
+
 class Workers:
     """Trains jobs, `workers` at a time, worker i on devices[i % len(devices)]."""
 
@@ -176,18 +189,16 @@ class Workers:
 
 def run_jobs(
     jobs: Sequence[Job],
+    pool: Pool,
     *,
-    devices: Sequence[str],
-    workers: int,
     say: Callable[[str], None],
     on_finish: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Trains all jobs that are not finished.
+    """Trains all jobs that are not finished, in their pool.
 
-    However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises
-    UserError where a run failed.
+    However this ends, it leaves no process behind on this machine, and unfinished runs have saved their
+    state. Raises UserError where a run failed.
     """
-    pool = Workers(jobs, devices, workers)
     try:
         with Board(jobs, say) as board:
             while pool:

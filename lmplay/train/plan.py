@@ -59,6 +59,7 @@ __all__ = [  # also for those who ask for a key of a stage here
 ]
 
 DEFAULT_EXPERIMENT = 'gpt2ish'  # where neither the command line nor the plan names one
+PARALLEL = ('ddp', 'fsdp', 'fsdp_all')  # how the processes of a run share its work
 PLAN_KEYS = {  # key -> type and its name
     'description': (str, 'a string'),
     'cost': (str, 'a string'),
