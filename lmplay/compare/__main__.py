@@ -54,10 +54,16 @@ def _add_training_options(parser: CommandParser) -> None:
     )
     p.add_argument(
         '--seeds',
-        type=int,
-        default=3,
+        default='3',
         metavar='N',
-        help='seeds to train each experiment with (default: %(default)s); one gives no verdict',
+        help='seeds to train each experiment with (default: %(default)s); one gives no verdict. auto[:MAX] '
+        'adds seeds until the verdict is known, up to 20 or MAX; auto:open has no maximum',
+    )
+    p.add_argument(
+        '--smallest-effect',
+        type=float,
+        metavar='X',
+        help='with --seeds auto: also stop when the difference is known to be smaller than this',
     )
     p.add_argument(
         '--budget',
@@ -117,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     options = dict(
         plan=args.plan,
         seeds=args.seeds,
+        smallest_effect=args.smallest_effect,
         budget=args.budget,
         metric=args.metric,
         settings=args.set,

@@ -11,12 +11,14 @@ from .comparison import ComparisonSession, Request
 from .finished import compare_runs
 from .outcome import Comparison
 from .prepare import parse_budget
+from .sequential import parse_seeds
 
 
 def compare(
     *experiments: str,
     plan: str | Path = 'quickstart',
-    seeds: int = 3,
+    seeds: int | str = 3,
+    smallest_effect: float | None = None,
     budget: str | None = None,
     metric: Literal['loss', 'bits_per_byte'] = 'loss',
     settings: Sequence[str] = (),
@@ -34,6 +36,8 @@ def compare(
 
     experiments  the baseline first: a name or the path of a versions.py, with parameters of its own,
                  'gpt2ish,embed_dim=512'
+    seeds        how many, or 'auto', 'auto:MAX', 'auto:open': added until the verdict is known, or, with a
+                 smallest_effect, until no larger difference is possible
     budget       'tokens=20M', 'flops=1e15' or 'seconds=600' for each run (default: the plan's)
     settings     'KEY=VALUE' for every experiment
     runs         judge finished runs in these directories or below instead of training; baseline: the label of
@@ -49,6 +53,7 @@ def compare(
         experiments,
         plan=plan,
         seeds=seeds,
+        smallest_effect=smallest_effect,
         budget=budget,
         metric=metric,
         device=device,
@@ -74,7 +79,8 @@ def _session(
     experiments: Sequence[str],
     *,
     plan: str | Path = 'quickstart',
-    seeds: int = 3,
+    seeds: int | str = 3,
+    smallest_effect: float | None = None,
     budget: str | None = None,
     settings: Sequence[str] = (),
     jobs: int = 1,
@@ -83,13 +89,12 @@ def _session(
     **others,
 ) -> ComparisonSession:
     """others: as of `Request`."""
-    for name, number in (('seeds', seeds), ('jobs', jobs)):
-        if not 1 <= number <= 1000:
-            raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {number}.')
+    if not 1 <= jobs <= 1000:
+        raise UserError(f'--jobs takes a whole number from 1 to 1000; given: {jobs}.')
     request = Request(
         experiments=list(experiments),
         plan=str(plan),
-        seeds=seeds,
+        seeds=parse_seeds(seeds, smallest_effect),
         budget=parse_budget(budget) if budget is not None else None,
         settings=list(settings),
         jobs=jobs,

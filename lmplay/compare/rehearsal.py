@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..cli import count, duration
 from .prepare import Prepared
 from .runner import Job
+from .sequential import Sequential
 from .statistics import RECOMMENDED_SEEDS
 
 if TYPE_CHECKING:
@@ -35,10 +36,9 @@ def told(
         for p, jobs in search:
             by_label.setdefault(p.spec.label, []).append((p, jobs))
         lines += [_line(label, runs, speed) for label, runs in by_label.items()]
-    seeds = (
-        f'{request.seeds} seed{"s" if request.seeds > 1 else ""}; at least {RECOMMENDED_SEEDS} recommended'
-    )
-    lines += [f'The comparison, with {seeds}: {_counted(verdict)}. For each experiment:']
+    lines += [
+        f'The comparison, with {_seeds(request.seeds, verdict)}: {_counted(verdict)}. For each experiment:'
+    ]
     lines += [_line(p.spec.label, [(p, jobs)], speed) for p, jobs in verdict]
     left = [(p, job) for p, jobs in (*search, *verdict) for job in jobs if not job.finished]
     whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
@@ -53,6 +53,16 @@ def told(
         'Nothing was trained or written.',
     ]
     return '\n'.join(lines)
+
+
+def _seeds(seeds: int | Sequential, verdict: Runs) -> str:
+    if isinstance(seeds, int):
+        return f'{seeds} seed{"s" if seeds > 1 else ""}; at least {RECOMMENDED_SEEDS} recommended'
+    first = len(verdict[0][1])
+    if seeds.maximum:
+        return f'{first} seeds first, then one at a time until the verdict is known, at most {seeds.maximum}'
+    ends = '' if seeds.smallest_effect else '; without --smallest-effect, equal experiments never end it'
+    return f'{first} seeds first, then one at a time until the verdict is known, without a maximum{ends}'
 
 
 def _counted(runs: Runs) -> str:
