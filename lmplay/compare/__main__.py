@@ -11,6 +11,7 @@ EPILOG = """\
 examples:
   lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
   lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
+  lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
   lmp_compare --runs runs/a runs/b runs/c              judge finished runs
   lmp_compare --leaderboard runs                       every finished run below, best first
 Rerun the same command to resume a comparison that was interrupted."""
@@ -66,6 +67,19 @@ def _add_training_options(parser: CommandParser) -> None:
         help='with --seeds auto: also stop when the difference is known to be smaller than this',
     )
     p.add_argument(
+        '--ladder',
+        metavar='RUNGS[:SPAN]',
+        help='compare at several sizes, the last that of the plan, over a span of compute (default: 64), and '
+        'say how the difference changes with scale',
+    )
+    p.add_argument(
+        '--tokens-per-parameter',
+        type=float,
+        metavar='N',
+        help='with --ladder: tokens of a run for each parameter of the baseline, embeddings and head not '
+        'counted (default: 20)',
+    )
+    p.add_argument(
         '--budget',
         metavar='KIND=AMOUNT',
         help="tokens=20M, flops=1e15 or seconds=600 for each run, all stages together (default: the plan's)",
@@ -118,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
         leaderboard(args.leaderboard, metric=args.metric, out=out)
         return 0
-    from .api import compare, rehearse
+    from .api import compare, compare_at_scale, rehearse
 
     options = dict(
         plan=args.plan,
@@ -133,8 +147,12 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         out=out,
     )
+    if args.ladder:
+        options |= {'ladder': args.ladder, 'tokens_per_parameter': args.tokens_per_parameter}
     if args.dry_run:
         print(rehearse(*args.experiments, **options))
+    elif args.ladder:
+        print(compare_at_scale(*args.experiments, **options))
     else:
         print(compare(*args.experiments, **options, runs=args.runs or (), baseline=args.baseline))
     return 0
@@ -151,6 +169,10 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.dry_run and not args.experiments:
         raise UserError('--dry-run goes with experiments to train; --runs and --leaderboard train nothing.')
+    if args.ladder and not args.experiments:
+        raise UserError('--ladder goes with experiments to train; --runs and --leaderboard train nothing.')
+    if args.tokens_per_parameter is not None and not args.ladder:
+        raise UserError('--tokens-per-parameter goes with --ladder; the length of a run is --budget.')
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 

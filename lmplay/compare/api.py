@@ -9,8 +9,10 @@ from ..cli import plain
 from ..errors import UserError
 from .comparison import ComparisonSession, Request
 from .finished import compare_runs
+from .ladder import Climb, LadderSession
 from .outcome import Comparison
 from .prepare import parse_budget
+from .rungs import TOKENS_PER_PARAMETER, parse_ladder
 from .sequential import parse_seeds
 
 
@@ -64,6 +66,20 @@ def compare(
         out=out,
         say=say,
     )
+    assert isinstance(session, ComparisonSession)
+    return session.run()
+
+
+def compare_at_scale(*experiments: str, ladder: str = '4', **options) -> Climb:
+    """Trains experiments at several sizes and says how the compute they need for a loss compares.
+
+    ladder   'RUNGS' or 'RUNGS:SPAN', the last rung being of the plan's size
+    options  as of `compare`, without budget and runs; and tokens_per_parameter, 20 by default
+
+    Raises UserError for what cannot be compared.
+    """
+    session = _session(experiments, ladder=ladder, **options)
+    assert isinstance(session, LadderSession)
     return session.run()
 
 
@@ -81,16 +97,22 @@ def _session(
     plan: str | Path = 'quickstart',
     seeds: int | str = 3,
     smallest_effect: float | None = None,
+    ladder: str | None = None,
+    tokens_per_parameter: float | None = None,
     budget: str | None = None,
     settings: Sequence[str] = (),
     jobs: int = 1,
     out: str | Path | None = None,
     say: Callable[[str], None] | None = None,
     **others,
-) -> ComparisonSession:
+) -> ComparisonSession | LadderSession:
     """others: as of `Request`."""
     if not 1 <= jobs <= 1000:
         raise UserError(f'--jobs takes a whole number from 1 to 1000; given: {jobs}.')
+    if tokens_per_parameter is not None and not 0 < tokens_per_parameter <= 1e6:
+        raise UserError(
+            f'--tokens-per-parameter takes a number above 0, up to 1e6; given: {tokens_per_parameter:g}.'
+        )
     request = Request(
         experiments=list(experiments),
         plan=str(plan),
@@ -99,9 +121,11 @@ def _session(
         settings=list(settings),
         jobs=jobs,
         out=Path(out) if out else None,
+        ladder=parse_ladder(ladder) if ladder is not None else None,
+        tokens_per_parameter=tokens_per_parameter or TOKENS_PER_PARAMETER,
         **others,
     )
-    return ComparisonSession(request, say or _say)
+    return (LadderSession if ladder is not None else ComparisonSession)(request, say or _say)
 
 
 def _say(text: str) -> None:

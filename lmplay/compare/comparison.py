@@ -13,6 +13,7 @@ from .judge import judge, noise
 from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe
 from .report import write_report
+from .rungs import TOKENS_PER_PARAMETER
 from .runner import Job, run_jobs
 from .search import search, trials_of
 from .sequential import Sequential
@@ -37,6 +38,8 @@ class Request:
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
     jobs: int = 1
     out: Path | None = None
+    ladder: tuple[int, float] | None = None  # rungs, and the span of their compute
+    tokens_per_parameter: float = TOKENS_PER_PARAMETER
 
     @property
     def asked(self) -> dict:
@@ -52,6 +55,8 @@ class Request:
             'set': self.settings,
             'rule for seeds': str(rule) if rule else None,
             'smallest effect': rule.smallest_effect if rule else None,
+            'ladder': '{}:{:g}'.format(*self.ladder) if self.ladder else None,
+            'tokens per parameter': self.tokens_per_parameter if self.ladder else None,
         }
 
 
