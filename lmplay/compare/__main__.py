@@ -13,6 +13,7 @@ examples:
   lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
   lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
   lmp_compare --runs runs/a runs/b runs/c              judge finished runs
+  lmp_compare --verify compare/DIR                     train one seed again: does it come out the same?
   lmp_compare --leaderboard runs                       every finished run below, best first
 Rerun the same command to resume a comparison that was interrupted."""
 
@@ -118,6 +119,12 @@ def _add_reading_options(parser: CommandParser) -> None:
         metavar='DIR',
         help='compare the finished runs in these directories or below; the first is the baseline',
     )
+    p.add_argument(
+        '--verify',
+        metavar='REPORT',
+        help='train one seed of a finished comparison again, from the source and settings kept with that '
+        'report, and say whether it comes out the same; this runs code kept there',
+    )
     p.add_argument('--baseline', metavar='EXP', help='with --runs: the baseline')
     p.add_argument(
         '--leaderboard', nargs='+', metavar='DIR', help='rank all finished runs in these directories or below'
@@ -132,6 +139,12 @@ def run(args: argparse.Namespace) -> int:
 
         leaderboard(args.leaderboard, metric=args.metric, out=out)
         return 0
+    if args.verify:
+        from .api import verify
+
+        found = verify(args.verify, device=args.device)
+        print(*found, sep='\n')
+        return 0 if all(v.holds for v in found) else 1
     from .api import compare, compare_at_scale, rehearse
 
     options = dict(
@@ -160,17 +173,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
-    modes = [name for name in ('experiments', 'runs', 'leaderboard') if getattr(args, name)]
+    modes = [name for name in ('experiments', 'runs', 'leaderboard', 'verify') if getattr(args, name)]
     if not modes:
-        raise UserError('Give experiments to train, or --runs, or --leaderboard. See lmp_compare --help.')
+        raise UserError(
+            'Give experiments to train, or --runs, --leaderboard or --verify. See lmp_compare --help.'
+        )
     if len(modes) > 1:
         raise UserError(
-            f'Give experiments to train, or --runs, or --leaderboard; not {" and ".join(modes)} together.'
+            f'Give experiments to train, or --runs, --leaderboard or --verify; not '
+            f'{" and ".join(modes)} together.'
         )
     if args.dry_run and not args.experiments:
-        raise UserError('--dry-run goes with experiments to train; --runs and --leaderboard train nothing.')
+        raise UserError('--dry-run goes with experiments to train; the others train nothing new.')
     if args.ladder and not args.experiments:
-        raise UserError('--ladder goes with experiments to train; --runs and --leaderboard train nothing.')
+        raise UserError('--ladder goes with experiments to train; the others train nothing new.')
     if args.tokens_per_parameter is not None and not args.ladder:
         raise UserError('--tokens-per-parameter goes with --ladder; the length of a run is --budget.')
     if args.baseline and not args.runs:

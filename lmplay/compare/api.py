@@ -14,6 +14,8 @@ from .outcome import Comparison
 from .prepare import parse_budget
 from .rungs import TOKENS_PER_PARAMETER, parse_ladder
 from .sequential import parse_seeds
+from .verify import Verification
+from .verify import verify as verified
 
 
 def compare(
@@ -81,6 +83,13 @@ def compare_at_scale(*experiments: str, ladder: str = '4', **options) -> Climb:
     session = _session(experiments, ladder=ladder, **options)
     assert isinstance(session, LadderSession)
     return session.run()
+
+
+def verify(
+    report: str | Path, *, device: str = 'auto', say: Callable[[str], None] | None = None
+) -> list[Verification]:
+    """Trains one seed of a finished comparison again from what it kept, and compares; see `verify.verify`."""
+    return verified(report, device=device, say=say or _say)
 
 
 def rehearse(*experiments: str, **options) -> str:

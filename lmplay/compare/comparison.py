@@ -12,7 +12,8 @@ from .grouping import check_causal, check_comparable, check_contracts, fingerpri
 from .judge import judge, noise
 from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe
-from .report import write_report
+from .receipt import write_receipt
+from .report import NUMBERS, write_report
 from .rungs import TOKENS_PER_PARAMETER
 from .runner import Job, run_jobs
 from .search import search, trials_of
@@ -181,6 +182,7 @@ class ComparisonSession:
             if trained or not going:
                 report = write_report(findings, runs, self.out)
             if not going:
+                write_receipt(self.folder, prepared, self._looked_at(seeds), NUMBERS)
                 return Comparison(findings, runs, report)
             if trained:
                 self.say(so_far(findings))
@@ -188,9 +190,12 @@ class ComparisonSession:
             for label in (self.specs[0].label, *going):
                 seeds[label] += 1
 
+    def _looked_at(self, seeds: Mapping[str, int]) -> dict[str, list[Job]]:
+        return {label: self.jobs[label][:n] for label, n in seeds.items()}
+
     def _judge(self, seeds: Mapping[str, int]) -> tuple[dict, dict[str, list[FinishedRun]]]:
         """(findings, label -> finished runs) of so many seeds."""
-        jobs = {label: self.jobs[label][:n] for label, n in seeds.items()}
+        jobs = self._looked_at(seeds)
         runs = {label: found for label, members in jobs.items() if (found := self._finished(members))}
         stopped = [job for members in jobs.values() for job in members if job.stopped]
         if self.specs[0].label not in runs or len(runs) < 2:

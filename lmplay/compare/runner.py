@@ -27,6 +27,7 @@ class Job:
 
     arguments      of lmp_trainer, all but device and directory
     unit, length   how long it is: 'tokens' or 'seconds', and how many
+    environment    variables that it gets besides this process's
     stopped        why it ended early
     """
 
@@ -35,6 +36,7 @@ class Job:
     arguments: list[str]
     unit: str
     length: float
+    environment: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
     process: subprocess.Popen | None = field(default=None, repr=False)
     device: str = ''
@@ -54,7 +56,7 @@ class Job:
     def start(self, device: str, threads: int | None) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.device = device
-        environment = dict(os.environ)
+        environment = os.environ | self.environment
         if threads is not None:
             environment.setdefault('OMP_NUM_THREADS', str(threads))
         command = [
