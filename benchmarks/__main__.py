@@ -25,7 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         'python -m benchmarks',
         description='Measures lmplay against its references, interleaved, in one run.',
-        epilog='subsets:\n' + '\n'.join(f'  {name:12}{text}' for name, text in SUBSETS.items()),
+        epilog='subsets:\n'
+        + '\n'.join(f'  {name:12}{text}' for name, text in SUBSETS.items())
+        + '\n\npython -m benchmarks gpu [--help]: everything that only a GPU can show, in one command',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -65,6 +67,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['gpu']:
+        from . import gpu
+
+        return gpu.main(argv[1:])
     parser = make_parser()
     args = parser.parse_args(argv)
     for name in args.subset:

@@ -114,21 +114,12 @@ def _alive_by_turns(
 
     try:
         for process in started:
-            if (first := attempt(process, process.receive)) is not None:
-                process.parts = first['parts']
-                process.samples = {part: [] for part in process.parts}
+            _meet(process, attempt)
         for process in list(alive):  # one after another, or all would be at their peak of memory together
-            for part in process.parts:
-                process.send(part=part, seconds=0, steps=1 if args.quick else 2)
-                if attempt(process, process.receive) is None:
-                    break
+            _sample(process, attempt, keep=False, seconds=0, steps=1 if args.quick else 2)
         for number in range(rounds):
             for process in list(alive):
-                for part in process.parts:
-                    process.send(part=part, seconds=args.seconds, steps=1)
-                    if (sample := attempt(process, process.receive)) is None:
-                        break
-                    process.samples[part].append(sample)
+                _sample(process, attempt, keep=True, seconds=args.seconds, steps=1)
             if rounds > 1:
                 args.tell(f'round {number + 1} of {rounds}')
         for process in list(alive):
@@ -138,6 +129,23 @@ def _alive_by_turns(
     finally:
         for process in started:
             process.close()
+
+
+def _meet(process: Process, attempt) -> None:
+    """Learns of a process which parts it has."""
+    if (first := attempt(process, process.receive)) is not None:
+        process.parts = first['parts']
+        process.samples = {part: [] for part in process.parts}
+
+
+def _sample(process: Process, attempt, *, keep: bool, seconds: float, steps: int) -> None:
+    """Lets a process run each of its parts once, until one fails."""
+    for part in process.parts:
+        process.send(part=part, seconds=seconds, steps=steps)
+        if (sample := attempt(process, process.receive)) is None:
+            return
+        if keep:
+            process.samples[part].append(sample)
 
 
 def rows_by_part(name: str, options: dict, args, figures, *, threads: int | None, **columns) -> list[dict]:

@@ -8,6 +8,8 @@ import copy
 import json
 import statistics
 import time
+from functools import partial
+from typing import Any
 
 RULES = dict(
     alpha=0.015,
@@ -115,14 +117,7 @@ def run(
     x_ND = torch.randn(tokens, embed_dim, device=device)
     reference = torch.randn(1024, 1024, device=device)
 
-    def clock(work, *given):
-        if device != 'cpu':
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        result = work(*given)
-        if device != 'cpu':
-            torch.cuda.synchronize()
-        return (time.perf_counter() - began) * 1e3, result
+    clock = partial(_clock, device)
 
     def route(x):
         queries = torch.nn.functional.normalize(first.query(x).float(), dim=1)
@@ -173,6 +168,23 @@ def run(
             took, updates[name] = clock(update)
             samples.setdefault((name, 'key update'), []).append((took,))
         torch.testing.assert_close(*updates.values(), rtol=0, atol=1e-5)
+    return _table(samples)
+
+
+def _clock(device: str, work, *given) -> tuple[float, Any]:
+    """(milliseconds, result) of a call."""
+    import torch
+
+    if device != 'cpu':
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    result = work(*given)
+    if device != 'cpu':
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) * 1e3, result
+
+
+def _table(samples: dict[tuple, list]) -> list[dict]:
     rows = []
     for (name, what), taken in samples.items():
         columns = [[s[c] for s in taken[1:]] for c in range(len(taken[0]))]  # the first round warms up

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from lmplay.data.mixture import Mixture
 from lmplay.data.rows import IGNORE, Batch, PaddedRows
 from lmplay.device import Compute
 from lmplay.files import checksum, sealed
-from lmplay.runs.checkpoint import Checkpoints
+from lmplay.runs.checkpoints import Checkpoints
 from lmplay.runs.recorder import Recorder, read_metrics
 from lmplay.tokenizers import BytesTokenizer
 from lmplay.train.console import ConsoleReporter
@@ -263,3 +264,36 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert ours == theirs
     mine, others = ({k: v for k, v in progress(d).items() if not k.endswith('seconds')} for d in (a, b))
     assert mine == others
+
+
+@dataclass
+class Listed:
+    """A source of rows given by hand."""
+
+    listed: list
+    name: str = 'listed'
+    mark: str = ''
+    read: int = 0  # how often its rows were asked for
+
+    spec = {}
+
+    def fingerprint(self):
+        return f'{self.mark}{self.listed}'
+
+    def rows(self):
+        self.read += 1
+        return iter(self.listed)
+
+
+def flip(file, byte=-1):
+    content = bytearray(file.read_bytes())
+    content[byte] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    'flipped': flip,
+    'truncated': lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    'empty': lambda file: file.write_bytes(b''),
+    'missing': lambda file: file.unlink(),
+}

@@ -51,7 +51,10 @@ def check_contract(model: LMBase, rebuild: Callable[[], LMBase] | None = None) -
     if device.type == 'meta':
         return
     if is_too_large(model):
-        log.warning('%s is too large to be copied and checked as it is; its smallest size is.', model.name)
+        log.warning(
+            '%s is too large to be copied and checked as it is; its smallest size is checked instead.',
+            model.name,
+        )
         return
     with preserved_random_state(device):
         try:

@@ -5,11 +5,8 @@ Documents are concatenated, each ending in the end-of-text token. A store appear
 """
 
 import contextlib
-import hashlib
-import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,27 +30,21 @@ from ..files import (
     sealed,
     write_json,
 )
-from ..tokenizers import BPETokenizer, Tokenizer
-from ..tokenizers.bpe import BPE_OPTIONS
+from ..tokenizers import Tokenizer
 from ..tokenizers.protocol import in_lists
-from .sources import SHARES, Row, Source
-from .split import SPLITS, group_hash, held_out, require_training_text, share_of, training_documents
+from ..tokenizers.round_trip import RoundTrip
+from .cache import cache_dir, digest, writing_cache
+from .sources import Row, Source
+from .specs import SHARES
+from .split import SPLITS, group_hash, held_out, share_of
 from .split import documents as split_documents
 
 log = logging.getLogger(__name__)
 VERSION = 1  # of the format; raised when it changes, so that stores are made again
 CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
 REPORT_SECONDS = 2
-SAMPLE, SAMPLE_CHARACTERS = 100, 2000  # documents, and of each, that are encoded and decoded to compare
 META, TOKENS = 'meta.json', 'tokens.bin'
 BACKGROUND_BYTES = 64 << 20  # token files above this are checked while training has begun
-
-
-def cache_dir() -> Path:
-    """$LMP_DATASETS, else lmplay under the user's cache folder."""
-    if os.environ.get('LMP_DATASETS'):
-        return Path(os.environ['LMP_DATASETS'])
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lmplay'
 
 
 class StoreMeta(BaseModel):
@@ -149,11 +140,7 @@ class TokenStore:
 
 
 def store_key(source: Source, tokenizer: Tokenizer) -> str:
-    return _key(VERSION, source.fingerprint(), tokenizer.fingerprint)
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return digest(VERSION, source.fingerprint(), tokenizer.fingerprint)
 
 
 def open_store(
@@ -166,7 +153,7 @@ def open_store(
     folder = cache_dir() / 'stores' / store_key(source, tokenizer)
     store = _read_store(folder, progress)
     while store is None:
-        with _writing(), _one_at_a_time(folder, progress):
+        with writing_cache(), _one_at_a_time(folder, progress):
             store = _read_store(folder, lambda line: None)  # made by another process meanwhile?
             if store is None:
                 collect_leftovers(folder.parent)
@@ -204,7 +191,7 @@ def _read_store(folder: Path, progress: Callable[[str], None]) -> TokenStore | N
     if not found:
         large = (folder / TOKENS).is_file() and (folder / TOKENS).stat().st_size > BACKGROUND_BYTES
         now = {n: c for n, c in (meta.get(CHECKSUMS) or {}).items() if n != TOKENS or not large}
-        with _writing():
+        with writing_cache():
             found = damage(folder, _expected_sizes(meta), now)
     if found:
         progress(f"The token store '{folder}' is damaged: {found}. It is made again.")
@@ -221,18 +208,6 @@ def _expected_sizes(meta: dict) -> dict[str, int]:
     sizes = {f'{name}.bin': meta['documents'] * size for name, size in entries.items()}
     sizes['starts.bin'] += 8
     return sizes | {TOKENS: meta['tokens'] * np.dtype(meta['dtype']).itemsize}
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """Turns the system's errors into one that names the cache."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"Can't write the token cache '{cache_dir()}': {error.strerror or error}. "
-            f'Set LMP_DATASETS to another folder.'
-        ) from error
 
 
 @dataclass
@@ -279,7 +254,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
     documents = _Documents(source.name)
     began = reported = time.monotonic()
-    round_trip = _RoundTrip(tokenizer)
+    round_trip = RoundTrip(tokenizer)
     with open(folder / TOKENS, 'wb') as out:
         for row, ids, prompt_length in _encoded(split_documents(source), tokenizer, dtype):
             out.write(ids.tobytes())
@@ -316,40 +291,6 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     )
 
 
-@dataclass
-class _RoundTrip:
-    """Whether a tokenizer gives back the text it is given, on the first SAMPLE documents."""
-
-    tokenizer: Tokenizer
-    seen: int = 0
-    lost: int = 0
-    example: str = ''
-
-    def add(self, text: str) -> None:
-        if self.seen >= SAMPLE:
-            return
-        self.seen += 1
-        text = text[:SAMPLE_CHARACTERS]
-        back = self.tokenizer.decode(self.tokenizer.encode(text))
-        if back == text:
-            return
-        self.lost += 1
-        at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
-        around = slice(max(0, at - 12), at + 12)
-        self.example = self.example or f'{text[around]!r} comes back as {back[around]!r}'
-
-    def tell(self, dataset: str) -> None:
-        if self.lost:
-            log.warning(
-                "Dataset '%s': the tokenizer %s does not give back %d of %d documents looked at: %s.",
-                dataset,
-                self.tokenizer.name,
-                self.lost,
-                self.seen,
-                self.example,
-            )
-
-
 def _encoded(
     rows: Iterable[Row], tokenizer: Tokenizer, dtype: np.dtype
 ) -> Iterator[tuple[Row, np.ndarray, int]]:
@@ -361,56 +302,3 @@ def _encoded(
             prompt = next(prompts) if row.prompt else []
             parts = [np.asarray(ids, dtype) for ids in (prompt, text, [tokenizer.eot_token])]
             yield row, np.concatenate(parts), len(prompt)
-
-
-def train_bpe(
-    sources: list[Source],
-    options: dict,
-    *,
-    validation_fraction: float,
-    progress: Callable[[str], None] = log.info,
-) -> BPETokenizer:
-    """A BPE trained on the first `documents` training documents, an equal share from each source; cached."""
-    options = {k: v for k, v in options.items() if k != 'type'}
-    documents = options.get('documents', 20_000)
-    if not isinstance(documents, int) or documents < 1:
-        raise DataError(f"A tokenizer's 'documents' must be a positive whole number; given: {documents!r}.")
-    key = _key('held out by domain', [s.fingerprint() for s in sources], options, validation_fraction)
-    folder = cache_dir() / 'tokenizers' / key
-    if (cached := _read_bpe(folder, progress)) is not None:
-        return cached
-    began = time.monotonic()
-    share = -(-documents // len(sources))
-    rows = itertools.chain.from_iterable(
-        itertools.islice(training_documents(source, validation_fraction), share) for source in sources
-    )
-    texts = require_training_text(row.prompt + row.text for row in rows)
-    tokenizer = BPETokenizer.train(texts, **options)
-    if tokenizer.n_vocab < 0.9 * (asked := (BPE_OPTIONS | options)['vocab_size']):
-        log.warning(
-            'The training text gave a BPE of %d entries only, of the %d asked for.', tokenizer.n_vocab, asked
-        )
-    progress(f'trained a BPE of {tokenizer.n_vocab:,} entries in {time.monotonic() - began:.1f} s')
-    with _writing():
-        collect_leftovers(folder.parent)
-        with new_folder(folder, replace=True) as temporary:
-            tokenizer.save(temporary)
-            checksums = {BPETokenizer.FILE: checksum(temporary / BPETokenizer.FILE)}
-            write_json(temporary / META, sealed({CHECKSUMS: checksums}))
-    return tokenizer
-
-
-def _read_bpe(folder: Path, progress: Callable[[str], None]) -> BPETokenizer | None:
-    """A trained tokenizer that is whole; None where there is none, and where it is damaged, which is said."""
-    if not folder.exists():
-        return None
-    try:
-        meta = json.loads((folder / META).read_text(encoding='utf-8')) if (folder / META).exists() else {}
-        found = damage(folder, {}, meta.get(CHECKSUMS, {}))
-        if not found and not seal_is_broken(meta):
-            return BPETokenizer.load(folder / BPETokenizer.FILE)
-    except (OSError, ValueError, AttributeError) as error:
-        found = str(error).rstrip('.')
-    found = found or f'{META} has changed'
-    progress(f"The trained tokenizer '{folder}' is damaged: {found}. It is trained again.")
-    return None

@@ -31,7 +31,9 @@ def clean(path: Path, out: Path, *, exp: str | None = None) -> Path:
 
     Raises UserError where it can't be read or written.
     """
-    from ..runs.checkpoint import find_checkpoint, load_model, save_checkpoint
+    from ..runs.checkpoint import save_checkpoint
+    from ..runs.checkpoints import find_checkpoint
+    from ..runs.load import load_model
 
     if out.exists():
         raise UserError(f"'{out}' exists already: --model-out names a new folder.")

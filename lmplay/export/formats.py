@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ..base.base_model import LMBase
 from ..errors import UserError, unknown
-from ..runs.checkpoint import load_model
+from ..runs.load import load_model
 from ..tokenizers import as_tokenizer
 
 Writer = Callable[[Any, Path, dict[str, Any]], list[Path]]

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     texts = [*args.prompt, *map(read_prompt, args.prompt_file)] or ['']
 
     from ..device import amp_dtype, autocast, find_device, keep_freed_memory
-    from ..runs.checkpoint import load_model
+    from ..runs.load import load_model
     from ..tokenizers import as_tokenizer
     from .generator import TextStream, generate
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..base.base_model import LMBase
 from ..device import find_device
-from ..runs.checkpoint import load_model
 from ..runs.finished import FinishedRun
+from ..runs.load import load_model
 from ..tokenizers import as_tokenizer
 from .generator import generate as generate_tokens
 

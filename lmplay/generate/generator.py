@@ -58,12 +58,7 @@ def generate(
     tokenizer = as_tokenizer(model.tokenizer)
     if max_new_tokens < 0:
         raise UserError(f'max_new_tokens must be 0 or above; given: {max_new_tokens}.')
-    for prompt in prompts:
-        if wrong := [i for i in prompt if not 0 <= i < tokenizer.n_vocab]:
-            raise UserError(
-                f'Token {wrong[0]} is not in the vocabulary of the model, which ends at '
-                f'{tokenizer.n_vocab - 1}.'
-            )
+    _check_prompts(prompts, tokenizer.n_vocab)
     if not prompts or not max_new_tokens:
         return [[] for _ in prompts]
     texts = _Texts(
@@ -77,6 +72,14 @@ def generate(
     finally:
         model.train(training)
     return texts.new
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], n_vocab: int) -> None:
+    for prompt in prompts:
+        if wrong := [i for i in prompt if not 0 <= i < n_vocab]:
+            raise UserError(
+                f'Token {wrong[0]} is not in the vocabulary of the model, which ends at {n_vocab - 1}.'
+            )
 
 
 @torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token

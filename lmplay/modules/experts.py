@@ -282,6 +282,12 @@ def _empty_outputs(x_ND, w1_EDF, b1_EF, w2_EFD, b2_ED, token_M, offsets_E, gelu,
     return (x_ND.new_empty(M, x_ND.shape[1]), x_ND.new_empty(M if keep else 0, w1_EDF.shape[2]), *casts)
 
 
+def _clear_expert(gradients: tuple[Tensor, ...], needs: list[bool], e: int) -> None:
+    for gradient, need in zip(gradients, needs):
+        if need:
+            gradient[e].zero_()
+
+
 @torch.library.custom_op('lmplay::experts_backward', mutates_args=())
 def _segments_backward(
     dy_ND: Tensor,
@@ -309,9 +315,7 @@ def _segments_backward(
     dx_MD, dgate_M, dw1_EDF, db1_EF, dw2_EFD, db2_ED = gradients
     for e, rows in _segments(offsets_E):
         if rows.start == rows.stop:
-            for gradient, need in zip(gradients[2:], needs[2:]):
-                if need:
-                    gradient[e].zero_()
+            _clear_expert(gradients[2:], needs[2:], e)
             continue
         h_mF, dy_mD = h_MF[rows], dy_ND.index_select(0, token_M[rows])
         if y_MD is not None:

@@ -23,5 +23,5 @@ def decoration(what: str) -> Iterator[None]:
     """Turns any error inside into a warning that names `what`: a failed picture fails nothing else."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 whatever a drawing library raises
         log.warning('%s could not be drawn and is left out (%s: %s).', what, type(error).__name__, error)

@@ -12,8 +12,9 @@ import torch
 from ..base.base_model import LMBase
 from ..base.routed import Experts, RoutedLM
 from ..errors import UserError
-from ..runs.checkpoint import find_checkpoint, load_model
+from ..runs.checkpoints import find_checkpoint
 from ..runs.finished import StartedRun
+from ..runs.load import load_model
 
 
 @dataclass

@@ -10,8 +10,10 @@ from ..base.base_model import LMBase
 from ..base.routed import Experts, RoutedLM
 from ..device import amp_dtype, find_device, keep_freed_memory
 from ..errors import CheckpointError, ExperimentError, UserError
-from ..runs.checkpoint import find_checkpoint, load_model, read_state
+from ..runs.checkpoint import read_state
+from ..runs.checkpoints import find_checkpoint
 from ..runs.finished import StartedRun, read_started
+from ..runs.load import load_model
 from ..tokenizers import as_tokenizer
 from .collect import Observed, observe
 from .drift import Drift, drift, experts_of, start_of

@@ -9,16 +9,13 @@ safetensors, the optimizer's state is read with weights_only.
 """
 
 import functools
-import glob
-import inspect
 import json
 import logging
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Container
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +23,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils._pytree import tree_map_only
 
 from .. import __version__
 from ..base.base_model import LMBase
-from ..base.runner_list import find_entry, find_runner, list_experiments, saved_runner
 from ..errors import CheckpointError
 from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
-from ..tokenizers import Tokenizer, as_tokenizer, load_tokenizer
-from .links import LAST, STATE, named, point
+from ..tokenizers import Tokenizer, as_tokenizer
+from .links import STATE
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -69,10 +64,12 @@ def save_checkpoint(folder: Path, model: LMBase, optimizer_state: dict | None, s
 
     Raises CheckpointError where the disk is full or can't be written.
     """
-    _write(folder, *_untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state)
+    write_checkpoint(
+        folder, *untied(model.state_dict()), as_tokenizer(model.tokenizer), optimizer_state, state
+    )
 
 
-def _write(
+def write_checkpoint(
     folder: Path,
     weights: dict,
     aliases: dict,
@@ -80,6 +77,7 @@ def _write(
     optimizer_state: dict | None,
     state: dict,
 ) -> None:
+    """Writes a checkpoint folder from the weights and aliases of `untied`."""
     temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +126,8 @@ def _synced(folder: Path) -> dict[str, str]:
     return checksums
 
 
-def _untied(state: dict) -> tuple[dict, dict]:
-    """(weights, aliases): safetensors refuses shared memory; one name owns it, others are its aliases."""
+def untied(state: dict) -> tuple[dict, dict]:
+    """(weights, aliases) of a state dict: one of the names that share memory keeps the weight."""
     owners, weights, aliases = {}, {}, {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
@@ -147,111 +145,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and linked ones, and what killed runs left unfinished."""
-    linked = {link.resolve() for link in folder.iterdir() if link.is_symlink()}
-    whole = sorted((f for f in folder.glob('step-*') if f.is_dir()), key=lambda f: f.stat().st_mtime_ns)
-    for old in whole[:-keep]:
-        if old.resolve() not in linked:
-            shutil.rmtree(old, ignore_errors=True)
-    for half in folder.glob(f'{HALF}*'):
-        shutil.rmtree(half, ignore_errors=True)
-
-
-class Checkpoints:
-    """The checkpoints of a run and the links to some of them.
-
-    background: write in a thread, from a copy in the host's memory, while training goes on. Not for models
-    that train on the CPU, where the copy would take memory that training needs.
-    """
-
-    def __init__(self, folder: Path, *, keep: int, background: bool):
-        self.folder, self.keep = folder, keep
-        self.pool = ThreadPoolExecutor(1, 'checkpoint') if background else None
-        self.writing: Future | None = None
-
-    def save(self, step: int, model: LMBase, optimizer_state: dict, state: dict, links: list[str]) -> None:
-        """Writes a checkpoint and points the links to it, in their order.
-
-        Raises CheckpointError where this checkpoint, or in the background the one before it, can't be
-        written.
-        """
-        self.wait()
-        folder = self.folder / f'step-{step:08d}'
-        again = 1
-        while folder.exists():  # never overwritten: a link may point to it
-            again += 1
-            folder = self.folder / f'step-{step:08d}-{again}'
-        weights, aliases = _untied(model.state_dict())
-        if self.pool is not None:
-            weights, optimizer_state = tree_map_only(
-                torch.Tensor, lambda t: t.detach().to('cpu', copy=True), (weights, optimizer_state)
-            )
-
-        def write():
-            _write(
-                folder,
-                weights,
-                aliases,
-                as_tokenizer(model.tokenizer),
-                optimizer_state,
-                state | {'links': links},
-            )
-            for name in links:
-                point(self.folder / name, folder)
-            prune(self.folder, self.keep)
-
-        if self.pool is None:
-            write()
-        else:
-            self.writing = self.pool.submit(write)
-
-    def forget_links(self) -> None:
-        """Removes the links of a discarded history, except `last`."""
-        for link in self.folder.iterdir():
-            if link.is_symlink() and link.name != 'last':
-                link.unlink()
-
-    def wait(self) -> None:
-        """Returns when the last save is on disk. Raises CheckpointError where it could not be written."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
-
-    def close(self) -> None:
-        """Waits for a save that is under way.
-
-        Raises CheckpointError or OSError where it failed; while another error is on its way, logs that.
-        """
-        on_its_way = sys.exc_info()[1]
-        if self.pool is not None:
-            self.pool.shutdown()
-        try:
-            self.wait()
-        except (CheckpointError, OSError) as error:
-            if on_its_way is None:
-                raise
-            log.error('%s', error)
-
-
-def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
-    """The checkpoint a path means: itself, or a run's `prefer`, else its `last`. Raises CheckpointError."""
-    path = Path(path)
-    if (path / STATE).is_file():
-        return path
-    for checkpoints in (path / 'checkpoints', path):
-        for name in (prefer, LAST):
-            if (found := named(checkpoints, name)) is not None:
-                return found
-    if (found := named(path.parent, path.name)) is not None:  # a link that was lost
-        return found
-    if not path.exists():
-        raise CheckpointError(f"No checkpoint at '{path}': there is no such path.")
-    raise CheckpointError(
-        f"No checkpoint at '{path}': neither a checkpoint folder (with {STATE}) nor a run directory with one."
-    )
 
 
 def read_state(folder: Path) -> dict:
@@ -354,54 +247,3 @@ def load_optimizer(folder: Path) -> dict:
             f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: "
             f'{str(error).splitlines()[0]}.'
         ) from error
-
-
-def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None) -> tuple[LMBase, dict]:
-    """(model, state) of a checkpoint or run directory, which names experiment, parameters and tokenizer.
-
-    Or of a file in a format of others that an experiment reads; its state is that of no stage.
-    exp: the experiment to use (a name or the path of a versions.py), whose code runs; a checkpoint's word
-    runs none but installed code and files that were named to this process. Raises UserError.
-    """
-    try:
-        folder = find_checkpoint(path)
-    except CheckpointError:
-        reader = _reader(Path(path), exp)
-        if reader is None:
-            raise
-        model, facts = reader.read_foreign(Path(path))
-        return model.to(device), {
-            'exp': reader.__name__,
-            'stage': '',
-            'progress': {'total_step': facts['step']},
-        }
-    state = read_state(folder)
-    if missing := [key for key in NEEDED if key not in state] or {'name', 'fingerprint'} - {
-        *state['tokenizer']
-    }:
-        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} lacks {', '.join(missing)}.")
-    runner = find_runner(exp) if exp else saved_runner(state, folder)
-    parameters = dict(state['parameters'])
-    tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
-    if tokenizer.fingerprint != state['tokenizer']['fingerprint']:
-        raise CheckpointError(
-            f"The tokenizer '{state['tokenizer']['name']}' is not the one that '{folder}' was trained with."
-        )
-    declared = runner.function()
-    if 'tokenizer' in declared.declared:
-        parameters['tokenizer'] = tokenizer
-    model = runner.function(**parameters).build(device)
-    load_weights(model, folder)
-    return model, state
-
-
-def _reader(path: Path, exp: str | None) -> type[LMBase] | None:
-    """The model class of an experiment that reads this file of others."""
-    if not any(path.parent.glob(f'{glob.escape(path.name)}*')):
-        return None
-    entries = [find_entry(exp)] if exp else [entry for entry in list_experiments() if not entry.error]
-    for entry in entries:
-        model_class = find_runner(entry.name).function().model_class
-        if inspect.isclass(model_class) and issubclass(model_class, LMBase) and model_class.reads(path):
-            return model_class
-    return None

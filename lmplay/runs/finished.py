@@ -222,7 +222,8 @@ class FinishedRun(StartedRun):
 
         Raises UserError.
         """
-        from .checkpoint import find_checkpoint, load_model
+        from .checkpoints import find_checkpoint
+        from .load import load_model
 
         return load_model(find_checkpoint(self.folder, prefer=which), device=device, exp=exp)[0]
 

@@ -12,7 +12,7 @@ from ..base.runner_list import find_entry
 from ..checks import is_too_large, require_contract, smallest
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
-from ..runs.checkpoint import Checkpoints
+from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.fingerprints import fingerprints, model_facts, record_stage
 from ..runs.recorder import Recorder
@@ -22,7 +22,8 @@ from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
-from .optimizer import make_optimizer, restore_moments, unfinished_warmup
+from .optimizer import Optimizer, make_optimizer, restore_moments, unfinished_warmup
+from .plan import Stage
 from .record import data_record
 from .resolve import ResolvedStage, Settings
 from .resume import SavedRun
@@ -165,6 +166,19 @@ def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) 
         )
 
 
+def _optimizer(
+    model: LMBase, settings: Stage, compute: Compute, moments: dict | None
+) -> tuple[Optimizer, torch.amp.GradScaler]:
+    """The optimizer and the scale of the loss, as they were saved where `moments` are given."""
+    optimizer = make_optimizer(model, settings)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    if moments is not None:
+        restore_moments(optimizer, moments['optimizer'])
+        if moments['scaler']:
+            scaler.load_state_dict(moments['scaler'])
+    return optimizer, scaler
+
+
 def _trainer(
     run: RunContext,
     stage: ResolvedStage,
@@ -174,12 +188,7 @@ def _trainer(
     header: dict[str, Any],
 ) -> Trainer:
     settings, compute, state = stage.settings, run.compute, run.state
-    optimizer = make_optimizer(model, settings)
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
-    if moments is not None:
-        restore_moments(optimizer, moments['optimizer'])
-        if moments['scaler']:
-            scaler.load_state_dict(moments['scaler'])
+    optimizer, scaler = _optimizer(model, settings, compute, moments)
     if compute.is_cpu and compute.dtype is None:
         speed_up_linears(model)
     flops_per_token = _flops_per_token(stage, model)

@@ -62,7 +62,7 @@ class Beginner:
     compute: Compute
     tell: Callable[[str], None]
 
-    def anew(self) -> Beginning:
+    def fresh(self) -> Beginning:
         """From the plan's first stage. That one's own start is not tried: it comes before the first step."""
         self._check_starts(first=1, over=0)
         imports = self.stages[0].init_from not in ('previous', 'scratch')  # and may bring its tokenizer

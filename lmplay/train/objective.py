@@ -171,7 +171,7 @@ class Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self.run(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 the compiler raises many kinds; training goes on without it
             if self.run is self.function or is_out_of_memory(error):
                 raise
             reason = ' '.join(' '.join(str(error).splitlines()[:2]).split())

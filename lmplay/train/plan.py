@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from ..base.runner_list import find_entry
 from ..data.local import loader_of
-from ..data.sources import NAMED, check_spec
+from ..data.named import NAMED
+from ..data.specs import check_spec
 from ..errors import PlanError, unknown
 from .original_plans import original_plan
 from .stage_keys import (

@@ -11,17 +11,9 @@ import torch
 
 from ..base.base_model import LMBase
 from ..errors import CheckpointError
-from ..runs.checkpoint import (
-    OPTIMIZER,
-    STATE,
-    load_optimizer,
-    load_weights,
-    point,
-    read_state,
-    save_checkpoint,
-)
+from ..runs.checkpoint import OPTIMIZER, STATE, load_optimizer, load_weights, read_state, save_checkpoint
 from ..runs.directory import RunDirectory
-from ..runs.links import LAST, restore_links
+from ..runs.links import LAST, point, restore_links
 from ..tokenizers import as_tokenizer, load_tokenizer
 from .resolve import ResolvedStage
 from .state import TrainState

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..base.base_model import LMBase
-from ..runs.checkpoint import Checkpoints
+from ..runs.checkpoints import Checkpoints
 from ..runs.recorder import Recorder
 from .optimizer import Optimizer
 from .state import TrainState

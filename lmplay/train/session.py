@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 from ..device import Compute, keep_freed_memory, reset_peak_memory
 from ..errors import UserError
-from ..runs.checkpoint import Checkpoints, point
+from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
+from ..runs.links import point
 from ..runs.recorder import Recorder
 from .assemble import RunContext, prepare_stage
 from .beginning import Beginner, Beginning, write_down
@@ -75,7 +76,7 @@ class Session:
         how = (self.settings, self.seed, self.compute, self.console.line)
         beginner = Beginner(self.directory, self.resolve(), *how)
         if saved is None:
-            return beginner.anew()
+            return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
 
     @contextlib.contextmanager

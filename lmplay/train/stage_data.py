@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.cache import cache_dir
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
 from ..data.rows import make_rows
 from ..data.sources import open_source
-from ..data.store import TokenStore, cache_dir, open_store, train_bpe
+from ..data.store import TokenStore, open_store
+from ..data.trained_bpe import train_bpe
 from ..errors import DataError
 from ..tokenizers import Tokenizer, as_tokenizer, get_tokenizer
 from .plan import Plan

@@ -129,7 +129,7 @@ class Trainer:
         try:
             self._compute_gradient(batch, context, lr)
             return True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 raised again unless memory ran out
             if not is_out_of_memory(error):
                 raise
             self._halve_mini_batch(batch, error)
@@ -182,7 +182,7 @@ class Trainer:
         """Raises UserError where memory runs out: half an update cannot be taken again."""
         try:
             return self._optimize(norm)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 raised again unless memory ran out
             if not is_out_of_memory(error):
                 raise
             raise UserError(

@@ -9,7 +9,9 @@ from ..base.base_model import LMBase
 from ..base.pretrained import take_tokenizer
 from ..base.runner_list import saved_runner
 from ..errors import CheckpointError
-from ..runs.checkpoint import find_checkpoint, load_model, load_weights, read_state
+from ..runs.checkpoint import load_weights, read_state
+from ..runs.checkpoints import find_checkpoint
+from ..runs.load import load_model
 from ..tokenizers import load_tokenizer
 from .resolve import ResolvedStage
 

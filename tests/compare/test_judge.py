@@ -48,7 +48,7 @@ def test_one_seed_gives_no_verdict_and_says_so(baseline, wide):
 
 
 def simulated(baseline, rng, n, *, shift=0.0):
-    """n pairs of runs as if trained again and evaluated on other text: documents are drawn anew from the
+    """n pairs of runs as if trained again and evaluated on other text: documents are drawn again from the
     recorded ones, and their losses get noise of the recorded size, from seed to seed and in each document."""
     recorded = np.stack([r.documents['loss'] for r in baseline])
     tokens = baseline[0].documents['tokens']

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lmplay.data.sources import Row, open_source
 from lmplay.data.split import FEW, LARGEST, LEAST, documents, held_out, share_of, training_documents
-from lmplay.data.store import open_store, train_bpe
+from lmplay.data.store import open_store
+from lmplay.data.trained_bpe import train_bpe
 from lmplay.errors import DataError
 from lmplay.tokenizers import get_tokenizer
 

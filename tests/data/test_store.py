@@ -4,37 +4,19 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from lmplay.data import store as stores
+from lmplay.data.cache import cache_dir
 from lmplay.data.sources import Row
 from lmplay.errors import DataError
 from lmplay.files import collect_leftovers, new_folder
 from lmplay.tokenizers import get_tokenizer
+from tests.helpers import DAMAGES, Listed, flip
 
 BYTES = get_tokenizer('bytes')
-
-
-@dataclass
-class Listed:
-    """A source of rows given by hand."""
-
-    listed: list
-    name: str = 'listed'
-    mark: str = ''
-    read: int = 0  # how often its rows were asked for
-
-    spec = {}
-
-    def fingerprint(self):
-        return f'{self.mark}{self.listed}'
-
-    def rows(self):
-        self.read += 1
-        return iter(self.listed)
 
 
 @pytest.fixture
@@ -83,7 +65,7 @@ def test_a_store_that_was_not_finished_is_not_there(rows):
     source = Full(rows, mark='unfinished')
     with pytest.raises(DataError, match='No space left'):
         stores.open_store(source, BYTES)
-    assert not list((stores.cache_dir() / 'stores').glob('.*'))
+    assert not list((cache_dir() / 'stores').glob('.*'))
     assert stores.open_store(Listed(rows, mark='unfinished'), BYTES).meta['documents'] == 60
 
 
@@ -150,34 +132,6 @@ def test_vocabularies_above_16_bits_take_32():
     assert store.tokens.dtype == np.uint32 and store.tokens[0] == 100_097
 
 
-def test_a_bpe_is_trained_on_training_documents_only_and_cached():
-    rows = [Row(text='aaa bbb ' * 3), Row(text='zzzzzz ' * 9, split='validation')] * 5
-    made = [
-        stores.train_bpe(
-            [Listed(rows, mark='bpe')],
-            {'type': 'bpe', 'vocab_size': 270, 'documents': 100},
-            validation_fraction=0.0,
-        )
-        for _ in range(2)
-    ]
-    assert made[0].fingerprint == made[1].fingerprint
-    assert not [t for t in json.loads(made[0].backend.to_str())['model']['vocab'] if 'zz' in t]
-    with pytest.raises(DataError, match="'documents' must be a positive"):
-        stores.train_bpe([Listed(rows)], {'documents': 0}, validation_fraction=0.0)
-
-
-def flip(file, byte=-1):
-    content = bytearray(file.read_bytes())
-    content[byte] ^= 4
-    file.write_bytes(content)
-
-
-DAMAGES = {
-    'flipped': flip,
-    'truncated': lambda file: file.write_bytes(file.read_bytes()[:-1]),
-    'empty': lambda file: file.write_bytes(b''),
-    'missing': lambda file: file.unlink(),
-}
 FILES = ['tokens', 'starts', 'prompt_lengths', 'text_bytes', 'domains', 'hashes', 'splits']
 
 
@@ -233,30 +187,13 @@ def test_large_tokens_are_checked_in_the_background(rows, monkeypatch):
     assert BYTES.decode(again.tokens[:6].tolist()) == (rows[0].prompt + rows[0].text)[:6]
 
 
-@pytest.mark.parametrize('damage', ['flipped', 'truncated', 'empty', 'missing'])
-def test_a_damaged_tokenizer_is_trained_again_and_that_is_said(damage):
-    options, rows, said = {'vocab_size': 270}, [Row(text='aaa bbb ' * 3)] * 5, []
-
-    def train():
-        return stores.train_bpe(
-            [Listed(rows, mark=damage)], options, validation_fraction=0.0, progress=said.append
-        )
-
-    before = {f for f in (stores.cache_dir() / 'tokenizers').glob('*')}
-    whole = train().fingerprint
-    (folder,) = set((stores.cache_dir() / 'tokenizers').glob('*')) - before
-    DAMAGES[damage](folder / 'tokenizer.json')
-    said.clear()
-    assert train().fingerprint == whole and 'is damaged' in said[0] and len(said) == 2
-    assert train().fingerprint == whole and len(said) == 2
-
-
 SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from lmplay.data import store
 from lmplay.data.sources import Row
 from lmplay.tokenizers import get_tokenizer
+from tests.helpers import DAMAGES, Listed, flip
 class Slow:
     name, spec = 'slow', {}
     def fingerprint(self): return 'slow'

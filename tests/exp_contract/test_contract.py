@@ -13,7 +13,8 @@ from lmplay.base.fusion import fused_head
 from lmplay.base.runner_list import list_experiments
 from lmplay.checks import check_contract, check_runnable, smallest, smallest_parameters
 from lmplay.data.rows import IGNORE
-from lmplay.runs.checkpoint import load_model, save_checkpoint
+from lmplay.runs.checkpoint import save_checkpoint
+from lmplay.runs.load import load_model
 from lmplay.tokenizers import as_tokenizer
 from lmplay.train.__main__ import main
 from lmplay.train.describe import describe

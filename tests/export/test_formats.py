@@ -10,7 +10,7 @@ from lmplay.errors import UserError
 from lmplay.export.__main__ import main as export_main
 from lmplay.export.clean import main as clean_main
 from lmplay.export.formats import export
-from lmplay.runs.checkpoint import load_model
+from lmplay.runs.load import load_model
 from lmplay.train.api import train
 
 

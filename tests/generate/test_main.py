@@ -15,7 +15,7 @@ import torch
 import lmplay
 from lmplay.generate.__main__ import main
 from lmplay.generate.generator import generate
-from lmplay.runs.checkpoint import load_model
+from lmplay.runs.load import load_model
 from lmplay.tokenizers import as_tokenizer
 from lmplay.train.__main__ import main as train
 

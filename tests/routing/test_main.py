@@ -16,8 +16,9 @@ import torch
 
 from lmplay.routing.__main__ import main
 from lmplay.routing.text import own_text
-from lmplay.runs.checkpoint import find_checkpoint, load_model
+from lmplay.runs.checkpoints import find_checkpoint
 from lmplay.runs.finished import read_run, read_started
+from lmplay.runs.load import load_model
 from lmplay.train.__main__ import main as train
 
 SHAPE = {'num_blocks': 2, 'embed_dim': 32, 'num_heads': 2, 'max_len': 32}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lmplay.errors import DataError, UserError
-from lmplay.runs.checkpoint import load_model
 from lmplay.runs.finished import StartedRun, metric_key, read_fingerprints, read_run, read_started
+from lmplay.runs.load import load_model
 from lmplay.train.__main__ import main
 from lmplay.train.plan import parse_plan
 

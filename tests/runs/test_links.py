@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from lmplay.runs.checkpoint import Checkpoints, find_checkpoint
+from lmplay.runs.checkpoints import Checkpoints, find_checkpoint
 from lmplay.runs.links import named, point, restore_links
 from tests.helpers import rewrite, tiny
 

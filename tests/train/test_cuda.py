@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lmplay.base.runner_list import find_runner
 from lmplay.modules.experts import experts_mlp
-from lmplay.runs.checkpoint import load_model
+from lmplay.runs.load import load_model
 from lmplay.train.__main__ import main
 from lmplay.train.objective import LinearCrossEntropy
 from tests.helpers import ROOT, losses, progress, summary

@@ -13,7 +13,8 @@ import pytest
 
 from lmplay.errors import CheckpointError
 from lmplay.files import sealed
-from lmplay.runs.checkpoint import point, save_checkpoint
+from lmplay.runs.checkpoint import save_checkpoint
+from lmplay.runs.links import point
 from lmplay.runs.recorder import read_metrics
 from lmplay.train.plan import parse_plan
 from lmplay.train.resolve import ResolvedStage, Settings, resolve

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmplay.generate.__main__ import main as generate
-from lmplay.runs.checkpoint import load_model
+from lmplay.runs.load import load_model
 from lmplay.runs.recorder import read_metrics
 from tests.helpers import (
     EXPERIMENTS,

@@ -3,7 +3,8 @@ import torch
 
 from lmplay.base.base_model import LMBase
 from lmplay.errors import CheckpointError, ExperimentError
-from lmplay.runs.checkpoint import point, save_checkpoint
+from lmplay.runs.checkpoint import save_checkpoint
+from lmplay.runs.links import point
 from lmplay.train.plan import parse_plan
 from lmplay.train.resolve import Settings, resolve
 from lmplay.train.warm_start import freeze_all_but_marked, starting_model, warm_start

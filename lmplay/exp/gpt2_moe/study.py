@@ -174,17 +174,10 @@ def _from_study(
     return ours | {f'model.{name}': value for name, value in weights.items()}
 
 
-def write_study(model: Any, folder: Path, facts: dict[str, Any]) -> list[Path]:
-    """Writes a GPT-2, dense or upcycled, as the study's code loads it; returns the files.
-
-    facts: 'step', 'exp' and, where there is one, 'evaluation_loss'. Raises UserError for another family.
-    """
-    if model.family.type != 'gpt2':
-        raise UserError(
-            f'{model.name} is of the family {model.family.type}; the format {FORMAT} holds GPT-2 alone.'
-        )
+def _to_study(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our weights under the study's names, each in memory of its own."""
     weights = {}
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         name, last = name.removeprefix('model.').rpartition('.')[::2]
         if name.endswith('.mlp') and last in STACKED:
             expert = EXPERT[STACKED.index(last)]
@@ -195,6 +188,19 @@ def write_study(model: Any, folder: Path, facts: dict[str, Any]) -> list[Path]:
             weights |= {f'{name}.{key}': torch.tensor(0) for key in ('training_step', 'anneal_steps')}
         else:
             weights[f'{name}.{last}'] = value.clone()  # the head's memory is the embedding's
+    return weights
+
+
+def write_study(model: Any, folder: Path, facts: dict[str, Any]) -> list[Path]:
+    """Writes a GPT-2, dense or upcycled, as the study's code loads it; returns the files.
+
+    facts: 'step', 'exp' and, where there is one, 'evaluation_loss'. Raises UserError for another family.
+    """
+    if model.family.type != 'gpt2':
+        raise UserError(
+            f'{model.name} is of the family {model.family.type}; the format {FORMAT} holds GPT-2 alone.'
+        )
+    weights = _to_study(model.state_dict())
     stem, mode = folder / STEM, 'moe' if model.moe_layers else 'dense'
     config = dict(
         preset=facts['exp'],

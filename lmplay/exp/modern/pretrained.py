@@ -65,14 +65,18 @@ def named_weights(model) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in named.items()}
 
 
-def _check_config(model, config: dict[str, Any], folder: Path) -> None:
-    """Raises CheckpointError where the weights would compute something else in this model."""
+def _check_sizes(config: dict[str, Any], folder: Path) -> None:
     for key in SIZES:
         if type(config.get(key)) is not int or config[key] < 1:
             raise CheckpointError(
                 f"'{folder / 'config.json'}': {key} must be a whole number of at least 1; "
                 f'given: {config.get(key)!r}.'
             )
+
+
+def _check_config(model, config: dict[str, Any], folder: Path) -> None:
+    """Raises CheckpointError where the weights would compute something else in this model."""
+    _check_sizes(config, folder)
     heads, attn = config['num_attention_heads'], model.blocks[0].attn
     rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
     theta = rope.get('rope_theta', config.get('rope_theta', 10_000.0))

@@ -15,7 +15,7 @@ from lmplay.exp.gpt2_moe.model import UpcycledLM
 from lmplay.exp.gpt2_moe.study import find_stem, write_study
 from lmplay.export.__main__ import main as export
 from lmplay.routing.__main__ import main as routing
-from lmplay.runs.checkpoint import load_model
+from lmplay.runs.load import load_model
 from lmplay.train.api import train
 
 SHAPE = dict(num_blocks=3, embed_dim=32, num_heads=2, max_len=64)

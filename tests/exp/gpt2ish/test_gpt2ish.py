@@ -9,7 +9,7 @@ from lmplay.base.fusion import fused_head
 from lmplay.base.runner_list import find_runner
 from lmplay.checks import check_contract
 from lmplay.errors import UserError
-from lmplay.runs.checkpoint import load_model
+from lmplay.runs.load import load_model
 from lmplay.train.__main__ import main
 from lmplay.train.objective import Objective
 

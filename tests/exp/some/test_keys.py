@@ -21,7 +21,7 @@ RULES = dict(
 )
 
 
-def literal_update(
+def literal_update(  # noqa: C901 the published code, line by line
     keys,
     usage,
     pull,
