@@ -68,6 +68,12 @@ def _add_training_options(parser: CommandParser) -> None:
         help='with --seeds auto: also stop when the difference is known to be smaller than this',
     )
     p.add_argument(
+        '--stop-early',
+        action='store_true',
+        help='stop runs that are further behind the baseline than any finished run ever made up, and count '
+        'them as worse; the first seed of each experiment is always finished',
+    )
+    p.add_argument(
         '--ladder',
         metavar='RUNGS[:SPAN]',
         help='compare at several sizes, the last that of the plan, over a span of compute (default: 64), and '
@@ -151,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
         plan=args.plan,
         seeds=args.seeds,
         smallest_effect=args.smallest_effect,
+        stop_early=args.stop_early,
         budget=args.budget,
         metric=args.metric,
         settings=args.set,

@@ -9,6 +9,7 @@ from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
 from .folder import Folder, devices_of, read_job, read_json, write_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
+from .hopeless import Watch, why_stopped, wrongly_stopped
 from .judge import judge, noise
 from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe
@@ -41,6 +42,7 @@ class Request:
     out: Path | None = None
     ladder: tuple[int, float] | None = None  # rungs, and the span of their compute
     tokens_per_parameter: float = TOKENS_PER_PARAMETER
+    stop_early: bool = False
 
     @property
     def asked(self) -> dict:
@@ -57,6 +59,7 @@ class Request:
             'rule for seeds': str(rule) if rule else None,
             'smallest effect': rule.smallest_effect if rule else None,
             'ladder': '{}:{:g}'.format(*self.ladder) if self.ladder else None,
+            'stop early': self.stop_early or None,
             'tokens per parameter': self.tokens_per_parameter if self.ladder else None,
         }
 
@@ -83,6 +86,16 @@ def check_different(specs: list[Spec]) -> None:
         raise UserError('A comparison needs a baseline and at least one more experiment.')
 
 
+def _why_stopped(jobs: Mapping[str, list[Job]], *, hopeless: bool) -> dict[str, dict[int, str]]:
+    """label -> seed -> why its run ended early, by itself or because it was hopeless."""
+    return {
+        label: {
+            seed: job.stopped for seed, job in enumerate(members) if job.stopped and job.hopeless == hopeless
+        }
+        for label, members in jobs.items()
+    }
+
+
 class ComparisonSession:
     """Trains what is missing, then judges. say: receives lines about what happens."""
 
@@ -101,6 +114,7 @@ class ComparisonSession:
         self.rule = request.seeds if isinstance(request.seeds, Sequential) else None
         self.first = self.rule.first(self.alpha) if isinstance(request.seeds, Sequential) else request.seeds
         self.notes: list[str] = []
+        self.watch: Watch | None = None
         self.jobs: dict[str, list[Job]] = {}  # label -> its run with each seed
 
     def run(self) -> Comparison:
@@ -213,10 +227,8 @@ class ComparisonSession:
                 *self.notes,
                 *(f'{job.name} stopped early and is left out: {job.stopped}' for job in stopped),
             ],
-            stopped={
-                label: {seed: job.stopped for seed, job in enumerate(members) if job.stopped}
-                for label, members in jobs.items()
-            },
+            stopped=_why_stopped(jobs, hopeless=False),
+            hopeless=_why_stopped(jobs, hopeless=True),
             design=self.rule,
         )
         write_json(self.out / 'noise.json', findings['noise'])
@@ -261,6 +273,9 @@ class ComparisonSession:
             self.folder.job(p, 'runs', seed, f'{p.spec.label} seed {seed}')
             for seed in range(len(known), seeds)
         ]
+        for job in known if self.request.stop_early else ():
+            if not job.finished and (why := why_stopped(job.folder)):
+                job.stopped, job.hopeless = why, True
         return known[:seeds]
 
     def _finished(self, jobs: list[Job]) -> list[FinishedRun]:
@@ -284,8 +299,25 @@ class ComparisonSession:
             workers=self.request.jobs,
             say=self.say,
             on_finish=lambda job: self._report_noise(baseline) if job in baseline[: self.first] else None,
+            give_up=(lambda job: self._give_up(job, baseline, others)) if self.request.stop_early else None,
         )
         return missing
+
+    def _give_up(self, job: Job, baseline: list[Job], others: list[list[Job]]) -> str | None:
+        """Why a run should be stopped early; the first seed of each experiment is always trained whole."""
+        if not all(own.finished for own in baseline) or not any(job in members[1:] for members in others):
+            return None
+        if self.watch is None:
+            self.watch = Watch(self._finished(baseline), self.out)
+            runs = self.watch.recorded
+            wrong, of = wrongly_stopped(runs)
+            note = (
+                f'--stop-early judged by {len(runs)} finished runs; on those of them that ended no '
+                f'worse than others, its rule would have been wrong in {wrong} of {of}.'
+            )
+            self.say(note)
+            self.notes.append(note)
+        return self.watch(job.folder)
 
     def _report_noise(self, baseline: list[Job]) -> None:
         """Says how far apart the baseline's seeds are, once all of them are there."""

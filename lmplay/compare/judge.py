@@ -40,23 +40,29 @@ def judge(
     metric: str = 'loss',
     notes: Sequence[str] = (),
     stopped: Stopped | None = None,
+    hopeless: Stopped | None = None,
     design: Sequential | None = None,
 ) -> dict:
     """The findings as JSON values; the first label is the baseline.
 
     Differences are experiment minus baseline. The error rate is shared among the comparisons (Bonferroni):
     where all experiments are equal, at most ALPHA of the reports have any wrong verdict, on other text like
-    the held-out text and with other seeds. stopped: runs that are missing because they ended early; design:
-    the rule by which seeds were added.
+    the held-out text and with other seeds. stopped: runs that are missing because they ended early; hopeless:
+    those that were stopped because they could not catch up; design: the rule by which seeds were added.
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))
     stopped = {label: dict((stopped or {}).get(label, {})) for label in runs}
-    experiments = [_experiment(label, runs[label], metric, stopped[label]) for label in runs]
+    given_up = {label: dict((hopeless or {}).get(label, {})) for label in runs}
+    experiments = [
+        _experiment(label, runs[label], metric, stopped[label] | given_up[label]) for label in runs
+    ]
     for entry in experiments[1:]:
         label = entry['label']
         early = (stopped[baseline], stopped[label])
         entry['comparison'] = compare_pair(runs[baseline], runs[label], metric, alpha, early, design)
+        if given_up[label]:
+            entry['comparison'] = _without_hopeless(entry['comparison'], sorted(given_up[label]))
         entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
         entry['sentence'] = sentence(entry, experiments[0], METRICS[metric], alpha)
     settings = differing_settings(runs)
@@ -70,7 +76,7 @@ def judge(
         'recommended_seeds': RECOMMENDED_SEEDS,
         'experiments': experiments,
         'noise': noise(baseline, runs[baseline], metric, alpha=alpha),
-        'domains': _domains(runs, metric, stopped, design),
+        'domains': _domains(runs, metric, {k: stopped[k] | given_up[k] for k in runs}, design),
         'load': load,
         'settings': settings,
         'held_out': _held_out(runs[baseline][0]),
@@ -182,6 +188,20 @@ def compare_pair(
     looks = [_estimate(pairs[:n], metric, alpha, design.critical(alpha, n)) for n in numbers]
     found |= looks[-1] | {'seeds_needed': None, 'seeds_range': None}
     return found | {'sequence': _sequence(found, looks, design, alpha)}
+
+
+def _without_hopeless(found: dict, seeds: list[int]) -> dict:
+    """The findings on an experiment with runs that were stopped as hopeless: they count as worse, so it is
+    worse unless a finished seed is not. There is no mean, as those that are left are the better ones."""
+    finished = [v for v in found['differences'].values() if v is not None]
+    worse = (
+        found['verdict'] != 'diverged' and not any(found['stopped'].values()) and all(v > 0 for v in finished)
+    )
+    return found | {
+        'verdict': 'worse' if worse else 'no verdict',
+        'hopeless': seeds,
+        **dict.fromkeys(('mean', 'sd', 'low', 'high', 'p'), None),
+    }
 
 
 def _sequence(found: dict, looks: list[dict], design: Sequential, alpha: float) -> dict:

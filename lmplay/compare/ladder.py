@@ -43,6 +43,8 @@ class LadderSession:
         assert request.ladder is not None
         if not isinstance(request.seeds, int):
             raise UserError('--ladder takes a number of seeds; --seeds auto is for a comparison at one size.')
+        if request.stop_early:
+            raise UserError('--stop-early is for a comparison at one size, not for --ladder.')
         if request.budget:
             raise UserError(
                 '--ladder says how long its runs are by --tokens-per-parameter; leave --budget out.'

@@ -35,7 +35,7 @@ def write_receipt(
                     {
                         'label': p.spec.label,
                         'exp': entry.name,
-                        'file': entry.file if entry.module.endswith('.py') else None,
+                        'file': entry.module.endswith('.py'),  # given by its path
                         'model': p.spec.model,
                         'amp': p.amp,
                         'folder': _relative(job.folder, out),

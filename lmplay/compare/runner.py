@@ -18,6 +18,7 @@ from ..runs.recorder import METRICS, read_metrics
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
+JUDGE_SECONDS = 2.0  # between looks at whether a run should be given up
 PATIENCE = 120.0  # seconds to wait for a run that an earlier, killed comparison still holds
 
 
@@ -29,6 +30,7 @@ class Job:
     unit, length   how long it is: 'tokens' or 'seconds', and how many
     environment    variables that it gets besides this process's
     stopped        why it ended early
+    hopeless       whether it was stopped because it could not catch up with the baseline
     """
 
     name: str
@@ -38,6 +40,7 @@ class Job:
     length: float
     environment: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
+    hopeless: bool = False
     process: subprocess.Popen | None = field(default=None, repr=False)
     device: str = ''
 
@@ -112,7 +115,7 @@ class Job:
         """After the process has ended: notes why the run stopped early. Raises UserError where it failed."""
         assert self.process is not None
         code = self.process.returncode
-        if code == 0 and self.finished:
+        if self.hopeless or code == 0 and self.finished:
             return
         if code == 1:
             events = [
@@ -167,6 +170,14 @@ class Workers:
                 f"Another process is training in '{self.waiting[0].folder}'. Wait for it, or end it."
             )
 
+    def give_up(self, why: Callable[[Job], str | None]) -> None:
+        """Ends the jobs that there is a reason to end; they are collected like others."""
+        for job in self.running:
+            if job is not None and job.running and (reason := why(job)):
+                job.stopped, job.hopeless = reason, True
+                if job.process is not None:
+                    job.process.terminate()
+
     def terminate(self) -> None:
         """Lets what runs save its state, and waits for it."""
         processes = [job.process for job in self.running if job is not None and job.process is not None]
@@ -183,13 +194,14 @@ def run_jobs(
     workers: int,
     say: Callable[[str], None],
     on_finish: Callable[[Job], None] = lambda job: None,
+    give_up: Callable[[Job], str | None] | None = None,
 ) -> None:
-    """Trains all jobs that are not finished.
+    """Trains all jobs that are not finished. give_up: why a running one should be ended early, or None.
 
     However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises
     UserError where a run failed.
     """
-    pool = Workers(jobs, devices, workers)
+    pool, judged = Workers(jobs, devices, workers), time.monotonic()
     try:
         with Board(jobs, say) as board:
             while pool:
@@ -199,6 +211,9 @@ def run_jobs(
                     on_finish(job)
                 for job in pool.launch():
                     board.line(f'{job.name}: training on {job.device}.')
+                if give_up and time.monotonic() - judged > JUDGE_SECONDS:
+                    judged = time.monotonic()
+                    pool.give_up(give_up)
                 board.show()
                 time.sleep(POLL_SECONDS)
     finally:

@@ -103,7 +103,7 @@ def ratios(baseline: Ladder, other: Ladder, *, alpha: float = ALPHA, sds: tuple 
     Student's t over the normal quantile, with K (S - 1) degrees of freedom. sds: the true
     deviations, where known.
     """
-    from scipy import stats
+    from scipy import special
 
     rungs, seeds = other.losses.shape
     estimate = log_ratios(baseline.x, baseline.mean[None], other.x, other.mean[None])[0]
@@ -117,7 +117,7 @@ def ratios(baseline: Ladder, other: Ladder, *, alpha: float = ALPHA, sds: tuple 
         for own, s in ((baseline, base_sd), (other, sd))
     ]
     drawn = log_ratios(baseline.x, draws[0], other.x, draws[1], beyond=True)
-    z = stats.norm.ppf(1 - alpha / 2)
+    z = float(special.ndtri(1 - alpha / 2))
     scale = 1.0 if sds else float(t_quantile(1 - alpha / 2, rungs * (seeds - 1))) / z
     levels = [alpha / 2, 1 - alpha / 2]
     low, high = estimate + scale * np.quantile(drawn - estimate, levels, axis=0)

@@ -110,18 +110,19 @@ def _job(out: Path, run: dict, place: Path) -> Job:
 def _experiment(folder: Path, run: dict, place: Path) -> tuple[str, Path | None]:
     """(what --exp names, what PYTHONPATH begins with) to train the source that a run kept.
 
-    Where it is no longer what is installed, it is copied: a folder of lmplay.exp into a copy of the package,
-    because an experiment's name is taken once.
+    An installed experiment that is still the same is taken as it is. Any other is the kept source, copied: a
+    folder of lmplay.exp into a copy of the package, because an experiment's name is taken once. No path that
+    the directory names is run.
     """
-    if not changed_source(folder) and (run['file'] is None or Path(run['file']).is_file()):
-        return (f'{run["file"]}:{run["exp"]}' if run['file'] else run['exp']), None
+    if not run['file'] and not changed_source(folder):
+        return run['exp'], None
     origins = json.loads((folder / SOURCE / ORIGINS).read_text())
     if set(origins) != {''}:
         raise UserError(
-            f"The source of '{folder}' has changed on disk and is of several experiments; restore it."
+            f"The runs of '{folder}' keep the source of several experiments, which cannot be trained apart."
         )
     origin = Path(origins[''])
-    if run['file'] is None and origin.is_relative_to(PACKAGE):
+    if not run['file'] and origin.is_relative_to(PACKAGE):
         shutil.copytree(PACKAGE, place / PACKAGE.name, ignore=shutil.ignore_patterns('__pycache__'))
         copy = place / PACKAGE.name / origin.relative_to(PACKAGE)
         shutil.rmtree(copy, ignore_errors=True)

@@ -128,6 +128,11 @@ def _sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
 
 
 def _without_a_mean(found: dict, label: str, base: str) -> str:
+    if seeds := found.get('hopeless'):
+        told = f'{_seeds(seeds)}, stopped early because no finished run here ever made up such a gap'
+        if found['verdict'] == 'worse':
+            return f'{label} is worse than {base}: on every seed that was finished, and on {told}.'
+        return f'No verdict: {label} has {told}, and a finished seed on which it is not worse.'
     reasons = []
     for who, name in (('experiment', label), ('baseline', base)):
         if seeds := found['stopped'][who]:
