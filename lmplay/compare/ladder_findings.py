@@ -116,7 +116,7 @@ def _rung(rung: Rung, runs: dict[str, list[FinishedRun]], metric: str) -> dict:
         experiments[label] = {
             'model': rung.model[label],
             'parameters': rung.parameters[label],
-            'lr': [stage.get('lr') for stage in p.plan['stages'].values()],
+            'lr': [stage['lr'] for r in members[:1] for stage in r.stage_settings.values()],
             'losses': {seed: v if math.isfinite(v) else None for seed, v in losses.items()},
             'loss': _mean(losses.values()),
         } | {k: _mean(v) for k, v in costs.items()}
