@@ -29,7 +29,8 @@ CHECKSUM, CHECKSUMS = 'checksum', 'checksums'
 
 
 def _temporary(file: Path) -> Path:
-    return file.with_name(f'.{file.name[:100]}.writing-{secrets.token_hex(6)}')
+    short = os.fsencode(file.name)[:100].decode(errors='ignore')  # names may have 255 bytes
+    return file.with_name(f'.{short}.writing-{secrets.token_hex(6)}')
 
 
 @contextlib.contextmanager
@@ -43,15 +44,23 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replaces the file's content in one step: a reader sees the old text or the new one."""
+def write_bytes(file: Path, content: bytes) -> None:
+    """Replaces the file's content in one step: a reader sees the old content or the new one."""
     with replacing(file) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_bytes(content)
+
+
+def write_text(file: Path, text: str) -> None:
+    write_bytes(file, text.encode('utf-8'))
 
 
 def write_json(file: Path, content: Any) -> None:
-    """As `write_text`, of JSON; a value that JSON lacks is written as its string."""
-    write_text(file, json.dumps(content, indent=1, default=str))
+    write_text(file, to_json(content))
+
+
+def to_json(content: Any) -> str:
+    """JSON as files hold it; a value that JSON lacks is written as its string."""
+    return json.dumps(content, indent=1, default=str)
 
 
 def why_not_written(folder: Path, error: BaseException) -> str:

@@ -54,7 +54,7 @@ def _carry_out(part: Part, bench: Bench, left: float) -> dict | None:
     print(f'{part.name}: {part.text}', flush=True)
     began, found = time.monotonic(), {'part': part.name, 'text': part.text, 'rows': [], 'failure': None}
     try:
-        found['rows'] = part.run(bench, min(part.limit, left))
+        found['rows'] = part.run(bench, min(part.limit, left) if bench.device != 'cpu' else left)
     except PartError as error:
         found['failure'] = str(error)
     except Exception as error:  # noqa: BLE001 one part's failure, whatever it is, ends no other

@@ -176,7 +176,10 @@ class Training:
 
     def __call__(self, bench: Bench, limit: float) -> dict:
         rows = 2 if bench.tiny else self.rows
-        stage = {'batch_size': rows, 'mini_batch_size': rows} | self.stage
+        stage, flags = {'batch_size': rows, 'mini_batch_size': rows} | self.stage, self.flags
+        if bench.tiny:
+            stage['batch_size'] = rows
+            flags = tuple('--no-compile-model' if flag == '--compile-model' else flag for flag in flags)
         shape = bench.shape(12, 768, 12, self.context)
         if self.exp == 'some':
             shape = bench.shape(4, 512, 8, self.context) + (
@@ -186,7 +189,7 @@ class Training:
             bench,
             self.name,
             self.exp,
-            [*shape, *self.flags],
+            [*shape, *flags],
             limit=limit,
             steps=self.steps,
             stage=stage,

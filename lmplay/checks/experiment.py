@@ -1,13 +1,15 @@
-"""The contract of an experiment by its name, at its smallest size: quick enough to run after every edit."""
+"""The contract of an experiment by its name, narrow but with all its layers and positions: quick enough to
+run after every edit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
-from ..base.base_model import LMBase
+from ..base.base_model import BasicModelRunner, LMBase
 from ..base.runner_list import find_runner
 from ..errors import UserError
-from .contract import Finding, check_contract
+from .contract import Finding, check_contract, is_too_large, require_contract
 
 SMALLEST = {
     'num_blocks': 4,
@@ -38,14 +40,40 @@ def smallest(name: str, device: str = 'cpu') -> LMBase:
     return find_runner(name).function(**smallest_parameters(name)).build(device)
 
 
+def narrow(name: str, given: Mapping[str, Any] | None = None) -> BasicModelRunner:
+    """An experiment's runner, narrow, with as many layers and positions as it has: a mistake may be in the
+    sixth layer, or begin at position 500.
+
+    given: model parameters that differ from the experiment's own.
+    """
+    small = {k: v for k, v in smallest_parameters(name).items() if k not in ('num_blocks', 'max_len')}
+    return find_runner(name).function(**{k: v for k, v in (given or {}).items() if k != 'version'} | small)
+
+
+def require_experiment(
+    model: LMBase, exp: str, runner: BasicModelRunner, *, device: str | torch.device = 'cpu'
+) -> None:
+    """Raises ExperimentError where the model that `runner` builds breaks the contract.
+
+    One that is too large to be copied is checked in its narrow form.
+    """
+
+    require_contract(model, lambda: runner.build(device))
+    if is_too_large(model):
+        small = narrow(exp, runner.given)
+        require_contract(small.build(), small.build)
+
+
 def check_experiment(name: str) -> Iterator[Finding]:
-    """Whether the experiment builds at its full size, then each check of the contract at its smallest one."""
+    """Whether the experiment builds at its full size, then each check of the contract in its narrow form."""
     try:
         find_runner(name).function().build('meta')
-        model = smallest(name)
+        runner = narrow(name)
+        torch.manual_seed(0)
+        model = runner.build()
     except Exception as error:  # noqa: BLE001  an experiment may raise anything; it becomes the finding
         problem = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         yield Finding('it builds at its full size', problem)
         return
     yield Finding('it builds at its full size')
-    yield from check_contract(model, rebuild=find_runner(name).function(**smallest_parameters(name)).build)
+    yield from check_contract(model, rebuild=runner.build)

@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..base.base_model import LMBase, LMOutput
 from ..base.fusion import fused_head
 from ..tokenizers import as_tokenizer
 
+CHECK = 'check'  # the stage that steps taken here belong to
 SEED = 0
+OTHER_SEED = 0x5EED  # of a model that is built again; no run is likely to have it
 POSITIONS = 32  # of the batches that are compared
+REPEATS = 20  # of a pass, to learn how much its own chance does
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,15 @@ class Probe:
     def __init__(self, model: LMBase, rebuild: Callable[[], LMBase] | None = None):
         tokenizer = model.tokenizer
         self.rebuild = rebuild
-        self.vocabulary = as_tokenizer(tokenizer).n_vocab
+        self.vocabulary, self.end = as_tokenizer(tokenizer).n_vocab, as_tokenizer(tokenizer).eot_token
         self.model = _copied(model, {id(tokenizer): tokenizer})
         self.device = next(model.parameters()).device
         self.precision = self._precision()
-        self.model.to(self.precision.dtype)
+        _convert(self.model, self.precision.dtype)
         self.head = fused_head(self.model)
         self._context: dict[bool, float] = {}
         self._results: dict[tuple, Tensor] = {}
+        self._chance: dict[bool, float] = {}
 
     def _precision(self) -> Precision:
         """float64 where device and model support it, else float32."""
@@ -73,24 +78,37 @@ class Probe:
             return SINGLE
         try:
             with preserved_random_state(self.device), torch.no_grad():
-                self.model.to(torch.float64).eval()
+                _convert(self.model, torch.float64).eval()
                 self._pass(self.text(1, min(4, self.model.max_len)))
                 return DOUBLE
         except (RuntimeError, TypeError):  # a part that knows float32 only
             return SINGLE
 
     def text(self, sequences: int, positions: int, *, seed: int = SEED) -> Tensor:
-        """Random token ids (B, T), of which about every third repeats the one before it, as words do."""
+        """Random token ids (B, T), of which about every third repeats the one before it, as words do, and one
+        in 16 ends a text."""
         generator = torch.Generator().manual_seed(seed)
         shape = (sequences, positions)
         x = torch.randint(0, self.vocabulary, shape, generator=generator)
-        repeats = torch.rand(shape, generator=generator) < 1 / 3
+        ends, repeats = (
+            torch.rand((2, *shape), generator=generator) < torch.tensor([1 / 16, 1 / 3])[:, None, None]
+        )
+        x = torch.where(ends, self.end, x)
         repeats[:, :1] = False
         return torch.where(repeats, x.roll(1, 1), x).to(self.device)
 
     def other(self, x: Tensor) -> Tensor:
         """Tokens that differ from x everywhere."""
         return (x + 1 + self.text(*x.shape, seed=SEED + 1) % max(1, self.vocabulary - 1)) % self.vocabulary
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of the texts to try, (sequences, positions): several short ones, one as long as can be."""
+        longest = self.model.max_len
+        return [(3, min(POSITIONS, longest)), *([(1, longest)] if longest > POSITIONS else [])]
+
+    def odd_size(self) -> tuple[int, int]:
+        """Of a larger batch, whose length divides into no usual block."""
+        return 5, min(27, self.model.max_len)
 
     @property
     def takes_mask(self) -> bool:
@@ -102,7 +120,7 @@ class Probe:
         mask = {'mask': torch.ones_like(x, dtype=torch.bool)} if 'mask' in self.model.forward_takes else {}
         return self.model(x, **mask)
 
-    def _prepare(self, training: bool, seed: int) -> None:
+    def prepare(self, *, training: bool, seed: int = SEED) -> None:
         """Mode, and the random numbers of a seed for the next pass, wherever the model draws them from."""
         self.model.train(training)
         torch.manual_seed(seed)
@@ -114,7 +132,7 @@ class Probe:
 
     def output(self, x: Tensor, *, training: bool = False, seed: int = SEED) -> LMOutput:
         """One pass over x (B, T) with the random numbers of a seed."""
-        self._prepare(training, seed)
+        self.prepare(training=training, seed=seed)
         out = self._pass(x)
         return out if isinstance(out, LMOutput) else LMOutput(logits=out)
 
@@ -129,7 +147,7 @@ class Probe:
         mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         given = {'mask': mask} if self.takes_mask else {}
         kept = {name: b.clone() for name, b in self.model.named_buffers()} if training else {}
-        self._prepare(training, seed)
+        self.prepare(training=training, seed=seed)
         with torch.set_grad_enabled(training and x.shape[1] <= POSITIONS):
             if self.head is None:
                 out = self.model(x, **given)
@@ -154,37 +172,75 @@ class Probe:
         with torch.no_grad():
             for p in constant:
                 p.add_(0.02 * torch.randn(p.shape, generator=generator).to(p))
-        self._forget()
+        self.forget()
         try:
             yield
         finally:
             with torch.no_grad():
                 for p, value in zip(constant, values):
                     p.fill_(value)
-            self._forget()
+            self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """What was measured of the model before it was changed."""
         self._context.clear()
         self._results.clear()
+        self._chance.clear()
 
-    def logits_when_loaded(self, x: Tensor) -> Tensor:
-        """Logits (B, T, V) of a model that is built again, with other random numbers, and given these
-        weights.
+    def is_finite(self) -> bool:
+        """Whether the model, as steps have left it, computes numbers; at its own rate it may well do so."""
+        self.forget()
+        return bool(self.baseline(*self.sizes()[0]).isfinite().all())
 
-        Raises RuntimeError where they do not fit.
-        """
-        assert self.rebuild is not None
-        torch.manual_seed(SEED + 1)
-        random.seed(SEED + 1)
-        np.random.seed(SEED + 1)
-        loaded = self.rebuild().to(self.precision.dtype)
-        loaded.load_state_dict(self.model.state_dict())
-        own = self.model, self.head
-        self.model, self.head = loaded, fused_head(loaded)
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Inside it, modules leave nothing out, as far as their attributes say how much they do."""
+        kept = [
+            (module, name, value)
+            for module in self.model.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, float)
+            and ('drop' in name or (name == 'p' and isinstance(module, _DropoutNd)))
+        ]
+        for module, name, _ in kept:
+            setattr(module, name, 0.0)
         try:
-            return self.logits_of(self.result(x))
+            yield
+        finally:
+            for module, name, value in kept:
+                setattr(module, name, value)
+
+    def rebuilt(self) -> LMBase:
+        """The model built again with other random numbers; memory that nothing was written to is NaN."""
+        assert self.rebuild is not None
+        torch.manual_seed(OTHER_SEED)
+        random.seed(OTHER_SEED)
+        np.random.seed(OTHER_SEED)
+        mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode('warn')  # in which torch fills what it gives without values
+        try:
+            return _convert(self.rebuild(), self.precision.dtype)
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+
+    @contextlib.contextmanager
+    def replaced(self, model: LMBase) -> Iterator[None]:
+        """Inside it, passes are through another model."""
+        own = self.model, self.head
+        self.model, self.head = model, fused_head(model)
+        try:
+            yield
         finally:
             self.model, self.head = own
+
+    def chance(self, *, training: bool) -> float:
+        """How much the same pass differs from itself, where its random numbers are not under control here."""
+        if training not in self._chance:
+            size = self.sizes()[0]
+            x, before = self.text(*size), self.baseline(*size, training=training)
+            results = (self.result(x, training=training) for _ in range(REPEATS))
+            self._chance[training] = max((result - before).abs().max().item() for result in results)
+        return self._chance[training]
 
     def baseline(self, sequences: int, positions: int, *, training: bool = False) -> Tensor:
         """`result` of `text(sequences, positions)`, computed once: others are compared with it."""
@@ -229,6 +285,18 @@ def _seed(value: Any, seed: int) -> None:
         value.seed(seed)
     elif isinstance(value, np.random.Generator):
         value.bit_generator.state = type(value.bit_generator)(seed).state
+
+
+def _convert(model: LMBase, dtype: torch.dtype) -> LMBase:
+    """The model in another precision; unlike `model.to`, it leaves complex tensors complex."""
+    kinds = {torch.float64: torch.complex128}
+
+    def converted(t: Tensor) -> Tensor:
+        if t.is_complex():
+            return t.to(kinds.get(dtype, torch.complex64))
+        return t.to(dtype) if t.is_floating_point() else t
+
+    return model._apply(converted)
 
 
 def _copied(model: LMBase, memo: dict) -> LMBase:

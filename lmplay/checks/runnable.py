@@ -24,7 +24,7 @@ def check_runnable(model: LMBase) -> None:
     try:
         out = model(x)
         cached = model(x, cache=[]) if model.takes_cache else None
-        features = model.features(x) if _has_both(model) else None
+        features = model.features(x) if defines_both(model) else None
     finally:
         model.train(training)
     logits = out.logits if isinstance(out, LMOutput) else out
@@ -47,7 +47,7 @@ def check_runnable(model: LMBase) -> None:
     _check_shape(cached[0], (2, 1, vocabulary), last)
 
 
-def _has_both(model: LMBase) -> bool:
+def defines_both(model: LMBase) -> bool:
     """Whether the model defines a forward of its own beside features and a head."""
     own_forward = type(model).forward is not LMBase.forward
     return own_forward and type(model).features is not LMBase.features and hasattr(model, 'fc')

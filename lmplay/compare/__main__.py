@@ -114,7 +114,25 @@ def _add_training_options(parser: CommandParser) -> None:
         '--dry-run', action='store_true', help='say what would be trained and for how long, and train nothing'
     )
     p.add_argument('--amp', action='store_true', help='mixed precision')
-    p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
+    p.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='runs at a time on this machine (default: %(default)s)',
+    )
+    p.add_argument(
+        '--launcher',
+        choices=('local', 'slurm'),
+        default='local',
+        help='where runs are trained: on this machine, or as jobs of Slurm (default: %(default)s)',
+    )
+    p.add_argument(
+        '--slurm',
+        metavar='KEY=VALUE,...',
+        default='',
+        help='with --launcher slurm, what a job asks for: partition=gpu,gpus_per_node=1,timeout_min=240',
+    )
 
 
 def _add_reading_options(parser: CommandParser) -> None:
@@ -165,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         amp=args.amp,
         jobs=args.jobs,
+        launcher=args.launcher,
+        slurm=args.slurm,
         out=out,
     )
     if args.ladder:
@@ -196,6 +216,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError('--ladder goes with experiments to train; the others train nothing new.')
     if args.tokens_per_parameter is not None and not args.ladder:
         raise UserError('--tokens-per-parameter goes with --ladder; the length of a run is --budget.')
+    if args.slurm and args.launcher != 'slurm':
+        raise UserError('--slurm goes with --launcher slurm.')
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 

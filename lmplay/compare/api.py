@@ -31,6 +31,8 @@ def compare(
     device: str = 'auto',
     amp: bool = False,
     jobs: int = 1,
+    launcher: Literal['local', 'slurm'] = 'local',
+    slurm: str = '',
     out: str | Path | None = None,
     runs: Sequence[str | Path] = (),
     baseline: str | None = None,
@@ -67,6 +69,8 @@ def compare(
         tune=tune,
         settings=settings,
         jobs=jobs,
+        launcher=launcher,
+        slurm=slurm,
         out=out,
         say=say,
     )

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
-from .folder import Folder, devices_of, read_job, read_json, write_json
+from .folder import Folder, read_job, read_json, write_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .hopeless import Watch, why_stopped, wrongly_stopped
 from .judge import judge, noise
+from .launcher import Launcher
 from .outcome import Comparison
 from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe
 from .receipt import write_receipt
 from .report import NUMBERS, write_report
 from .rungs import TOKENS_PER_PARAMETER
-from .runner import Job, run_jobs
+from .runner import Job, Workers, run_jobs
 from .search import search, trials_of
 from .sequential import Sequential
 from .statistics import ALPHA
@@ -39,6 +41,8 @@ class Request:
     tune: str | None = None
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
     jobs: int = 1
+    launcher: str = 'local'
+    slurm: str = ''
     out: Path | None = None
     ladder: tuple[int, float] | None = None  # rungs, and the span of their compute
     tokens_per_parameter: float = TOKENS_PER_PARAMETER
@@ -64,13 +68,8 @@ class Request:
         }
 
 
-def check_devices(request: Request, devices: list[str], what: str) -> None:
-    """Raises UserError where timed runs would share a device."""
-    if request.jobs > len(set(devices)):
-        raise UserError(
-            f'{what} needs a device for every job, because runs on one device slow each other down; jobs '
-            f'{request.jobs}, devices {len(set(devices))}.'
-        )
+def launcher_of(request: Request, out: Path, say: Callable[[str], None]) -> Launcher:
+    return Launcher(request.launcher, request.slurm, request.device, request.jobs, out, say)
 
 
 def check_different(specs: list[Spec]) -> None:
@@ -104,12 +103,16 @@ class ComparisonSession:
         self.plan = load_plan(request.plan)
         self.specs: list[Spec] = [parse_spec(text, request.settings) for text in request.experiments]
         check_different(self.specs)
-        self.devices = devices_of(request.device)
-        if request.budget and request.budget.kind == 'seconds':
-            check_devices(request, self.devices, '--budget seconds')
         labels = '+'.join(safe(spec.label) for spec in self.specs)
         self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}'
         self.folder = Folder(self.out, self.plan.name, say)
+        self.launcher = launcher_of(request, self.out, say)
+        if request.budget and request.budget.kind == 'seconds':
+            self.launcher.check_timed('--budget seconds')
+        if request.stop_early and not self.launcher.local:
+            raise UserError(
+                '--stop-early watches runs on this machine and does not go with --launcher slurm.'
+            )
         self.alpha = ALPHA / (len(self.specs) - 1)
         self.rule = request.seeds if isinstance(request.seeds, Sequential) else None
         self.first = self.rule.first(self.alpha) if isinstance(request.seeds, Sequential) else request.seeds
@@ -129,11 +132,11 @@ class ComparisonSession:
     def _prepare(self) -> list[Prepared]:
         """The experiments within the budget, all that can be refused before training refused."""
         prepared = prepare(
-            self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
+            self.specs, self.plan, device=self.launcher.devices[0], amp=self.request.amp, progress=self.say
         )
         check_comparable({p.spec.label: p.fingerprints for p in prepared}, self.request.metric)
         if self.request.budget is None and prepared[0].unit == 'seconds':
-            check_devices(self.request, self.devices, f'A plan in seconds ({self.plan.where})')
+            self.launcher.check_timed(f'A plan in seconds ({self.plan.where})')
         documents = prepared[0].documents
         if self.request.tune:
             check_text(*(documents[name] for name in ('domain', 'hash', 'tokens')))
@@ -144,18 +147,16 @@ class ComparisonSession:
 
     def dry_run(self) -> str:
         """What `run` would train, having checked all that it would refuse; writes nothing."""
-        from ..device import Compute, measured_flops
         from .rehearsal import told
 
         prepared = self._prepare()
         trials = [t for p in prepared for t in trials_of(p, self.folder)] if self.request.tune else []
-        compute = Compute.of(self.devices[0], amp=self.request.amp)
         return told(
             self.request,
             out=self.out,
             plan=self.plan.name,
-            device=self.devices[0],
-            speed=0.5 * measured_flops(compute.device, compute.dtype),
+            device=self.launcher.devices[0],
+            speed=self.launcher.speed(self.request.amp),
             verdict=[(p, self._jobs(p, self.first)) for p in prepared],
             search=[(t.prepared, t.jobs) for t in trials],
             notes=self._few_documents(prepared),
@@ -172,13 +173,7 @@ class ComparisonSession:
             self.say(warning)
         tuning = None
         if self.request.tune:
-            tuning, notes = search(
-                prepared,
-                self.folder,
-                metric=self.request.metric,
-                devices=self.devices,
-                workers=self.request.jobs,
-            )
+            tuning, notes = search(prepared, self.folder, self.launcher, metric=self.request.metric)
             self.notes += notes
             write_json(self.out / 'tuning.json', tuning)
         seeds = {p.spec.label: self.first for p in prepared}
@@ -293,13 +288,17 @@ class ComparisonSession:
         missing = any(not (job.finished or job.stopped) for job in ordered)
         if len(baseline) == self.first:
             self._report_noise(baseline)
+        left = [job for job in ordered if not job.stopped]
+        pool = self.launcher.pool(left)
+        judge_runs = None
+        if self.request.stop_early and isinstance(pool, Workers):
+            judge_runs = partial(pool.give_up, lambda job: self._give_up(job, baseline, others))
         run_jobs(
-            [job for job in ordered if not job.stopped],
-            devices=self.devices,
-            workers=self.request.jobs,
+            left,
+            pool,
             say=self.say,
             on_finish=lambda job: self._report_noise(baseline) if job in baseline[: self.first] else None,
-            give_up=(lambda job: self._give_up(job, baseline, others)) if self.request.stop_early else None,
+            judge=judge_runs,
         )
         return missing
 

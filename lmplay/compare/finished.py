@@ -16,6 +16,7 @@ from .grouping import (
 from .judge import judge
 from .outcome import Comparison
 from .report import write_report
+from .tuning import apart_from_tuning
 from .words import title
 
 
@@ -25,7 +26,9 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
     Runs of one experiment with equal settings are its seeds. baseline: a label; that of the first run unless
     given. Raises UserError for runs that cannot be compared.
     """
-    groups = group(find_runs([Path(p) for p in places]))
+    found = find_runs([Path(p) for p in places])
+    apart = apart_from_tuning(found)
+    groups = group(apart)
     if baseline is not None and baseline not in groups:
         raise UserError(unknown('baseline', baseline, groups))
     first = baseline or next(iter(groups))
@@ -42,7 +45,9 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         for label, of_seed in stopped.items()
         for seed, why in of_seed.items()
     ]
-    findings = judge(runs, metric=metric, notes=[*_notes(runs), *left_out], stopped=stopped) | {
+    findings = judge(
+        runs, metric=metric, notes=[*_notes(runs), *_tuned(found, apart), *left_out], stopped=stopped
+    ) | {
         'title': title(first, [label for label in runs if label != first]),
         'plan': ', '.join(sorted({r.summary['plan'] for members in runs.values() for r in members})),
         'budget': None,
@@ -76,13 +81,25 @@ def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:
             )
 
 
+def _tuned(runs: list[FinishedRun], apart: list[FinishedRun]) -> list[str]:
+    whole, left = len(runs[0].documents['hash']), len(apart[0].documents['hash'])
+    if left == whole:
+        return []
+    return [
+        f'A learning rate of these runs was chosen with {whole - left} of the {whole} held-out documents; '
+        f'only the other {left} are judged by.'
+    ]
+
+
 def _notes(runs: dict[str, list[FinishedRun]]) -> list[str]:
-    spent = {label: sorted({int(r.cost['tokens'] or 0) for r in members}) for label, members in runs.items()}
-    if len({n for amounts in spent.values() for n in amounts}) < 2:
+    """Whether experiments differ in tokens. Seeds may: where sequences vary in length, so do their tokens."""
+    spent = {label: {r.seed: int(r.cost['tokens'] or 0) for r in members} for label, members in runs.items()}
+    baseline, *others = spent.values()
+    if all(baseline[seed] == own[seed] for own in others for seed in own.keys() & baseline.keys()):
         return []
     parts = [
-        f'{label} {amounts[0]:,}' + (f' to {amounts[-1]:,}' if len(amounts) > 1 else '')
-        for label, amounts in spent.items()
+        f'{label} {min(own.values()):,}' + (f' to {max(own.values()):,}' if len({*own.values()}) > 1 else '')
+        for label, own in spent.items()
     ]
     return [
         f'These runs were not trained on the same number of tokens: {", ".join(parts)}. A longer run with '

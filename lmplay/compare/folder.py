@@ -29,21 +29,6 @@ def read_json(file: Path, *keys: str) -> dict:
     return content
 
 
-def devices_of(given: str) -> list[str]:
-    """The devices to spread runs over: those named, or every GPU for 'cuda' and 'auto'."""
-    from ..device import find_device
-
-    names = given.split(',')
-    found = [find_device(n) for n in names]
-    if len(found) == 1 and found[0].type == 'cuda' and found[0].index is None:
-        import torch
-
-        return [f'cuda:{i}' for i in range(torch.cuda.device_count())]
-    if len({d.type for d in found}) > 1:
-        raise UserError(f"--device: the runs of a comparison need devices of one kind; given: '{given}'.")
-    return [str(d) for d in found]
-
-
 def read_job(job: Job) -> FinishedRun:
     """The finished run of a job. Raises DataError for a damaged one."""
     try:

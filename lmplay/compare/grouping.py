@@ -48,16 +48,22 @@ def find_unfinished(places: Iterable[Path], runs: dict[str, list[FinishedRun]]) 
     """label -> seed -> why its run below these directories ended early, or that it has not ended."""
     found: dict[str, dict[int, str]] = {}
     alike = {_asked(run): label for label, members in runs.items() for run in members}
-    for place in places:
-        for file in sorted(Path(place).rglob(SETTINGS)):
-            folder = file.parent
-            if (folder / SUMMARY).is_file() or 'tuning' in file.relative_to(place).parts:
-                continue
-            run = read_started(folder)
-            label = alike.get(_asked(run)) if run else None
-            if run and label and run.settings['seed'] not in {r.seed for r in runs[label]}:
-                found.setdefault(label, {})[run.settings['seed']] = _why_unfinished(folder)
+    for folder, why in find_started(places).items():
+        run = read_started(folder)
+        label = alike.get(_asked(run)) if run else None
+        if run and label and run.settings['seed'] not in {r.seed for r in runs[label]}:
+            found.setdefault(label, {})[run.settings['seed']] = why
     return found
+
+
+def find_started(places: Iterable[Path]) -> dict[Path, str]:
+    """Folder -> why a run at or below these directories ended early, or that it has not ended."""
+    return {
+        file.parent: _why_unfinished(file.parent)
+        for place in places
+        for file in find_below(Path(place), SETTINGS)
+        if not (file.parent / SUMMARY).is_file() and 'tuning' not in file.relative_to(place).parts
+    }
 
 
 def _asked(run: StartedRun) -> str:
@@ -68,7 +74,7 @@ def _asked(run: StartedRun) -> str:
 
 def _why_unfinished(folder: Path) -> str:
     events = [r for r in read_metrics(folder) if r.get('event') == 'stopped']
-    return str(events[-1].get('message')) if events else f"'{folder}' is not finished"
+    return str(events[-1].get('message')) if events else 'it was killed, or is still training'
 
 
 def group(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
@@ -111,7 +117,8 @@ def check_comparable(fingerprints: dict[str, dict[str, str]], metric: str) -> No
             if fingerprints[other]['text'] != fingerprints[baseline]['text']:
                 raise UserError(
                     f'{other} and {baseline} were evaluated on different held-out texts; bits per byte '
-                    'compare across tokenizers and training data, but not across texts.'
+                    'compare across tokenizers and training data, but not across texts. A tokenizer that '
+                    'does not give back its text (lower case, unknown characters) predicts another one.'
                 )
             continue
         for name in ('data', 'tokenizer', 'evaluation'):

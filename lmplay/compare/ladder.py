@@ -10,8 +10,8 @@ import numpy as np
 from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
-from .comparison import Request, check_different
-from .folder import Folder, devices_of, read_job, read_json, write_json
+from .comparison import Request, check_different, launcher_of
+from .folder import Folder, read_job, read_json, write_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .ladder_findings import Runs, climb
 from .ladder_report import write_ladder
@@ -54,10 +54,10 @@ class LadderSession:
         self.plan = load_plan(request.plan)
         self.specs: list[Spec] = [parse_spec(text, request.settings) for text in request.experiments]
         check_different(self.specs)
-        self.devices = devices_of(request.device)
         labels = '+'.join(safe(spec.label) for spec in self.specs)
         self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}-ladder'
         self.folder = Folder(self.out, self.plan.name, say)
+        self.launcher = launcher_of(request, self.out, say)
 
     def _prepare(self) -> list[Rung]:
         """The rungs, all that can be refused before training refused."""
@@ -70,7 +70,7 @@ class LadderSession:
             rungs=rungs,
             span=span,
             tokens_per_parameter=self.request.tokens_per_parameter,
-            device=self.devices[0],
+            device=self.launcher.devices[0],
             amp=self.request.amp,
             progress=self.say,
         )
@@ -109,11 +109,9 @@ class LadderSession:
 
     def dry_run(self) -> str:
         """The rungs, and what `run` would train, having checked all that it would refuse; writes nothing."""
-        from ..device import Compute, measured_flops
         from .rehearsal import told_ladder
 
         ladder = self._prepare()
-        compute = Compute.of(self.devices[0], amp=self.request.amp)
         runs = [(p, jobs) for rung in ladder for p, jobs in zip(rung.prepared, self._jobs(rung).values())]
         if self.request.tune:
             trials = [t for rung in ladder for p in rung.prepared for t in trials_of(p, self.folder)]
@@ -122,8 +120,8 @@ class LadderSession:
             ladder,
             self.request,
             out=self.out,
-            device=self.devices[0],
-            speed=0.5 * measured_flops(compute.device, compute.dtype),
+            device=self.launcher.devices[0],
+            speed=self.launcher.speed(self.request.amp),
             runs=runs,
         )
 
@@ -142,8 +140,7 @@ class LadderSession:
         """Gives every experiment of a rung its learning rate, where that was asked for."""
         if not self.request.tune:
             return []
-        options = {'metric': self.request.metric, 'devices': self.devices, 'workers': self.request.jobs}
-        log, notes = search(rung.prepared, self.folder, **options)
+        log, notes = search(rung.prepared, self.folder, self.launcher, metric=self.request.metric)
         write_json(self.out / f'tuning-{rung.index + 1}.json', log)
         return [f'Rung {rung.index + 1}: {note}' for note in notes]
 
@@ -163,7 +160,7 @@ class LadderSession:
             self.folder.write_plan(p)
         jobs = self._jobs(rung)
         ordered = [job for of_seed in zip(*jobs.values()) for job in of_seed]
-        run_jobs(ordered, devices=self.devices, workers=self.request.jobs, say=self.say)
+        run_jobs(ordered, self.launcher.pool(ordered), say=self.say)
         runs = {label: [read_job(j) for j in members if j.finished] for label, members in jobs.items()}
         if self.request.tune:
             runs = {label: [part_of(r, tuning=False) for r in members] for label, members in runs.items()}

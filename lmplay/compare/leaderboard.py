@@ -8,9 +8,10 @@ from ..cli import cell
 from ..errors import UserError
 from ..files import write_text
 from ..runs.finished import FinishedRun
-from .grouping import METRICS, find_runs, group
+from .grouping import METRICS, find_runs, find_started, group
 from .numbers import figure_text, number
 from .report import page, write_csv
+from .tuning import apart_from_tuning
 
 COLUMNS = ('total_parameters', 'active_parameters', 'tokens', 'flops', 'seconds', 'memory')
 HEADINGS = ('parameters', 'active', 'tokens', 'FLOPs', 'seconds', 'memory')
@@ -26,6 +27,7 @@ def rank(runs: list[FinishedRun], metric: str) -> list[dict]:
         comparable.setdefault(key, []).append(run)
     tables = []
     for members in sorted(comparable.values(), key=lambda m: (-len(m), str(m[0].folder))):
+        members = apart_from_tuning(members)
         rows = [_row(label, of_label, metric) for label, of_label in group(members).items()]
         rows.sort(key=lambda row: (row[metric] != row[metric], row[metric]))  # NaN last
         run = members[0]
@@ -50,7 +52,7 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
         'experiment': label,
         'seeds': len(losses),
         metric: statistics.mean(losses),
-        'sd': statistics.stdev(losses) if len(losses) > 1 else None,
+        'sd': statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None,
         'total_parameters': runs[0].last_stage['total_parameters'],
         'active_parameters': runs[0].last_stage['active_parameters'],
         **{k: statistics.mean(c[k] or 0.0 for c in costs) for k in ('tokens', 'flops', 'seconds')},
@@ -61,17 +63,20 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
 
 def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
     """Prints the ranking of all finished runs at or below `places`; writes it as HTML and CSV to `out`."""
-    found = find_runs([Path(p) for p in places])
-    for run in found:
-        if run.broken_contract:
-            print(
-                f"Left out: the trained model of '{run.folder}' breaks the contract "
-                f'({run.broken_contract[0]})'
-            )
+    folders = [Path(p) for p in places]
+    found = find_runs(folders)
+    left_out = [
+        f"the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})"
+        for run in found
+        if run.broken_contract
+    ]
+    left_out += [f"'{folder}' is not finished: {why}" for folder, why in find_started(folders).items()]
+    for line in left_out:
+        print(f'Left out: {line}')
     tables = rank([run for run in found if not run.broken_contract], metric)
     _show(tables, metric)
     if out is not None:
-        _write(tables, metric, out)
+        _write(tables, metric, left_out, out)
         print(f'Written to {out / "leaderboard.html"}')
 
 
@@ -99,7 +104,7 @@ def _show(tables: list[dict], metric: str) -> None:
     console.print(NO_VERDICT, highlight=False)
 
 
-def _write(tables: list[dict], metric: str, out: Path) -> None:
+def _write(tables: list[dict], metric: str, left_out: list[str], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,6 +116,7 @@ def _write(tables: list[dict], metric: str, out: Path) -> None:
     ]
     write_csv(out / 'leaderboard.csv', rows)
     content = dict(tables=tables, heading=heading, metric=metric, unit=METRICS[metric], columns=COLUMNS)
+    content['left_out'] = left_out
     write_text(out / 'leaderboard.html', page('leaderboard.html.j2', **content))
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..cli import cell, count, duration, plain
 from ..errors import UserError
@@ -41,7 +42,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
     hopeless: bool = False
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    process: Any = field(default=None, repr=False)  # or what stands for one that runs elsewhere
     device: str = ''
 
     @property
@@ -134,6 +135,18 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+class Pool(Protocol):
+    """What trains the jobs that it was given: `Workers` on this machine, `SlurmQueue` on a cluster."""
+
+    def __bool__(self) -> bool: ...
+
+    def collect(self) -> Iterator[Job]: ...
+
+    def launch(self) -> Iterator[Job]: ...
+
+    def terminate(self) -> None: ...
+
+
 class Workers:
     """Trains jobs, `workers` at a time, worker i on devices[i % len(devices)]."""
 
@@ -189,19 +202,18 @@ class Workers:
 
 def run_jobs(
     jobs: Sequence[Job],
+    pool: Pool,
     *,
-    devices: Sequence[str],
-    workers: int,
     say: Callable[[str], None],
     on_finish: Callable[[Job], None] = lambda job: None,
-    give_up: Callable[[Job], str | None] | None = None,
+    judge: Callable[[], None] | None = None,
 ) -> None:
-    """Trains all jobs that are not finished. give_up: why a running one should be ended early, or None.
+    """Trains all jobs that are not finished, in their pool. judge: called now and then meanwhile.
 
-    However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises
-    UserError where a run failed.
+    However this ends, it leaves no process behind on this machine, and unfinished runs have saved their
+    state. Raises UserError where a run failed.
     """
-    pool, judged = Workers(jobs, devices, workers), time.monotonic()
+    judged = time.monotonic()
     try:
         with Board(jobs, say) as board:
             while pool:
@@ -211,9 +223,9 @@ def run_jobs(
                     on_finish(job)
                 for job in pool.launch():
                     board.line(f'{job.name}: training on {job.device}.')
-                if give_up and time.monotonic() - judged > JUDGE_SECONDS:
+                if judge and time.monotonic() - judged > JUDGE_SECONDS:
                     judged = time.monotonic()
-                    pool.give_up(give_up)
+                    judge()
                 board.show()
                 time.sleep(POLL_SECONDS)
     finally:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .folder import Folder, read_job
+from .launcher import Launcher
 from .prepare import Prepared, scale_lr
 from .runner import Job, run_jobs
 from .tuning import FACTORS, SEEDS, choose, part_of, said
@@ -35,7 +36,7 @@ def trials_of(p: Prepared, folder: Folder) -> list[Trial]:
 
 
 def search(
-    prepared: Sequence[Prepared], folder: Folder, *, metric: str, devices: Sequence[str], workers: int
+    prepared: Sequence[Prepared], folder: Folder, launcher: Launcher, *, metric: str
 ) -> tuple[dict, list[str]]:
     """Gives every experiment the learning rate that the search chooses for it; returns (its log, by label;
     what to know before trusting the verdict). Raises UserError where no rate is usable."""
@@ -48,7 +49,7 @@ def search(
     for trial in trials:
         folder.write_plan(trial.prepared)
     for_seed = [job for jobs in zip(*(t.jobs for t in trials)) for job in jobs]
-    run_jobs(for_seed, devices=devices, workers=workers, say=say)
+    run_jobs(for_seed, launcher.pool(for_seed), say=say)
     log, notes = {}, []
     for p in prepared:
         log[p.spec.label] = found = _choose_rate(p, [t for t in trials if t.owner is p], metric)

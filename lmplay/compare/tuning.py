@@ -1,5 +1,6 @@
 """The search for a learning rate, on held-out documents and seeds of its own."""
 
+import json
 import math
 import statistics as plain_statistics
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,23 @@ def part_of(run: FinishedRun, *, tuning: bool) -> FinishedRun:
     """The run as evaluated on the documents for tuning, or on those that are left for the verdict."""
     chosen = for_tuning(run.documents['domain'], run.documents['hash']) == tuning
     return replace(run, documents={name: column[chosen] for name, column in run.documents.items()})
+
+
+def apart_from_tuning(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The runs; where a learning rate of one was chosen by a search, all as evaluated on the documents that
+    the search did not use."""
+    return [part_of(run, tuning=False) for run in runs] if any(map(_is_tuned, runs)) else list(runs)
+
+
+def _is_tuned(run: FinishedRun) -> bool:
+    """Whether the run is one of a comparison (OUT/runs/EXPERIMENT/seed-N) that chose its learning rate."""
+    file = (
+        run.folder.resolve().parents[2] / 'comparison.json' if len(run.folder.resolve().parents) > 2 else None
+    )
+    try:
+        return file is not None and bool(json.loads(file.read_text(encoding='utf-8'))['asked']['tune'])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # of no comparison
 
 
 def check_text(domains: np.ndarray, hashes: np.ndarray, tokens: np.ndarray) -> None:

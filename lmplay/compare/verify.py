@@ -13,11 +13,12 @@ from ..errors import UserError
 from ..runs.checkpoint import WEIGHTS
 from ..runs.finished import FinishedRun, read_run
 from ..runs.source import ORIGINS, SOURCE, changed_source
-from .folder import devices_of, read_json
+from .folder import read_json
+from .launcher import devices_of
 from .prepare import PACKAGE, trainer_digest
 from .receipt import read_receipt
 from .report import NUMBERS
-from .runner import Job, run_jobs
+from .runner import Job, Workers, run_jobs
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def verify(report: str | Path, *, device: str = 'auto', say: Callable[[str], Non
     with tempfile.TemporaryDirectory(prefix='lmplay-verify-') as place:
         jobs = [_job(out, run, Path(place) / str(i)) for i, run in enumerate(chosen)]
         say(f"Training {len(jobs)} runs again from the source and settings kept in '{out}'.")
-        run_jobs(jobs, devices=devices[:1], workers=1, say=say)
+        run_jobs(jobs, Workers(jobs, devices[:1], 1), say=say)
         noise = read_json(out / NUMBERS, 'noise')['noise']['sd']
         allowed = None if receipt['device'] == 'cpu' else noise
         changed = receipt['trainer'] != trainer_digest()

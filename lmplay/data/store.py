@@ -48,7 +48,7 @@ BACKGROUND_BYTES = 64 << 20  # token files above this are checked while training
 
 
 class StoreMeta(BaseModel):
-    """meta.json of a store. Stores of earlier versions have no checksums."""
+    """meta.json of a store. Stores of earlier versions have no checksums, and no word of lost text."""
 
     model_config = ConfigDict(extra='allow', strict=True)
 
@@ -160,6 +160,8 @@ def open_store(
                 with new_folder(folder, replace=True) as temporary:
                     _tokenize(source, tokenizer, temporary, progress)
                 store = TokenStore(folder, json.loads((folder / META).read_text(encoding='utf-8')))
+    if store.meta.get('lost'):
+        log.warning("Dataset '%s': %s.", source.name, store.meta['lost'])
     return store
 
 
@@ -269,7 +271,6 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
     if not documents.lengths:
         raise DataError(f"Dataset '{source.name}' is empty: no document with text in it.")
     documents.save(folder)
-    round_trip.tell(source.name)
     checksums = {file.name: checksum(file) for file in sorted(folder.glob('*.bin'))}
     meta = {
         'version': VERSION,
@@ -281,6 +282,7 @@ def _tokenize(source: Source, tokenizer: Tokenizer, folder: Path, progress: Call
         'tokens': documents.tokens,
         'bytes': documents.bytes,
         'domains': list(documents.domain_names),
+        'lost': round_trip.found(),
         'evaluation': {key: source.spec[key] for key in SHARES if key in source.spec},
         CHECKSUMS: checksums,
     }

@@ -1,7 +1,9 @@
 """A run's directory while it is written: created, locked, and removed where the run could not start."""
 
 import contextlib
+import io
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..files import locked, write_json
+from ..files import locked, to_json, write_bytes
 from .fingerprints import STAGES
 from .recorder import LOGS, read_metrics
 from .source import SOURCE
@@ -42,6 +44,7 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / CHECKPOINTS
         self.reset_checkpoints = self.path / RESET
+        self._written: dict[str, bytes] = {}  # by this process: name -> content
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[bool]:
@@ -123,13 +126,36 @@ class RunDirectory:
     def write(self, **contents: object) -> None:
         """Writes NAME.json for each NAME=content."""
         for name, content in contents.items():
-            write_json(self.path / f'{name}.json', content)
+            self._put(f'{name}.json', to_json(content).encode())
+
+    def record_stage(self, name: str, facts: dict, *, index: int) -> None:
+        """Enters the facts of stage number `index` (from 0) into the run's stages.json."""
+        file = self.path / STAGES
+        earlier = json.loads(file.read_text(encoding='utf-8')) if index and file.is_file() else {}
+        self.write(stages=earlier | {name: facts})
 
     def write_held_out(self, stage: str, documents: Mapping[str, np.ndarray]) -> None:
         """Writes the held-out losses by document at a stage's end, for paired comparisons between runs."""
-        temporary = self.path / f'.held_out-{stage}.npz'
-        np.savez_compressed(temporary, allow_pickle=False, **documents)
-        os.replace(temporary, self.path / f'held_out-{stage}.npz')
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **documents)
+        self._put(f'held_out-{stage}.npz', content.getvalue())
+
+    def _put(self, name: str, content: bytes) -> None:
+        self._written[name] = content
+        write_bytes(self.path / name, content)
+
+    def rescued(self) -> 'RunDirectory':
+        """A directory beside this one, whose files are being removed, with all that this process wrote here.
+
+        DIR-rescued, or DIR-rescued-2, ...
+        """
+        names = (f'{self.path.absolute().name}-rescued{n}' for n in ('', *(f'-{i}' for i in range(2, 1000))))
+        free = next(f for n in names if not (f := self.path.absolute().with_name(n)).exists())
+        elsewhere = RunDirectory(free)
+        elsewhere.path.mkdir(parents=True)
+        for name, content in self._written.items():
+            elsewhere._put(name, content)
+        return elsewhere
 
 
 def _make(folder: Path) -> bool:

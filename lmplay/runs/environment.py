@@ -40,6 +40,7 @@ def environment() -> dict:
         'packages': packages,
         'platform': platform.platform(),
         'cpu': _cpu_model(),
+        'float32_products': torch.get_float32_matmul_precision(),
         'cpu_count': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         'torch_threads': torch.get_num_threads(),
         'load': load(),

@@ -5,7 +5,6 @@ Equal fingerprints make the losses of two runs comparable.
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from ..base.base_model import LMBase
 from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
 from ..data.rows import PackedRows, Rows
-from ..files import write_json
 from ..tokenizers import Tokenizer, as_tokenizer
 
 STAGES = 'stages.json'
@@ -42,19 +40,22 @@ def fingerprints(stage: str, mixture: Mixture, held_out: HeldOut, tokenizer: Tok
     data        the training sequences and the order that a seed gives them
     tokenizer   the vocabulary
     evaluation  the held-out tokens that are scored, and the sequences they are part of
-    text        the held-out documents, whatever the tokenizer
+    text        the held-out documents, whatever the tokenizer, unless it does not give them back: what it
+                predicts instead is another text
     """
     training = [
         part for rows in mixture.sources for part in (rows.store.folder.name, _rows(rows), _documents(rows))
     ]
     scored = [(_rows(rows), rows.store.meta['source'], count) for rows, _, _, count in held_out.rows]
     documents = [(d['domain'], d['hash'], d['tokens']) for d in held_out.documents]
+    lossy = any(rows.store.meta.get('lost') for rows, *_ in held_out.rows)
+    lost = [tokenizer.fingerprint] if lossy else []
     order = [mixture.quota.tolist()] if len(mixture.sources) == 1 else ['evenly spread', mixture.weights]
     return {
         'data': _digest(stage, *order, *training),
         'tokenizer': tokenizer.fingerprint,
         'evaluation': _digest(tokenizer.fingerprint, scored, documents),
-        'text': _digest([(domain, digest) for domain, digest, _ in documents]),
+        'text': _digest([(domain, digest) for domain, digest, _ in documents], *lost),
     }
 
 
@@ -70,10 +71,3 @@ def model_facts(model: LMBase, *, exp: str) -> dict:
         'trainable_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
         'active_parameters': model.active_parameters(),
     }
-
-
-def record_stage(run_dir: Path, name: str, facts: dict, *, index: int) -> None:
-    """Enters the facts of stage number `index` (from 0) into the run's stages.json."""
-    file = run_dir / STAGES
-    earlier = json.loads(file.read_text()) if index and file.is_file() else {}
-    write_json(file, earlier | {name: facts})

@@ -248,7 +248,7 @@ class FinishedRun(StartedRun):
         for name, stage in self.stage_settings.items():
             found |= {f'{name}.{k}': v for k, v in stage.items() if k not in ('name', 'model', 'exp')}
             found[f'{name}.row_length'] = self.stages[name]['row_length']
-        found |= {k: self.environment.get(k) for k in ('python', 'platform', 'cpu')}
+        found |= {k: self.environment.get(k) for k in ('python', 'platform', 'cpu', 'float32_products')}
         found['devices'] = ', '.join(self.environment.get('devices') or []) or None
         found |= {f'package {k}': v for k, v in self.environment.get('packages', {}).items()}
         git = (self.environment.get('git') or {}).get('lmplay') or {}

@@ -7,6 +7,7 @@ samples.jsonl         now and then a prompt, its truth and the model's predictio
 tensorboard/, wandb/  on request; their step axis is samples
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -189,7 +190,7 @@ class Recorder:
 
     def _open(self, name: str, offset: int):
         path = self.run_dir / name
-        file = open(path, 'ab')  # noqa: SIM115  closed in close()
+        file = open(path, 'a+b')  # noqa: SIM115  closed in close(); read by `copy`
         size = file.seek(0, os.SEEK_END)
         if size < offset:  # somebody cut it: keep its whole lines
             log.warning(
@@ -253,11 +254,49 @@ class Recorder:
             reporter.flush()
         return {name: file.tell() for name, file in self._files.items()}
 
+    def removed(self) -> str | None:
+        """The name of the first log that is no longer where it is written; None where all are."""
+        for name, file in self._files.items():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.run_dir / name)):
+                    continue
+            return name
+        return None
+
+    def copy(self, folder: Path) -> None:
+        """Writes the logs into another folder, whether or not they have been removed from their own."""
+        self._flush()
+        for name, file in self._files.items():
+            file.seek(0)
+            with open(folder / name, 'wb') as copy:
+                shutil.copyfileobj(file, copy)
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
         for reporter in self._reporters:
             reporter.close()
+
+
+class NoRecorder:
+    """A Recorder that records nothing."""
+
+    def train(self, record: Mapping[str, Any]) -> None: ...
+
+    def validation(self, record: Mapping[str, Any]) -> None: ...
+
+    def event(self, record: Mapping[str, Any]) -> None: ...
+
+    def sample(self, record: Mapping[str, Any]) -> None: ...
+
+    def offsets(self) -> dict[str, int]:
+        return {}
+
+    def removed(self) -> None: ...
+
+    def copy(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

@@ -1,11 +1,9 @@
 """Whether a tokenizer gives back the text that it is given."""
 
-import logging
 from dataclasses import dataclass
 
 from .protocol import Tokenizer
 
-log = logging.getLogger(__name__)
 SAMPLE, SAMPLE_CHARACTERS = 100, 2000  # documents, and of each, that are encoded and decoded to compare
 
 
@@ -31,13 +29,11 @@ class RoundTrip:
         around = slice(max(0, at - 12), at + 12)
         self.example = self.example or f'{text[around]!r} comes back as {back[around]!r}'
 
-    def tell(self, dataset: str) -> None:
-        if self.lost:
-            log.warning(
-                "Dataset '%s': the tokenizer %s does not give back %d of %d documents looked at: %s.",
-                dataset,
-                self.tokenizer.name,
-                self.lost,
-                self.seen,
-                self.example,
-            )
+    def found(self) -> str:
+        """What is lost, in words; '' where nothing is."""
+        if not self.lost:
+            return ''
+        return (
+            f'the tokenizer {self.tokenizer.name} does not give back {self.lost} of {self.seen} documents '
+            f'looked at: {self.example}'
+        )

@@ -44,7 +44,7 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
         f'{math.exp(min(state.best_loss, 700)):.2f}.\n'
         f'{_also_measured(trainer.evaluation)}'
         f'Curves:     {_curves(directory)}\n'
-        f'Checkpoint: {directory.checkpoints / "best"}\n'
+        f'Checkpoint: {directory.checkpoints / "best"}{_between_saves(trainer)}\n'
         f"Generate:   lmp_generator {directory.path} --prompt 'Once upon a time'{by_path}"
     )
     told = '\n'.join([told, *_notes(stages, changes)])
@@ -99,6 +99,17 @@ def _notes(stages: Sequence[ResolvedStage], changes: list[dict]) -> list[str]:
     """What of the plan did not apply, and what changed within the run."""
     applied = [note for stage in stages for note in stage.notes]
     return [*applied, *(f'After {r.get("step"):,} steps: {r.get("message")}' for r in changes)]
+
+
+def _between_saves(trainer: Trainer) -> str:
+    """What to add where the best weights were not saved."""
+    state = trainer.state
+    if state.best_is_saved or state.best_saved_loss is None:
+        return ''
+    return (
+        f', of validation loss {state.best_saved_loss:.4f}: the best evaluation fell between two saves '
+        '(--save-interval)'
+    )
 
 
 def _also_measured(evaluation: Evaluation) -> str:

@@ -17,7 +17,7 @@ class TrainState:
     first_seconds      of those, spent in the stage's first step, which compiles and fills caches
     mini_batch_size    sequences of a forward pass; 0 until decided, then what "auto" settled on
     validation_loss    of the last evaluation, after `validated_step` steps of the run; best_loss the lowest
-                       of this stage
+                       of this stage, best_saved_loss that of the weights that `best` names
     """
 
     stage: int = 0
@@ -37,8 +37,13 @@ class TrainState:
     validation_loss: float | None = None
     best_loss: float | None = None
     best_is_saved: bool = False
+    best_saved_loss: float | None = None
     validated_step: int | None = None
     alarm: dict = field(default_factory=lambda: {'warnings': 0})
+
+    def __post_init__(self):
+        if self.best_is_saved and self.best_saved_loss is None:  # an older checkpoint
+            self.best_saved_loss = self.best_loss
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -51,6 +56,7 @@ class TrainState:
         self.stage, self.step, self.samples, self.mini_batch_size = index, 0, 0, 0
         self.stage_seconds = self.first_seconds = 0.0
         self.validation_loss = self.best_loss = self.validated_step = None
+        self.best_is_saved, self.best_saved_loss = False, None
         self.skipped_in_a_row, self.alarm = 0, {'warnings': 0}
 
     def advance(self, sequences: int, tokens: int, flops: float) -> None:
@@ -87,12 +93,15 @@ class TrainState:
             self.best_loss, self.best_is_saved = loss, False
 
     def take_best(self) -> bool:
-        """True once for each new best evaluation, which then counts as saved."""
-        best = (
-            self.best_loss is not None and self.validation_loss == self.best_loss and not self.best_is_saved
-        )
-        self.best_is_saved = self.best_is_saved or best
-        return best
+        """True where the weights of now were evaluated, as better than all that were saved before; they then
+        count as saved. Weights that have been trained since their evaluation are nobody's best."""
+        loss, before = self.validation_loss, self.best_saved_loss
+        if self.validated_step != self.total_step or loss is None or math.isnan(loss):
+            return False
+        if before is not None and loss >= before:
+            return False
+        self.best_saved_loss, self.best_is_saved = loss, loss == self.best_loss
+        return True
 
     def where(self) -> dict:
         """The position as records give it."""

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from lmplay.base.base_model import LMBase, LMOutput
-from lmplay.base.runner_list import list_experiments
 from lmplay.checks import check_contract, check_experiment, contract, require_contract
 from lmplay.errors import ExperimentError
 from lmplay.modules import Block, cached_length, layer_cache
 from lmplay.tokenizers import BytesTokenizer
 
 MAX_LEN = 160
+
+
+class FewEnds(BytesTokenizer):
+    n_vocab = 20_000
 
 
 class Plain(LMBase):
@@ -383,7 +386,189 @@ class HiddenByItsOwnChance(Plain):
         return h
 
 
+class EndsOfBlocks(Plain):
+    """Local attention in blocks of 32, whose last position sees the first of the next."""
+
+    def features(self, x):
+        h = super().features(x)
+        at_end = (torch.arange(x.shape[1]) % 32 == 31)[:, None]
+        return h + 0.1 * at_end * F.pad(h, (0, 0, 0, 1))[:, 1:]
+
+
+class FromTheEnd(Plain):
+    """Positions counted from the end of the text."""
+
+    def features(self, x):
+        h = self.tok_embed(x) + self.pos_embed[:, -x.shape[1] :]
+        for block in self.blocks:
+            h = block(h)
+        return self.ln(h)
+
+
+class ShareOfTheLength(Plain):
+    def features(self, x):
+        share = torch.linspace(0, 1, x.shape[1], dtype=self.ln.weight.dtype)
+        return super().features(x) * (1 + share[:, None])
+
+
+class LargeVocabulary(Plain):
+    """In a random text of it, no text ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = FewEnds()
+        self.tok_embed, self.fc = nn.Embedding(20_000, 32), nn.Linear(32, 20_000)
+
+
+class CountsTokens(LargeVocabulary):
+    """How long a text is, taken from where its padding begins."""
+
+    def features(self, x):
+        real = (x != self.tokenizer.pad_token).sum(1).to(self.ln.weight.dtype)
+        return super().features(x) + 0.01 * real[:, None, None]
+
+
+class NextDocument(LargeVocabulary):
+    """Distance to the next end of a text, instead of that from the last one."""
+
+    def features(self, x):
+        ends = (x == self.tokenizer.eot_token).flip(1).cumsum(1).flip(1)
+        return super().features(x) + 0.01 * ends[..., None]
+
+
+class DividesByTheBatch(Plain):
+    def features(self, x):
+        h = super().features(x)
+        return h / len(x) if self.training else h
+
+
+class MixesLargeBatchesInTraining(Plain):
+    def features(self, x):
+        h = super().features(x)
+        return h + 0.1 * h.mean(0, keepdim=True) if self.training and len(x) > 16 else h
+
+
+class RemembersInTraining(Plain):
+    """Adds the features of the batch before."""
+
+    memory = 0
+
+    def features(self, x):
+        h = super().features(x)
+        if not self.training:
+            return h
+        before, self.memory = self.memory, h.detach().mean((0, 1))
+        return h + 0.1 * before
+
+
+class OpensLater(Plain):
+    """A curriculum that ends with attention to all."""
+
+    late = False
+
+    def before_step(self, ctx):
+        self.late = ctx.step > ctx.total_steps / 4
+
+    def features(self, x):
+        h = super().features(x)
+        return h + 0.1 * h.mean(1, keepdim=True) if self.late else h
+
+
+class ChangesAnAttribute(Plain):
+    """In every step, and a checkpoint loses it."""
+
+    gain = 1.0
+
+    def after_step(self, ctx):
+        self.gain *= 0.9
+
+    def features(self, x):
+        return super().features(x) * self.gain
+
+
+class DetachedBesideALoss(Plain):
+    """An auxiliary loss trains what the loss of the next token does not."""
+
+    def features(self, x):
+        h = super().features(x)
+        return LMOutput(features=h.detach(), losses={'size': (h.square().mean(), 0.1)})
+
+
+class TwoForwardsBehindZeros(Plain):
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x):
+        return self.fc(2 * self.features(x))
+
+
+class TwoForwardsInTraining(Plain):
+    def forward(self, x):
+        h = self.features(x)
+        return self.fc(h * 1.5 if self.training else h)
+
+
+class RareNan(LargeVocabulary):
+    """In the embedding of a token that a random text does not contain."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.tok_embed.weight[-7] = float('nan')
+
+
+class Uninitialised(Plain):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(32).clamp(-1, 1))  # whatever the memory held, but finite
+
+    def features(self, x):
+        return super().features(x) * (1 + self.scale)
+
+
+class ForgottenGroup(Plain):
+    def param_groups(self, weight_decay):
+        return [{'params': [*self.blocks.parameters(), *self.fc.parameters()], 'weight_decay': weight_decay}]
+
+
+class BufferOfTheParameter(Plain):
+    """On the CPU it is the parameter, elsewhere a copy that stays as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('head', self.fc.weight)
+
+
+class ExpandedBuffer(Plain):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('scale', torch.ones(1).expand(32))
+
+    def features(self, x):
+        return super().features(x) * self.scale
+
+
 WRONG = {
+    EndsOfBlocks: 'changing the tokens from position 128 on .* sees the future',
+    FromTheEnd: 'sees how long its text is',
+    ShareOfTheLength: 'sees how long its text is',
+    CountsTokens: 'sees the future',
+    NextDocument: 'sees the future',
+    DividesByTheBatch: 'in a batch of 17 than alone, by up to .* in training mode',
+    MixesLargeBatchesInTraining: 'in a batch of 17 than alone, by up to .* in training mode',
+    RemembersInTraining: 'keeps something of one batch for the next',
+    OpensLater: 'the same holds later in training.* sees the future',
+    ChangesAnAttribute: 'what changes in training in buffers too',
+    DetachedBesideALoss: '`features` are detached',
+    TwoForwardsBehindZeros: 'are not the same',
+    TwoForwardsInTraining: 'are not the same .* in training mode',
+    RareNan: "'tok_embed.weight' is not finite",
+    Uninitialised: "'scale' is made without values",
+    ForgottenGroup: '`param_groups` leaves out .* tok_embed.weight',
+    BufferOfTheParameter: "'fc.weight' shares memory with 'head'",
+    ExpandedBuffer: "'scale' is expanded",
     LeaksWithAGraph: 'in training mode: it sees the future',
     HiddenByZeros: 'sees the future',
     WrongSum: 'sees the future',
@@ -417,7 +602,7 @@ WRONG = {
     Detached: 'only the head `fc` gets a gradient: `features` are detached',
     AllDetached: 'no gradient reaches any parameter',
     TwoForwards: 'are not the same',
-    NotANumber: 'logits are not finite',
+    NotANumber: "'fc.weight' is not finite",
     NanInTraining: r'not finite \(in training mode',
     Unused: 'trainable parameters get no gradient: extra.bias, extra.weight',
     Lazy: "'extra.weight' has no shape yet",
@@ -541,6 +726,69 @@ class Modern(LMBase):
         return self.norm(h + self.down(F.silu(self.gate(n)) * self.up(n)))
 
 
+class ComplexRotary(Plain):
+    """Positions as complex numbers, in a buffer that is saved, as Llama's own code has them."""
+
+    def __init__(self):
+        super().__init__()
+        angles = torch.outer(torch.arange(MAX_LEN).float(), 0.1 ** torch.arange(16))
+        self.register_buffer('turns', torch.polar(torch.ones_like(angles), angles))
+
+    def features(self, x):
+        h = super().features(x)
+        turned = torch.view_as_complex(h.unflatten(-1, (-1, 2))) * self.turns[: x.shape[1]]
+        return torch.view_as_real(turned).flatten(-2)
+
+
+class WithinDocuments(LargeVocabulary):
+    """Positions counted from the last end of a text."""
+
+    def features(self, x):
+        at = torch.arange(x.shape[1])
+        begin = torch.where(x == self.tokenizer.eot_token, at, 0).cummax(1).values
+        return super().features(x) + self.pos_embed[0][at - begin]
+
+
+class RunningMean(Plain):
+    """Kept in a buffer and used in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(32))
+
+    def features(self, x, cache=None):
+        h = super().features(x, cache)
+        out = h - self.mean.clone()
+        if self.training:
+            self.mean.lerp_(h.detach().mean((0, 1)), 0.1)
+        return out
+
+
+class CapacityDeclared(Plain):
+    """An expert takes as many positions as a share of the text."""
+
+    batch_dependent = True
+
+    def features(self, x):
+        h = super().features(x)
+        taken = (h[..., 0] > 0).cumsum(1) <= x.shape[1] // 4
+        return h + 0.1 * taken[..., None]
+
+
+class SecondToken(Plain):
+    """Predicts the token after the next too, in a loss of its own, with dropout before its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.dropout = nn.Linear(32, 32), nn.Dropout(0.3)
+
+    def forward(self, x):
+        h = self.features(x)
+        after = self.fc(self.second(h[:, :-2])).flatten(0, 1) if x.shape[1] > 2 else None
+        losses = {'second': (F.cross_entropy(after, x[:, 2:].flatten()), 0.3)} if after is not None else {}
+        return LMOutput(self.fc(self.dropout(h)), losses=losses)
+
+
 class LayersDropped(Plain):
     """Whole layers left out at random, by random numbers of three kinds."""
 
@@ -649,6 +897,7 @@ RIGHT += [
     Bigram,
 ]
 RIGHT += [OnlySinglePrecision, Modern]
+RIGHT += [ComplexRotary, WithinDocuments, RunningMean, CapacityDeclared, SecondToken]
 
 
 @pytest.mark.parametrize('model', RIGHT, ids=lambda m: m.__name__)
@@ -686,10 +935,10 @@ def test_a_model_that_reports_what_it_computes_is_judged_by_it():
     require_contract(Reports())
 
 
-@pytest.mark.parametrize('name', [e.name for e in list_experiments() if e.error is None])
+@pytest.mark.parametrize('name', ['gpt2ish', 'gpt2_moe_test', 'some_test', 'modern_test', 'unified_test'])
 def test_every_shipped_experiment_keeps_the_contract(name):
     found = list(check_experiment(name))
-    assert len(found) == 10 and [f for f in found if f.problem] == []
+    assert len(found) == 13 and [f for f in found if f.problem] == []
 
 
 def test_a_model_too_large_to_copy_is_checked_by_its_structure_and_that_is_said(caplog, monkeypatch):
@@ -697,3 +946,46 @@ def test_a_model_too_large_to_copy_is_checked_by_its_structure_and_that_is_said(
     found = [f.check for f in check_contract(SeesTheFuture())]
     assert found == ['tensors that can be saved', 'shape of the logits']
     assert 'too large to be copied' in caplog.text
+
+
+EXPERIMENT = """
+import torch.nn.functional as F
+from lmplay.base.base_model import BasicModelRunner
+from lmplay.base.runner_list import expose_runner
+from lmplay.exp.gpt2ish.model import GPT2
+from lmplay.modules import cached_length, layer_cache
+
+class Deep(GPT2):
+    def features(self, x, cache=None):
+        h = super().features(x)
+        return h + 0.1 * F.pad(h, (0, 0, 0, 1))[:, 1:] if len(self.blocks) > 5 else h
+
+class Long(GPT2):
+    def features(self, x, cache=None):
+        start = min(500, cached_length(cache))
+        h = self.tok_embed(x) + self.pos_embed[:, start : start + x.shape[1]]
+        for i, block in enumerate(self.blocks):
+            h = block(h, cache=layer_cache(cache, i))
+        return self.ln(h)
+
+@expose_runner('deep_mistake')
+def deep(*args, **kwargs):
+    return BasicModelRunner(Deep, *args, **kwargs)
+
+@expose_runner('late_mistake')
+def late(*args, **kwargs):
+    return BasicModelRunner(Long, *args, **kwargs)
+"""
+
+
+def test_mistakes_of_the_sixth_layer_and_the_five_hundredth_position_are_found_after_an_edit(tmp_path):
+    (tmp_path / 'versions.py').write_text(EXPERIMENT)
+    for name, message in (('deep_mistake', 'sees the future'), ('late_mistake', 'at position 511 differ')):
+        problems = [f.problem for f in check_experiment(f'{tmp_path}/versions.py:{name}') if f.problem]
+        assert message in problems[0]
+
+
+def test_what_a_step_leaves_behind_is_looked_for_with_every_seed_of_a_run():
+    torch.manual_seed(1)  # the seed of a run that made the model
+    with pytest.raises(ExperimentError, match='computes something else'):
+        require_contract(RandomAttribute(), RandomAttribute)

@@ -1,11 +1,15 @@
 """Comparisons of finished runs."""
 
+import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lmplay.compare.finished import compare_runs
+from lmplay.compare.finished import _notes, compare_runs
+from lmplay.compare.leaderboard import rank
+from lmplay.compare.tuning import for_tuning
 from lmplay.errors import UserError
 
 
@@ -46,8 +50,26 @@ def test_a_run_that_never_ended_leaves_its_experiment_without_a_verdict(baseline
     found = compare_runs([str(tmp_path / 'runs')], metric='loss', baseline=None, out=tmp_path / 'some')
     (verdict,) = found.verdicts
     assert verdict.verdict == 'no verdict' and 'stopped early on seed 2' in verdict.sentence
-    assert any('is not finished' in w for w in found.findings['warnings'])
+    assert any('it was killed' in w for w in found.findings['warnings'])
     assert len(found.runs['gpt2ish,embed_dim=64']) == 2
+
+
+def test_documents_that_chose_a_learning_rate_judge_no_finished_runs(baseline, wide, tmp_path):
+    comparison = tmp_path / 'tuned'
+    for run in (*baseline, *wide):
+        width = run.last_stage['hyperparameters']['embed_dim']
+        place = comparison / 'runs' / f'gpt2ish-{width}' / f'seed-{run.seed}'
+        shutil.copytree(run.folder, place, ignore=shutil.ignore_patterns('checkpoints'))
+    runs = [str(comparison / 'runs')]
+    whole = compare_runs(runs, metric='loss', baseline=None, out=tmp_path / 'whole')
+    (comparison / 'comparison.json').write_text(json.dumps({'asked': {'tune': 'lr'}, 'seeds': [3]}))
+    part = compare_runs(runs, metric='loss', baseline=None, out=tmp_path / 'part')
+    used = for_tuning(baseline[0].documents['domain'], baseline[0].documents['hash']).sum()
+    documents = [found.findings['held_out']['documents'] for found in (whole, part)]
+    assert documents[0] - documents[1] == used > 0
+    assert f'{used} of the {documents[0]} held-out documents' in ' '.join(part.findings['warnings'])
+    (table,) = rank([run for members in whole.runs.values() for run in members], 'loss')
+    assert table['documents'] == documents[1]  # of the leaderboard too
 
 
 def test_an_edited_source_is_said(trained, experiments, baseline, tmp_path):
@@ -62,3 +84,12 @@ def test_an_edited_source_is_said(trained, experiments, baseline, tmp_path):
         model.write_text(before)
     (said,) = (w for w in found.findings['warnings'] if 'changed on disk' in w)
     assert said.startswith('same has changed') and 'model.py' in said
+
+
+def test_seeds_may_differ_in_tokens_experiments_are_told_where_they_do():
+    def runs(*tokens):
+        return [SimpleNamespace(seed=seed, cost={'tokens': n}) for seed, n in enumerate(tokens)]
+
+    assert not _notes({'a': runs(10, 12), 'b': runs(10, 12), 'c': runs(10)})
+    (note,) = _notes({'a': runs(10, 12), 'b': runs(12, 12)})
+    assert 'a 10 to 12, b 12.' in note

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from dataclasses import replace
 
 from lmplay.compare.__main__ import main
@@ -18,6 +19,24 @@ def test_leaderboard(baseline, wide, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
     assert 'is not a verdict' in out
+
+
+def test_an_experiment_of_which_a_seed_diverged_is_ranked_last(baseline, wide):
+    documents = wide[1].documents | {'loss': wide[1].documents['loss'] * float('nan')}
+    (table,) = rank([*baseline, wide[0], replace(wide[1], documents=documents)], 'loss')
+    assert [(row['seeds'], row['sd'] is None) for row in table['rows']] == [(3, False), (2, True)]
+    assert math.isnan(table['rows'][1]['loss'])
+
+
+def test_a_run_that_was_killed_is_mentioned(baseline, tmp_path, capsys):
+    for run in baseline:
+        shutil.copytree(run.folder, tmp_path / 'runs' / run.folder.name)
+    killed = tmp_path / 'runs' / baseline[1].folder.name
+    (killed / 'summary.json').unlink()
+    assert main(['--leaderboard', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 0
+    told = f"'{killed}' is not finished: it was killed, or is still training"
+    assert f'Left out: {told}' in capsys.readouterr().out
+    assert 'is not finished: it was killed' in (tmp_path / 'out' / 'leaderboard.html').read_text()
 
 
 def test_runs_share_a_table_only_where_they_may_be_compared(trained, baseline):

@@ -5,7 +5,8 @@ from lmplay.data.mixture import Mixture
 from lmplay.data.rows import PackedRows, PaddedRows
 from lmplay.data.sources import Row
 from lmplay.data.store import open_store
-from lmplay.runs.fingerprints import fingerprints, model_facts, record_stage
+from lmplay.runs.directory import RunDirectory
+from lmplay.runs.fingerprints import fingerprints, model_facts
 from lmplay.tokenizers import get_tokenizer
 from tests.helpers import tiny
 
@@ -67,12 +68,34 @@ def test_each_difference_changes_the_fingerprints_that_it_matters_to():
     assert changed(stage='t') == {'data'}
 
 
+class Lower(type(BYTES)):
+    """Loses upper case."""
+
+    fingerprint = 'lower'
+
+    def encode(self, text):
+        return super().encode(text.lower())
+
+    def encode_batch(self, texts):
+        return super().encode_batch([text.lower() for text in texts])
+
+
+def test_a_tokenizer_that_loses_text_predicts_another_text(caplog):
+    assert prints(source=Texts('a'))['text'] == prints(source=Texts('a'), tokenizer=Lower())['text']
+    assert 'does not give back' not in caplog.text
+    lossy = [
+        prints(source=Texts('Ada'), tokenizer=Lower())['text'] for _ in range(2)
+    ]  # the second from the cache
+    assert lossy[0] == lossy[1] != prints(source=Texts('Ada'))['text']
+    assert caplog.text.count('does not give back') == 2
+
+
 def test_facts_of_stages_add_up_and_a_first_stage_starts_afresh(tmp_path):
     model = tiny()
     facts = model_facts(model, exp='gpt2ish')
     assert facts['total_parameters'] == model.total_parameters() and facts['causal'] is True
     for index, name in enumerate(('a', 'b')):
-        record_stage(tmp_path, name, facts, index=index)
+        RunDirectory(tmp_path).record_stage(name, facts, index=index)
     assert json.loads((tmp_path / 'stages.json').read_text()) == {'a': facts, 'b': facts}
-    record_stage(tmp_path, 'c', facts, index=0)
+    RunDirectory(tmp_path).record_stage('c', facts, index=0)
     assert list(json.loads((tmp_path / 'stages.json').read_text())) == ['c']

@@ -3,11 +3,14 @@
 import copy
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmplay.device import Compute
 from lmplay.errors import CheckpointError
-from lmplay.train.record import FIXED, as_trained, changed_settings, changes, require_same
+from lmplay.train.record import FIXED, as_trained, changed_settings, changes, require_same, run_record
+from lmplay.train.resolve import Settings
 
 PRINTS = {'data': 'd1', 'tokenizer': 't1', 'text': 'x1', 'evaluation': 'e1'}
 RECORD = {
@@ -41,6 +44,18 @@ def test_what_losses_have_in_common_may_not_change(name):
     assert "'runs/mine'" in message and '\n' not in message
     old, new = ('float32', 'bfloat16') if name == 'precision' else (PRINTS[name], '9')
     assert f'was {old} and is {new}' in message
+
+
+def test_float32_products_of_less_precision_are_another_precision():
+    compute = Compute.of('cpu', amp=False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision('highest')
+        assert run_record([], [], Settings(), compute)['precision'] == 'float32'
+        torch.set_float32_matmul_precision('high')  # as an experiment may, in its versions.py
+        assert "'high'" in run_record([], [], Settings(), compute)['precision']
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_refusal_gives_what_a_person_would_compare():

@@ -20,7 +20,7 @@ def test_the_state_of_a_run_begun_long_ago_is_read_and_written_as_it_was(name):
             old = json.load(archive.extractfile(member))['progress']
             now = TrainState(**old).to_dict()
             assert {key: now[key] for key in old} == old
-            assert now.keys() - old.keys() == {'validated_step'}
+            assert now.keys() - old.keys() == {'validated_step', 'best_saved_loss'}
 
 
 def test_it_survives_json():
@@ -62,19 +62,28 @@ def test_steps_without_a_finite_gradient_are_counted_in_a_row():
     assert (state.skipped, state.skipped_in_a_row) == (6, 0)
 
 
-@given(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.booleans()), max_size=12))
-def test_the_best_weights_are_saved_as_such_once(evaluations):
-    """evaluations: (loss, whether a checkpoint is written then); `best` is taken for a new lowest loss."""
-    state, best, saved = TrainState(), None, False
-    for loss, saves in evaluations:
+@given(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.booleans(), st.booleans()), max_size=12))
+def test_best_names_the_best_weights_that_were_saved_as_they_were_evaluated(evaluations):
+    """evaluations: (loss, whether a checkpoint is written then, whether steps are taken in between)."""
+    state, best, saved = TrainState(), None, None
+    for loss, saves, trained_on in evaluations:
         state.record_validation(loss)
-        if best is None or loss < best:
-            best, saved = loss, False
+        best = loss if best is None else min(best, loss)
+        if trained_on:
+            state.advance(1, 1, 0.0)
         if saves:
-            assert state.take_best() == (loss == best and not saved)
-            saved = saved or loss == best
+            better = not trained_on and (saved is None or loss < saved)
+            assert state.take_best() == better
+            saved = loss if better else saved
             assert not state.take_best()
-    assert state.best_loss == best
+        assert (state.best_loss, state.best_saved_loss) == (best, saved)
+    assert state.best_is_saved == (saved is not None and saved == best)
+
+
+def test_a_checkpoint_that_does_not_say_which_loss_was_saved_keeps_its_best_one():
+    state = TrainState(best_loss=2.0, best_is_saved=True)
+    state.record_validation(3.0)
+    assert not state.take_best()
 
 
 def test_an_evaluation_without_a_number_is_no_best_one():
