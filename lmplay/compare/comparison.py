@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, UserError
-from ..files import locked, write_text
+from ..files import locked, seal_is_broken, sealed, write_text
 from ..runs.finished import FinishedRun, read_run
+from ..runs.formats import Form, checked, read
 from ..train.plan import load_plan
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .judge import judge, noise
@@ -68,12 +70,20 @@ def write_json(file: Path, content) -> None:
     write_text(file, json.dumps(content, indent=1, allow_nan=False) + '\n')
 
 
-def read_json(file: Path, *keys: str) -> dict:
-    """What `write_json` wrote. Raises DataError for a file that is damaged."""
+class Looks(Form):
+    """comparison.json: what was asked for, and the numbers of seeds it was looked at with."""
+
+    asked: dict[str, Any]
+    experiments: list[str] = []
+    seeds: list[int]
+
+
+def read_looks(file: Path) -> dict[str, Any]:
+    """What a comparison.json holds. Raises DataError for one that is damaged."""
     try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-        if not isinstance(content, dict) or not content.keys() >= set(keys):
-            raise ValueError('not what lmp_compare writes there')
+        content = read(file, Looks)
+        if seal_is_broken(content):
+            raise ValueError('it has changed since it was written')
     except (OSError, ValueError) as error:
         raise DataError(f"'{file}' is damaged ({error}). Delete it, or give another --out.") from error
     return content
@@ -208,7 +218,7 @@ class ComparisonSession:
         file = self.out / 'comparison.json'
         if not file.is_file():
             return []
-        known = read_json(file, 'asked', 'seeds')
+        known = read_looks(file)
         for key, value in self.request.asked.items():
             if known['asked'].get(key) != value:
                 raise UserError(
@@ -222,7 +232,7 @@ class ComparisonSession:
         looks = self._earlier_looks()
         looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
         content = {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks}
-        write_json(self.out / 'comparison.json', content)
+        write_json(self.out / 'comparison.json', sealed(checked(Looks, content)))
         if len(looks) > 1:
             self.notes.append(
                 f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import mmap
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def find_files(paths: str | list[str], *, where: str) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for given in [paths] if isinstance(paths, str) else paths:
-        path = Path(given).expanduser()
+        path = _path(given, where)
         if path.is_file():
             matches = [path]
         elif path.is_dir():
@@ -61,6 +62,17 @@ def find_files(paths: str | list[str], *, where: str) -> list[Path]:
     return list(found)
 
 
+def _path(given: str, where: str) -> Path:
+    """Raises DataError for what can't be the path of a file, whatever there is."""
+    try:
+        if '\0' in given:
+            raise ValueError('it holds a null character')
+        os.fsencode(given)
+        return Path(given).expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f'{where}: {ascii(given)} is not a path: {error}.') from error
+
+
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 over the contents of the files, in order."""
     whole = hashlib.sha256()
@@ -75,7 +87,8 @@ def _errors(file: Path):
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"Can't read '{file}': {getattr(error, 'strerror', None) or error}.") from error
+        said = getattr(error, 'strerror', None) or ' '.join(str(error).split()).rstrip('.')
+        raise DataError(f"Can't read '{file}': {said}.") from error
 
 
 def _open(file: Path):
@@ -178,10 +191,11 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"'{file}', row {number}", record
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(
-            f"'{file}' is not a Parquet file or is damaged ({str(error).splitlines()[0]})."
-        ) from error
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, ValueError, ArithmeticError, MemoryError) as error:
+        said = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"'{file}' is not a Parquet file or is damaged ({said}).") from error
 
 
 def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict]]:

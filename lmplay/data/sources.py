@@ -142,7 +142,8 @@ class Source:
         for place, record in records:
             text, prompt = self._text(record, place)
             domain = record[spec['domain_column']] if 'domain_column' in spec else None
-            yield Row(text, prompt, named if domain is None else str(domain), split=split)
+            domain = named if domain is None else str(domain).encode('utf-8', 'replace').decode()
+            yield Row(text, prompt, domain, split=split)
 
     def _records(self, split: str) -> Iterator[tuple[str, dict]]:
         """(place, record) of each record of a split, every column that is read present in it."""

@@ -1,6 +1,7 @@
 """What a dataset's spec may say, and its resolution: loader, named dataset, form of the original lmplay."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,6 +55,7 @@ COMMON_KEYS: dict[str, Any] = {
 }
 SHARES = ('evaluation_share', 'evaluation_least', 'evaluation_most')
 LIMITS = ('limit', 'max_bytes', 'total_chars')
+MOST = 2**63 - 1
 TYPE_NAMES = {
     str: 'a string',
     int: 'a whole number',
@@ -88,7 +90,7 @@ def _spec_of_name(name: str) -> dict[str, Any]:
     if name in NAMED:
         return {'loader': name}
     loader = local.loader_of(name)
-    if loader or Path(name).expanduser().is_file():
+    if loader or Path(os.path.expanduser(name)).is_file():
         return {'loader': loader or 'text', 'path': name}
     if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         return {'loader': 'hub', 'hub': name}
@@ -168,12 +170,25 @@ def _problem(key: str, value: object, kind: Any) -> str:
         return f'must be at least {least}, not {value}'
     if value == '':
         return 'is empty'
+    if isinstance(value, int) and value > MOST:
+        return f'must be at most {MOST}'
+    if not _is_text(value):
+        return f'holds what is not a character: {ascii(value)[:100]}'
     if key == 'document_start':
         try:
             re.compile(str(value))
         except re.error as error:
             return f'is not a regular expression ({error})'
     return ''
+
+
+def _is_text(value: object) -> bool:
+    """Whether it holds no half of a surrogate pair."""
+    return not any('\ud800' <= c <= '\udfff' for part in _parts(value) for c in part)
+
+
+def _parts(value: object) -> list[str]:
+    return value if isinstance(value, list) else [str(value)]
 
 
 def _is_a(kind: Any, value: object) -> bool:
