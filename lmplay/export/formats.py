@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ..base.base_model import LMBase
 from ..errors import UserError, unknown
+from ..files import new_folder
 from ..runs.load import load_model
 from ..tokenizers import as_tokenizer
 
@@ -34,7 +35,7 @@ FORMATS: dict[str, Writer] = {'safetensors': write_safetensors}
 
 
 def export(path: str | Path, to: str | Path, *, format: str, exp: str | None = None) -> list[Path]:
-    """Writes a checkpoint, or the best of a run, into the folder `to`; returns the files.
+    """Writes a checkpoint, or the best of a run, into the folder `to`, whole or not; returns the files.
 
     exp: the experiment to use, if it has been renamed or moved. Raises UserError for a format that the model
     can't have, and for a folder that is in use or can't be written.
@@ -43,18 +44,18 @@ def export(path: str | Path, to: str | Path, *, format: str, exp: str | None = N
     writers, folder = FORMATS | type(model).exports, Path(to)
     if format not in writers:
         raise UserError(unknown('format', format, writers, model.name))
-    progress = state['progress']
+    progress = state.get('progress') or {}
     facts = {
         'exp': state['exp'],
-        'step': progress['total_step'],
+        'step': progress.get('total_step'),
         'evaluation_loss': progress.get('validation_loss'),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"'{folder}' is not empty: --to names a new folder.")
-        files = writers[format](model, folder, facts)
-        as_tokenizer(model.tokenizer).save(folder)
+        with new_folder(folder) as temporary:
+            files = writers[format](model, temporary, facts)
+            as_tokenizer(model.tokenizer).save(temporary)
     except OSError as error:
         raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
-    return files
+    return [folder / file.relative_to(temporary) for file in files]
