@@ -115,7 +115,8 @@ class ComparisonSession:
             )
         self.alpha = ALPHA / (len(self.specs) - 1)
         self.rule = request.seeds if isinstance(request.seeds, Sequential) else None
-        self.first = self.rule.first(self.alpha) if isinstance(request.seeds, Sequential) else request.seeds
+        seeds = request.seeds
+        self.first = seeds.first(self.alpha) if isinstance(seeds, Sequential) else seeds
         self.notes: list[str] = []
         self.watch: Watch | None = None
         self.jobs: dict[str, list[Job]] = {}  # label -> its run with each seed
