@@ -63,7 +63,7 @@ class Troubled(Interruptible):
         super().before_step(ctx)
 
     def after_step(self, ctx):
-        if self.log:
+        if self.log and ctx.stage != CHECK:
             with open(self.log, 'a') as file:
                 print(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens, bool(ctx.stepped), file=file)
 
