@@ -102,6 +102,8 @@ class LMBase(nn.Module):
     previews = False
     # formats of others that `lmp_export` can write: name -> function(model, folder, facts) -> files
     exports: ClassVar[dict[str, Callable[[Any, Path, dict[str, Any]], list[Path]]]] = {}
+    # model parameters of rung i of `lmp_compare --ladder`, from 0; None: width, depth and heads are scaled
+    rung: ClassVar[Callable[[int], dict[str, Any]] | None] = None
     fc: Any  # the head
     features_takes: frozenset[str] = frozenset()
     forward_takes: frozenset[str] = frozenset({'cache', 'mask'})

@@ -297,8 +297,19 @@ def digest(prepared: Prepared) -> str:
 def code_digest(exp: str) -> str:
     """Of the source of an experiment's folder and of what trains it in lmplay:
     an edited model is another experiment."""
-    files = {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
-    files |= set(Path(find_entry(exp).file).resolve().parent.rglob('*.py'))
+    return _digest({*_trainer_files(), *Path(find_entry(exp).file).resolve().parent.rglob('*.py')})
+
+
+def trainer_digest() -> str:
+    """Of the source of lmplay that trains, whatever the experiment."""
+    return _digest(_trainer_files())
+
+
+def _trainer_files() -> set[Path]:
+    return {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
+
+
+def _digest(files: set[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files):
         whole.update(hashlib.sha256(file.read_bytes()).digest())
