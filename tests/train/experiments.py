@@ -57,7 +57,7 @@ class Troubled(Interruptible):
         self.nan = False
 
     def before_step(self, ctx):
-        self.nan = self.nan_from <= ctx.step < self.nan_to
+        self.nan = ctx.stage != CHECK and self.nan_from <= ctx.step < self.nan_to
         if hasattr(trainer.time, 'now'):
             trainer.time.now += 0.5 if ctx.step else 5.0
         super().before_step(ctx)
