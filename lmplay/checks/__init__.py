@@ -2,7 +2,7 @@
 lmp_new and the test suite."""
 
 from .contract import Finding, check_contract, is_too_large, require_contract
-from .experiment import check_experiment, narrow, smallest, smallest_parameters
+from .experiment import check_experiment, narrow, require_experiment, smallest, smallest_parameters
 from .runnable import check_runnable
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     'is_too_large',
     'narrow',
     'require_contract',
+    'require_experiment',
     'smallest',
     'smallest_parameters',
 ]

@@ -9,7 +9,7 @@ import torch
 from ..base.base_model import BasicModelRunner, LMBase
 from ..base.runner_list import find_runner
 from ..errors import UserError
-from .contract import Finding, check_contract
+from .contract import Finding, check_contract, is_too_large, require_contract
 
 SMALLEST = {
     'num_blocks': 4,
@@ -48,6 +48,20 @@ def narrow(name: str, given: Mapping[str, Any] | None = None) -> BasicModelRunne
     """
     small = {k: v for k, v in smallest_parameters(name).items() if k not in ('num_blocks', 'max_len')}
     return find_runner(name).function(**{k: v for k, v in (given or {}).items() if k != 'version'} | small)
+
+
+def require_experiment(
+    model: LMBase, exp: str, runner: BasicModelRunner, *, device: str | torch.device = 'cpu'
+) -> None:
+    """Raises ExperimentError where the model that `runner` builds breaks the contract.
+
+    One that is too large to be copied is checked in its narrow form.
+    """
+
+    require_contract(model, lambda: runner.build(device))
+    if is_too_large(model):
+        small = narrow(exp, runner.given)
+        require_contract(small.build(), small.build)
 
 
 def check_experiment(name: str) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
         'experiment': label,
         'seeds': len(losses),
         metric: statistics.mean(losses),
-        'sd': statistics.stdev(losses) if len(losses) > 1 else None,
+        'sd': statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None,
         'total_parameters': runs[0].last_stage['total_parameters'],
         'active_parameters': runs[0].last_stage['active_parameters'],
         **{k: statistics.mean(c[k] or 0.0 for c in costs) for k in ('tokens', 'flops', 'seconds')},
@@ -115,9 +115,8 @@ def _write(tables: list[dict], metric: str, left_out: list[str], out: Path) -> N
         for place, row in enumerate(t['rows'], 1)
     ]
     write_csv(out / 'leaderboard.csv', rows)
-    content = dict(tables=tables, heading=heading, metric=metric, unit=METRICS[metric], columns=COLUMNS)
-    content['left_out'] = left_out
-    write_text(out / 'leaderboard.html', page('leaderboard.html.j2', **content))
+    named = dict(metric=metric, unit=METRICS[metric], columns=COLUMNS, left_out=left_out)
+    write_text(out / 'leaderboard.html', page('leaderboard.html.j2', tables=tables, heading=heading, **named))
 
 
 def heading(table: dict) -> str:

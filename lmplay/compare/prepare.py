@@ -15,8 +15,7 @@ import numpy as np
 
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
-from ..checks import require_contract
-from ..device import find_device
+from ..checks import require_experiment
 from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
@@ -196,7 +195,7 @@ def prepare(
             'open.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
-    where: dict[str, Any] = dict(device=find_device(device).type, amp=amp, progress=progress)
+    where: dict[str, Any] = dict(device=device.split(':')[0], amp=amp, progress=progress)
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
 
     def resolved(spec: Spec, plan_of_spec: dict) -> list[ResolvedStage]:
@@ -205,7 +204,8 @@ def prepare(
     experiments = [resolved(*pair) for pair in zip(specs, plans)]
     _check_different(specs, plan, experiments)
     for stages in experiments:
-        require_contract(stages[0].runner.build(), stages[0].runner.build)  # before the baseline trains
+        first = stages[0]
+        require_experiment(first.runner.build(), first.exp, first.runner)  # before the baseline trains
     # sequences are as long as those of the model that can take least
     lengths = {
         name: min(stage.row_length for stages in experiments for stage in stages if stage.name == name)
@@ -297,8 +297,19 @@ def digest(prepared: Prepared) -> str:
 def code_digest(exp: str) -> str:
     """Of the source of an experiment's folder and of what trains it in lmplay:
     an edited model is another experiment."""
-    files = {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
-    files |= set(Path(find_entry(exp).file).resolve().parent.rglob('*.py'))
+    return _digest({*_trainer_files(), *Path(find_entry(exp).file).resolve().parent.rglob('*.py')})
+
+
+def trainer_digest() -> str:
+    """Of the source of lmplay that trains, whatever the experiment."""
+    return _digest(_trainer_files())
+
+
+def _trainer_files() -> set[Path]:
+    return {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
+
+
+def _digest(files: set[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files):
         whole.update(hashlib.sha256(file.read_bytes()).digest())

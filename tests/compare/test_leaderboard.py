@@ -21,6 +21,13 @@ def test_leaderboard(baseline, wide, tmp_path, capsys):
     assert 'is not a verdict' in out
 
 
+def test_an_experiment_of_which_a_seed_diverged_is_ranked_last(baseline, wide):
+    documents = wide[1].documents | {'loss': wide[1].documents['loss'] * float('nan')}
+    (table,) = rank([*baseline, wide[0], replace(wide[1], documents=documents)], 'loss')
+    assert [(row['seeds'], row['sd'] is None) for row in table['rows']] == [(3, False), (2, True)]
+    assert math.isnan(table['rows'][1]['loss'])
+
+
 def test_a_run_that_was_killed_is_mentioned(baseline, tmp_path, capsys):
     for run in baseline:
         shutil.copytree(run.folder, tmp_path / 'runs' / run.folder.name)
