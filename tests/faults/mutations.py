@@ -22,6 +22,7 @@ from lmplay.train.__main__ import main as train
 from . import material
 from .mutate import damages_of, reshape, to_bytes
 from .outcomes import Ended, Outcome, call, in_children, judge
+from .processes import weights_of
 
 OWN = ('seconds', 'tokens_per_second', 'memory', 'data_wait', 'mfu', 'load')
 
@@ -84,12 +85,12 @@ class Commands:
     def _export(self, run: Path):
         out = self._new()
         ended = call(export, [run, '--to', out, '--format', 'safetensors'])
-        return ended, (_weights(out), _contents(out, '*.json'))
+        return ended, ([weights_of(f) for f in out.glob('*.safetensors')], _contents(out, '*.json'))
 
     def _clean(self, run: Path):
         out = self._new()
         ended = call(clean, [run, '--model-out', out])
-        return ended, _weights(out)
+        return ended, [weights_of(f) for f in out.glob('*.safetensors')]
 
     def _warm(self, run: Path):
         out = self._new()
@@ -131,12 +132,6 @@ class Commands:
         out = self._new()
         ended = call(routing, [self.routed, '--out', out, '--device', 'cpu'])
         return ended, _contents(out, '*.csv', '*.svg')
-
-
-def _weights(folder: Path) -> list[str]:
-    """Digests without the headers, whose order is left to chance."""
-    files = [f.read_bytes() for f in sorted(folder.glob('*.safetensors'))]
-    return [hashlib.sha1(data[8 + int.from_bytes(data[:8], 'little') :]).hexdigest() for data in files]
 
 
 def _curve(run: Path) -> object:

@@ -60,7 +60,7 @@ class Process:
                 os._exit(code)
         return cls(pid, log)
 
-    def wait(self, seconds: float = SECONDS) -> Ended:
+    def wait(self, seconds: float = 10 * SECONDS) -> Ended:
         deadline = time.monotonic() + seconds
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -78,13 +78,19 @@ class Process:
             os.waitpid(self.pid, 0)
 
 
+def weights_of(file: Path) -> str:
+    """A digest of safetensors without their header, whose order is left to chance."""
+    data = file.read_bytes()
+    return hashlib.sha1(data[8 + int.from_bytes(data[:8], 'little') :]).hexdigest()
+
+
 def result_of(run: Path) -> object:
     """Weights, moments and records of a finished run, but for what is a process's own."""
     read_run(run)
     last = run / 'checkpoints' / 'last'
     lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_bytes().splitlines()]
     records = [{k: v for k, v in r.items() if k not in OWN} for r in lines if r['kind'] != 'event']
-    return hashlib.sha1((last / 'model.safetensors').read_bytes()).hexdigest(), records
+    return weights_of(last / 'model.safetensors'), records
 
 
 class Disturbed:
