@@ -162,7 +162,7 @@ def make_trainer(
         loader=Loader(data, pin=False, ranks=ranks, mini_batch=state.mini_batch_size),
         length=stage_length(settings, data),
         state=state,
-        objective=objective,
+        engine=engine,
         evaluator=Evaluator(held_out([1, 2, 3], [4, 5, 6, 7]), compute),
         compute=compute,
         flops_per_token=1.0,
@@ -172,7 +172,6 @@ def make_trainer(
             checkpoints, header, model, optimizer, scaler, state, recorder, ranks, engine.sharded
         ),
         stop=StopSignal(console),
-        engine=engine,
     )
 
 

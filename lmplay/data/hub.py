@@ -44,7 +44,9 @@ def read_saved(name: str, folder: str, *, split: str, columns: list[str]) -> Ite
         data = datasets.load_from_disk(folder)
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
-                raise DataError(unknown('split', split, data, f"dataset '{name}', '{folder}'"))
+                raise DataError(
+                    unknown('split', split, [str(known) for known in data], f"dataset '{name}', '{folder}'")
+                )
             data = data[split]
         yield from _rows(data, columns, place, f"Dataset '{name}': '{folder}'")
     except DataError:

@@ -68,8 +68,7 @@ def loader_of(path: str) -> str | None:
         return SUFFIXES.get(Path(plain_name(path)).suffix.lower())
     if any((folder / name).is_file() for name in SAVED):
         return 'saved'
-    kinds = {loader_of(str(file)): file for file in _files_in(folder)}
-    kinds.pop(None, None)
+    kinds = {kind: file for file in _files_in(folder) if (kind := loader_of(str(file)))}
     if len(kinds) > 1:
         raise DataError(
             f"'{path}' holds files of several kinds ({' and '.join(sorted(kinds))}): give a pattern such as "

@@ -38,7 +38,8 @@ def write_shards(
 
     problem, own = None, {}
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer)  # pyright: ignore[reportPrivateImportUsage]
         mine = folder.glob(PATTERN.replace('*', f'{dist.get_rank() + 1:05d}-*'))
         own = {file.name: checksum(file) for file in mine}
     except Exception as error:  # noqa: BLE001  whatever it is, all ranks have to know
@@ -66,7 +67,8 @@ def read_shards(folder: Path, prefix: str) -> dict[str, Tensor]:
         }
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of reading alone, which is meant
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+            reader = HuggingFaceStorageReader(str(folder))
+            dcp.load(tensors, storage_reader=reader, no_dist=True)  # pyright: ignore[reportPrivateImportUsage]
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
         raise CheckpointError(f"The parts of the checkpoint '{folder}' can't be read: {error}.") from error
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -224,7 +224,7 @@ def _trainer(
         ),
         length=length,
         state=state,
-        objective=objective,
+        engine=engine,
         evaluator=Evaluator(data.held_out, compute, data.padding_scored),
         compute=compute,
         flops_per_token=flops_per_token,
@@ -234,7 +234,6 @@ def _trainer(
             run.checkpoints, header, model, optimizer, scaler, state, run.recorder, ranks, run.sharded
         ),
         stop=run.stop,
-        engine=engine,
     )
 
 

@@ -155,7 +155,8 @@ class _Sums:
         *sums, reported = zip(*ranks.gathered(own))
         self.pad_nll, self.pad_tokens, self.real_tokens = map(sum, sums)
         names = dict.fromkeys(name for values in reported for name in values)
-        self.reported = {name: sum(values[name] for values in reported if name in values) for name in names}
+        zero = torch.zeros(())
+        self.reported = {name: sum((v[name] for v in reported if name in v), zero) for name in names}
 
     def model_metrics(self) -> dict[str, torch.Tensor]:
         return {name: value / max(1, self.real_tokens) for name, value in self.reported.items()}

@@ -122,13 +122,13 @@ class MetricAccumulator:
         with_pad = nats + self._step_padding * batch.scored
         self._with_pad.add(with_pad, torch.isfinite(with_pad), batch.scored)
         for name, (total, shares) in self._step_reported.items():
-            if isinstance(shares, float):
-                value = total if shares > 1 - 1e-6 else total / shares  # not all micro-batches need report it
-                finite, known = torch.isfinite(value), True
-            else:  # of all ranks, on the device, where nothing waits for it
+            if isinstance(shares, Tensor):  # of all ranks, on the device, where nothing waits for it
                 value = torch.where(shares > 1 - 1e-6, total, total / shares)
                 known = shares > 0
                 finite = torch.isfinite(value) & known
+            else:
+                value = total if shares > 1 - 1e-6 else total / shares  # not all micro-batches need report it
+                finite, known = torch.isfinite(value), True
             self._reported.setdefault(name, _Mean(value)).add(value, finite, known=known)
 
     def pop(self) -> dict:

@@ -306,7 +306,7 @@ def clip_gradients(parameters: list[Tensor], largest: float | None) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads, foreach=True if grads[0].is_cuda else None)
     if type(norm) is not Tensor:  # of sharded gradients each rank has a part
-        norm = norm.full_tensor()
+        norm = norm.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
     if largest:
         torch.nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], largest, norm)
     return norm

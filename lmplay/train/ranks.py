@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ..base import ranks as contract
 from ..cli import Terminated
@@ -106,15 +107,16 @@ class Ranks:
 
     def _connect(self, device: torch.device) -> None:
         patience, limit = timedelta(seconds=MEET_SECONDS), timedelta(seconds=self.timeout)
-        self._store, _, _ = next(dist.rendezvous('env://', self.rank, self.size, timeout=patience))
-        self._store = dist.PrefixStore('lmplay', self._store)
+        prefixed: Any = dist.distributed_c10d.PrefixStore
+        self._store, _, _ = next(rendezvous('env://', self.rank, self.size, timeout=patience))
+        self._store = prefixed('lmplay', self._store)
         self._meet()
         cuda = device.type == 'cuda'
         if cuda:
             torch.cuda.set_device(device)
         dist.init_process_group(
             'cpu:gloo,cuda:nccl' if cuda else 'gloo',
-            store=dist.PrefixStore('group', self._store),
+            store=prefixed('group', self._store),
             rank=self.rank,
             world_size=self.size,
             timeout=limit,

@@ -57,7 +57,7 @@ class Trainer:
     loader: Loader
     length: StageLength
     state: TrainState
-    objective: Objective
+    engine: Engine
     evaluator: Evaluator
     compute: Compute
     flops_per_token: float
@@ -65,17 +65,19 @@ class Trainer:
     console: ConsoleReporter
     checkpoints: StageCheckpoints
     stop: StopSignal
-    engine: Engine | None = None
     evaluation: Evaluation | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
-        self.engine = self.engine or Engine(self.objective)
         self.ranks = self.engine.ranks
         self.metrics = MetricAccumulator(self.compute.device, self.ranks)
         self._failed = torch.zeros(
             (), dtype=torch.int64, device=self.compute.device
         )  # steps since last logged
+
+    @property
+    def objective(self) -> Objective:
+        return self.engine.objective
 
     def fit(self) -> None:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
