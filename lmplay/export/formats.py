@@ -42,7 +42,8 @@ HUGGINGFACE = 'huggingface'
 def export(
     path: str | Path, to: str | Path, *, format: str = HUGGINGFACE, exp: str | None = None
 ) -> list[Path]:
-    """Writes a checkpoint, or the best of a run, as the new folder `to`, whole or not at all; returns its files.
+    """Writes a checkpoint, or the best of a run, as the new folder `to`, whole or not at all; returns the
+    files.
 
     exp: the experiment to use, if it has been renamed or moved. Raises UserError for a format that the model
     can't have, and for a folder that is in use or can't be written.

@@ -60,7 +60,7 @@ def import_gpt2(model, source: str) -> list[str]:
 
 
 def as_gpt2(model) -> Any | None:
-    """transformers' GPT2LMHeadModel with a copy of the weights; None for an untied head, as it has no bias."""
+    """transformers' GPT2LMHeadModel with a copy of the weights; None for an untied head: it has no bias."""
     import transformers
 
     if model.fc.bias is not None:
