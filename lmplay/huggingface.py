@@ -166,7 +166,7 @@ class LMPlayForCausalLM(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any):
         """Writes weights and configuration, the experiment's source, and the tokenizer."""
-        kwargs.setdefault('state_dict', untied(self.state_dict())[0])
+        kwargs = dict(state_dict=untied(self.state_dict())[0], save_original_format=False) | kwargs
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_source(runner_of(self.config).name, Path(save_directory) / SOURCE)

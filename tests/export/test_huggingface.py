@@ -76,13 +76,10 @@ def test_every_experiment_computes_generates_and_is_saved_as_before(name, tmp_pa
 
     prompts = [x[0, :5].tolist(), x[1, :9].tolist()]
     expected = generate(ours, prompts, max_new_tokens=6, temperature=0)
-    for prompt, new in zip(prompts, expected):
-        for use_cache in (True, False):
-            given = torch.tensor([prompt])
-            told = theirs.generate(
-                given, max_new_tokens=6, do_sample=False, use_cache=use_cache, eos_token_id=-1
-            )
-            assert told[0, len(prompt) :].tolist() == new
+    for prompt, new, use_cache in zip(prompts, expected, (True, False)):
+        options = dict(max_new_tokens=6, do_sample=False, use_cache=use_cache, eos_token_id=-1)
+        told = theirs.generate(torch.tensor([prompt]), **options)
+        assert told[0, len(prompt) :].tolist() == new
 
     theirs.save_pretrained(tmp_path / 'again')
     again = AutoModelForCausalLM.from_pretrained(tmp_path / 'again')
