@@ -9,7 +9,7 @@ from lmplay.train.__main__ import main as lmp_trainer
 from tests.helpers import ROOT
 
 PAGE = (ROOT / 'docs' / 'export.md').read_text(encoding='utf-8')
-SIZE = dict(num_blocks=2, embed_dim=32, num_heads=2, max_len=32, tokenizer='bytes')
+SIZE = dict(num_blocks=2, embed_dim=32, num_heads=2, max_len=48, tokenizer='bytes')
 LIKE = {
     'gpt2ish': ('gpt2-folder', dict(tie_head=True, gelu='tanh')),
     'modern': ('llama-folder', {}),

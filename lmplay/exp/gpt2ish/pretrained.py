@@ -77,6 +77,8 @@ def as_gpt2(model) -> Any | None:
         attn_pdrop=h['attn_dropout'],
         resid_pdrop=h['ff_dropout'],
         embd_pdrop=h['embed_dropout'],
+        bos_token_id=None,
+        eos_token_id=None,
     )
     gpt2 = transformers.GPT2LMHeadModel(config)
     gpt2.load_state_dict(named_weights(model), strict=False)
