@@ -55,6 +55,7 @@ setup(
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
         'wandb': ['wandb>=0.18'],
+        'slurm': ['submitit>=1.5.2'],
         'benchmark': [*benchmark, 'accelerate>=1.1'],
         'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },

@@ -17,6 +17,7 @@ SUBSETS = {
     'generate': 'generation against Hugging Face',
     'checkpoint': 'saving and loading against torch.save',
     'startup': 'commands, and the first step on prepared data',
+    'weak': 'one process and two, a core each: DDP, FSDP, and what communicating takes',
     'flat': 'a step later on against one at first: after many steps, with many documents, in a late stage',
 }
 

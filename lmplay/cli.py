@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import __version__
 from .errors import UserError, nearest
 
 # What a terminal obeys instead of showing it: control characters but tab and line feed, and marks that change
@@ -80,6 +81,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, **settings):
         super().__init__(prog, allow_abbrev=False, **settings)
+        self.add_argument('--version', action='version', version=f'{prog} (lmplay {__version__})')
 
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,15 +26,17 @@ from lmplay.data.rows import IGNORE, Batch, PaddedRows
 from lmplay.device import Compute
 from lmplay.files import checksum, sealed
 from lmplay.runs.checkpoints import Checkpoints
-from lmplay.runs.recorder import Recorder, read_metrics
+from lmplay.runs.recorder import NoRecorder, Recorder, read_metrics
 from lmplay.tokenizers import BytesTokenizer
 from lmplay.train.console import ConsoleReporter
 from lmplay.train.evaluate import Evaluator
 from lmplay.train.length import stage_length
 from lmplay.train.loader import Loader
 from lmplay.train.objective import Objective
-from lmplay.train.optimizer import make_optimizer
+from lmplay.train.optimizer import make_optimizer, parameter_groups
+from lmplay.train.parallel import Engine
 from lmplay.train.plan import Stage
+from lmplay.train.ranks import ALONE, Ranks
 from lmplay.train.saving import StageCheckpoints
 from lmplay.train.state import TrainState
 from lmplay.train.stopping import StopSignal
@@ -128,13 +131,26 @@ def experiment(name: str, **parameters) -> LMBase:
 # ---- a trainer, without the session around it
 
 
-def make_trainer(model: LMBase, folder: Path, *, data: Mixture | None = None, state=None, **stage) -> Trainer:
+def make_trainer(
+    model: LMBase,
+    folder: Path,
+    *,
+    data: Mixture | None = None,
+    state=None,
+    ranks: Ranks = ALONE,
+    kind='ddp',
+    **stage,
+) -> Trainer:
     """A trainer as a session would put it together, on the CPU, in `folder`."""
     settings = Stage(name='s', dataset='embedded', **{'batch_size': 4, 'steps': 6, 'lr': 0.01} | stage)
     data, state, compute = data or mixture(40), state or TrainState(), Compute(torch.device('cpu'))
     state.mini_batch_size = state.mini_batch_size or int(settings.mini_batch_size)
-    optimizer, scaler = make_optimizer(model, settings), torch.amp.GradScaler('cpu', enabled=False)
-    recorder, console = Recorder(folder), ConsoleReporter(StringIO())
+    groups, objective = parameter_groups(model, settings), Objective(model)
+    engine = Engine(objective, ranks, kind=kind, compute=compute)
+    optimizer = make_optimizer(model, settings, engine.placed(groups))
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    recorder = Recorder(folder) if ranks.first else NoRecorder()
+    console = ConsoleReporter(StringIO())
     checkpoints = Checkpoints(folder / 'checkpoints', keep=2, background=False)
     header = {'exp': 'test', 'stage': 's', 'seed': 0}
     return Trainer(
@@ -143,16 +159,18 @@ def make_trainer(model: LMBase, folder: Path, *, data: Mixture | None = None, st
         scaler=scaler,
         stage=settings,
         seed=0,
-        loader=Loader(data, pin=False),
+        loader=Loader(data, pin=False, ranks=ranks, mini_batch=state.mini_batch_size),
         length=stage_length(settings, data),
         state=state,
-        objective=Objective(model),
+        engine=engine,
         evaluator=Evaluator(held_out([1, 2, 3], [4, 5, 6, 7]), compute),
         compute=compute,
         flops_per_token=1.0,
         recorder=recorder,
         console=console,
-        checkpoints=StageCheckpoints(checkpoints, header, model, optimizer, scaler, state, recorder),
+        checkpoints=StageCheckpoints(
+            checkpoints, header, model, optimizer, scaler, state, recorder, ranks, engine.sharded
+        ),
         stop=StopSignal(console),
     )
 
@@ -183,6 +201,32 @@ def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
     command = [sys.executable, '-m', 'lmplay.train', '--device', 'cpu', *map(str, arguments)]
     own = {'LMP_DATASETS': str(cache), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     return subprocess.Popen(command, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True)
+
+
+def spawn(
+    size: int, *arguments: str, only: dict[int, dict[str, str]] | None = None, **environment: str
+) -> list[subprocess.Popen]:
+    """Python processes that are ranks, as torchrun would start them.
+
+    only: more environment variables of some of them.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = {'WORLD_SIZE': str(size), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    shared |= {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **environment}
+    return [
+        subprocess.Popen(
+            [sys.executable, '-m', *arguments],
+            env=os.environ
+            | shared
+            | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+            | (only or {}).get(rank, {}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
 
 
 def kill_after_records(process: subprocess.Popen, run_dir: Path, records: int) -> None:

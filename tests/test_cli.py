@@ -1,9 +1,11 @@
+import importlib.metadata
 import signal
 import subprocess
 import sys
 
 import pytest
 
+import lmplay
 from lmplay.cli import CommandParser, run_command
 from lmplay.errors import PlanError, UserError
 
@@ -89,3 +91,17 @@ def test_a_closed_standard_error_changes_no_exit_code():
         'def fail(): raise UserError("x.")\nsys.stderr.close()\nsys.exit(run_command("x", fail))'
     )
     assert subprocess.run([sys.executable, '-c', code]).returncode == 2
+
+
+def test_every_command_tells_its_version(capsys):
+    commands = [
+        c for c in importlib.metadata.entry_points(group='console_scripts') if c.name.startswith('lmp_')
+    ]
+    assert len(commands) > 8
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            command.load()(['--version'])
+        assert (
+            ended.value.code == 0
+            and f'{command.name} (lmplay {lmplay.__version__})' in capsys.readouterr().out
+        )

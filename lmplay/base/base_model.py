@@ -99,8 +99,11 @@ class LMBase(nn.Module):
 
     causal = True
     batch_dependent = False
+    previews = False
     # formats of others that `lmp_export` can write: name -> function(model, folder, facts) -> files
     exports: ClassVar[dict[str, Callable[[Any, Path, dict[str, Any]], list[Path]]]] = {}
+    # model parameters of rung i of `lmp_compare --ladder`, from 0; None: width, depth and heads are scaled
+    rung: ClassVar[Callable[[int], dict[str, Any]] | None] = None
     fc: Any  # the head
     features_takes: frozenset[str] = frozenset()
     forward_takes: frozenset[str] = frozenset({'cache', 'mask'})
@@ -203,6 +206,11 @@ class LMBase(nn.Module):
 
     def before_step(self, ctx: StepContext) -> None:
         """Runs before the micro-batches of each optimizer step."""
+
+    def preview(self, x: Tensor, mask: Tensor) -> None:
+        """Where `previews` is True: called with each micro-batch of a step (B, T) before the first one is
+        trained on, if there are several; in training mode, with the random numbers that training will have,
+        without gradients. What it costs is the model's own affair."""
 
     def after_step(self, ctx: StepContext) -> None:
         """Runs after each optimizer step, skipped ones included (`ctx.stepped`)."""

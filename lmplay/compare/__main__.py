@@ -11,7 +11,9 @@ EPILOG = """\
 examples:
   lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
   lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
+  lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
   lmp_compare --runs runs/a runs/b runs/c              judge finished runs
+  lmp_compare --verify compare/DIR                     train one seed again: does it come out the same?
   lmp_compare --leaderboard runs                       every finished run below, best first
 Rerun the same command to resume a comparison that was interrupted."""
 
@@ -54,10 +56,35 @@ def _add_training_options(parser: CommandParser) -> None:
     )
     p.add_argument(
         '--seeds',
-        type=int,
-        default=3,
+        default='3',
         metavar='N',
-        help='seeds to train each experiment with (default: %(default)s); one gives no verdict',
+        help='seeds to train each experiment with (default: %(default)s); one gives no verdict. auto[:MAX] '
+        'adds seeds until the verdict is known, up to 20 or MAX; auto:open has no maximum',
+    )
+    p.add_argument(
+        '--smallest-effect',
+        type=float,
+        metavar='X',
+        help='with --seeds auto: also stop when the difference is known to be smaller than this',
+    )
+    p.add_argument(
+        '--stop-early',
+        action='store_true',
+        help='stop runs that are further behind the baseline than any finished run ever made up, and count '
+        'them as worse; the first seed of each experiment is always finished',
+    )
+    p.add_argument(
+        '--ladder',
+        metavar='RUNGS[:SPAN]',
+        help='compare at several sizes, the last that of the plan, over a span of compute (default: 64), and '
+        'say how the difference changes with scale',
+    )
+    p.add_argument(
+        '--tokens-per-parameter',
+        type=float,
+        metavar='N',
+        help='with --ladder: tokens of a run for each parameter of the baseline, embeddings and head not '
+        'counted (default: 20)',
     )
     p.add_argument(
         '--budget',
@@ -87,7 +114,25 @@ def _add_training_options(parser: CommandParser) -> None:
         '--dry-run', action='store_true', help='say what would be trained and for how long, and train nothing'
     )
     p.add_argument('--amp', action='store_true', help='mixed precision')
-    p.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
+    p.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='runs at a time on this machine (default: %(default)s)',
+    )
+    p.add_argument(
+        '--launcher',
+        choices=('local', 'slurm'),
+        default='local',
+        help='where runs are trained: on this machine, or as jobs of Slurm (default: %(default)s)',
+    )
+    p.add_argument(
+        '--slurm',
+        metavar='KEY=VALUE,...',
+        default='',
+        help='with --launcher slurm, what a job asks for: partition=gpu,gpus_per_node=1,timeout_min=240',
+    )
 
 
 def _add_reading_options(parser: CommandParser) -> None:
@@ -97,6 +142,12 @@ def _add_reading_options(parser: CommandParser) -> None:
         nargs='+',
         metavar='DIR',
         help='compare the finished runs in these directories or below; the first is the baseline',
+    )
+    p.add_argument(
+        '--verify',
+        metavar='REPORT',
+        help='train one seed of a finished comparison again, from the source and settings kept with that '
+        'report, and say whether it comes out the same; this runs code kept there',
     )
     p.add_argument('--baseline', metavar='EXP', help='with --runs: the baseline')
     p.add_argument(
@@ -112,11 +163,19 @@ def run(args: argparse.Namespace) -> int:
 
         leaderboard(args.leaderboard, metric=args.metric, out=out)
         return 0
-    from .api import compare, rehearse
+    if args.verify:
+        from .api import verify
+
+        found = verify(args.verify, device=args.device)
+        print(*found, sep='\n')
+        return 0 if all(v.holds for v in found) else 1
+    from .api import compare, compare_at_scale, rehearse
 
     options = dict(
         plan=args.plan,
         seeds=args.seeds,
+        smallest_effect=args.smallest_effect,
+        stop_early=args.stop_early,
         budget=args.budget,
         metric=args.metric,
         settings=args.set,
@@ -124,10 +183,16 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         amp=args.amp,
         jobs=args.jobs,
+        launcher=args.launcher,
+        slurm=args.slurm,
         out=out,
     )
+    if args.ladder:
+        options |= {'ladder': args.ladder, 'tokens_per_parameter': args.tokens_per_parameter}
     if args.dry_run:
         print(rehearse(*args.experiments, **options))
+    elif args.ladder:
+        print(compare_at_scale(*args.experiments, **options))
     else:
         print(compare(*args.experiments, **options, runs=args.runs or (), baseline=args.baseline))
     return 0
@@ -135,15 +200,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
-    modes = [name for name in ('experiments', 'runs', 'leaderboard') if getattr(args, name)]
+    modes = [name for name in ('experiments', 'runs', 'leaderboard', 'verify') if getattr(args, name)]
     if not modes:
-        raise UserError('Give experiments to train, or --runs, or --leaderboard. See lmp_compare --help.')
+        raise UserError(
+            'Give experiments to train, or --runs, --leaderboard or --verify. See lmp_compare --help.'
+        )
     if len(modes) > 1:
         raise UserError(
-            f'Give experiments to train, or --runs, or --leaderboard; not {" and ".join(modes)} together.'
+            f'Give experiments to train, or --runs, --leaderboard or --verify; not '
+            f'{" and ".join(modes)} together.'
         )
     if args.dry_run and not args.experiments:
-        raise UserError('--dry-run goes with experiments to train; --runs and --leaderboard train nothing.')
+        raise UserError('--dry-run goes with experiments to train; the others train nothing new.')
+    if args.ladder and not args.experiments:
+        raise UserError('--ladder goes with experiments to train; the others train nothing new.')
+    if args.tokens_per_parameter is not None and not args.ladder:
+        raise UserError('--tokens-per-parameter goes with --ladder; the length of a run is --budget.')
+    if args.slurm and args.launcher != 'slurm':
+        raise UserError('--slurm goes with --launcher slurm.')
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 

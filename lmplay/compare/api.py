@@ -9,14 +9,21 @@ from ..cli import plain
 from ..errors import UserError
 from .comparison import ComparisonSession, Request
 from .finished import compare_runs
+from .ladder import Climb, LadderSession
 from .outcome import Comparison
 from .prepare import parse_budget
+from .rungs import TOKENS_PER_PARAMETER, parse_ladder
+from .sequential import parse_seeds
+from .verify import Verification
+from .verify import verify as verified
 
 
 def compare(
     *experiments: str,
     plan: str | Path = 'quickstart',
-    seeds: int = 3,
+    seeds: int | str = 3,
+    smallest_effect: float | None = None,
+    stop_early: bool = False,
     budget: str | None = None,
     metric: Literal['loss', 'bits_per_byte'] = 'loss',
     settings: Sequence[str] = (),
@@ -24,6 +31,8 @@ def compare(
     device: str = 'auto',
     amp: bool = False,
     jobs: int = 1,
+    launcher: Literal['local', 'slurm'] = 'local',
+    slurm: str = '',
     out: str | Path | None = None,
     runs: Sequence[str | Path] = (),
     baseline: str | None = None,
@@ -34,6 +43,8 @@ def compare(
 
     experiments  the baseline first: a name or the path of a versions.py, with parameters of its own,
                  'gpt2ish,embed_dim=512'
+    seeds        how many, or 'auto', 'auto:MAX', 'auto:open': added until the verdict is known, or, with a
+                 smallest_effect, until no larger difference is possible
     budget       'tokens=20M', 'flops=1e15' or 'seconds=600' for each run (default: the plan's)
     settings     'KEY=VALUE' for every experiment
     runs         judge finished runs in these directories or below instead of training; baseline: the label of
@@ -49,6 +60,8 @@ def compare(
         experiments,
         plan=plan,
         seeds=seeds,
+        smallest_effect=smallest_effect,
+        stop_early=stop_early,
         budget=budget,
         metric=metric,
         device=device,
@@ -56,10 +69,33 @@ def compare(
         tune=tune,
         settings=settings,
         jobs=jobs,
+        launcher=launcher,
+        slurm=slurm,
         out=out,
         say=say,
     )
+    assert isinstance(session, ComparisonSession)
     return session.run()
+
+
+def compare_at_scale(*experiments: str, ladder: str = '4', **options) -> Climb:
+    """Trains experiments at several sizes and says how the compute they need for a loss compares.
+
+    ladder   'RUNGS' or 'RUNGS:SPAN', the last rung being of the plan's size
+    options  as of `compare`, without budget and runs; and tokens_per_parameter, 20 by default
+
+    Raises UserError for what cannot be compared.
+    """
+    session = _session(experiments, ladder=ladder, **options)
+    assert isinstance(session, LadderSession)
+    return session.run()
+
+
+def verify(
+    report: str | Path, *, device: str = 'auto', say: Callable[[str], None] | None = None
+) -> list[Verification]:
+    """Trains one seed of a finished comparison again from what it kept, and compares; see `verify.verify`."""
+    return verified(report, device=device, say=say or _say)
 
 
 def rehearse(*experiments: str, **options) -> str:
@@ -74,29 +110,37 @@ def _session(
     experiments: Sequence[str],
     *,
     plan: str | Path = 'quickstart',
-    seeds: int = 3,
+    seeds: int | str = 3,
+    smallest_effect: float | None = None,
+    ladder: str | None = None,
+    tokens_per_parameter: float | None = None,
     budget: str | None = None,
     settings: Sequence[str] = (),
     jobs: int = 1,
     out: str | Path | None = None,
     say: Callable[[str], None] | None = None,
     **others,
-) -> ComparisonSession:
+) -> ComparisonSession | LadderSession:
     """others: as of `Request`."""
-    for name, number in (('seeds', seeds), ('jobs', jobs)):
-        if not 1 <= number <= 1000:
-            raise UserError(f'--{name} takes a whole number from 1 to 1000; given: {number}.')
+    if not 1 <= jobs <= 1000:
+        raise UserError(f'--jobs takes a whole number from 1 to 1000; given: {jobs}.')
+    if tokens_per_parameter is not None and not 0 < tokens_per_parameter <= 1e6:
+        raise UserError(
+            f'--tokens-per-parameter takes a number above 0, up to 1e6; given: {tokens_per_parameter:g}.'
+        )
     request = Request(
         experiments=list(experiments),
         plan=str(plan),
-        seeds=seeds,
+        seeds=parse_seeds(seeds, smallest_effect),
         budget=parse_budget(budget) if budget is not None else None,
         settings=list(settings),
         jobs=jobs,
         out=Path(out) if out else None,
+        ladder=parse_ladder(ladder) if ladder is not None else None,
+        tokens_per_parameter=tokens_per_parameter or TOKENS_PER_PARAMETER,
         **others,
     )
-    return ComparisonSession(request, say or _say)
+    return (LadderSession if ladder is not None else ComparisonSession)(request, say or _say)
 
 
 def _say(text: str) -> None:

@@ -1,34 +1,39 @@
 """One comparison, from request to report; everything is kept in its directory, so that it can resume."""
 
-import contextlib
-import copy
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from ..errors import DataError, UserError
-from ..files import locked, write_text
-from ..runs.finished import FinishedRun, read_run
+from ..errors import UserError
+from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
+from .folder import Folder, read_job, read_json, write_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
+from .hopeless import Watch, why_stopped, wrongly_stopped
 from .judge import judge, noise
+from .launcher import Launcher
 from .outcome import Comparison
-from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe, scale_lr
-from .report import write_report
-from .runner import Job, run_jobs
+from .prepare import Budget, Prepared, Spec, apply_budget, parse_spec, prepare, safe
+from .receipt import write_receipt
+from .report import NUMBERS, write_report
+from .rungs import TOKENS_PER_PARAMETER
+from .runner import Job, Workers, run_jobs
+from .search import search, trials_of
+from .sequential import Sequential
 from .statistics import ALPHA
-from .tuning import FACTORS, SEEDS, check_text, choose, part_of, said
-from .words import few_documents, title
+from .tuning import check_text, part_of
+from .words import few_documents, so_far, title
 
 
 @dataclass
 class Request:
-    """What was asked for. experiments: specs as written, the baseline first."""
+    """What was asked for. experiments: specs as written, the baseline first; seeds: how many, or the rule
+    that adds them."""
 
     experiments: list[str]
     plan: str
-    seeds: int = 3
+    seeds: int | Sequential = 3
     budget: Budget | None = None
     metric: str = 'loss'
     device: str = 'auto'
@@ -36,11 +41,17 @@ class Request:
     tune: str | None = None
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
     jobs: int = 1
+    launcher: str = 'local'
+    slurm: str = ''
     out: Path | None = None
+    ladder: tuple[int, float] | None = None  # rungs, and the span of their compute
+    tokens_per_parameter: float = TOKENS_PER_PARAMETER
+    stop_early: bool = False
 
     @property
     def asked(self) -> dict:
         """What must not change between two starts in one directory."""
+        rule = self.seeds if isinstance(self.seeds, Sequential) else None
         return {
             'baseline': self.experiments[0],
             'plan': self.plan,
@@ -49,49 +60,39 @@ class Request:
             'amp': self.amp,
             'tune': self.tune,
             'set': self.settings,
+            'rule for seeds': str(rule) if rule else None,
+            'smallest effect': rule.smallest_effect if rule else None,
+            'ladder': '{}:{:g}'.format(*self.ladder) if self.ladder else None,
+            'stop early': self.stop_early or None,
+            'tokens per parameter': self.tokens_per_parameter if self.ladder else None,
         }
 
 
-@dataclass
-class Trial:
-    """One learning rate tried with an experiment, with each seed of the search. rates: by stage."""
-
-    owner: Prepared
-    prepared: Prepared
-    factor: float
-    rates: list[float]
-    jobs: list[Job]
+def launcher_of(request: Request, out: Path, say: Callable[[str], None]) -> Launcher:
+    return Launcher(request.launcher, request.slurm, request.device, request.jobs, out, say)
 
 
-def write_json(file: Path, content) -> None:
-    """Strict JSON, in one step."""
-    write_text(file, json.dumps(content, indent=1, allow_nan=False) + '\n')
+def check_different(specs: list[Spec]) -> None:
+    """Raises UserError unless these are two experiments or more, each given once."""
+    labels = [s.label for s in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(
+                f"'{label}' is given twice; a comparison is between different experiments. Copy one "
+                'under another name with lmp_new.'
+            )
+    if len(labels) < 2:
+        raise UserError('A comparison needs a baseline and at least one more experiment.')
 
 
-def read_json(file: Path, *keys: str) -> dict:
-    """What `write_json` wrote. Raises DataError for a file that is damaged."""
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-        if not isinstance(content, dict) or not content.keys() >= set(keys):
-            raise ValueError('not what lmp_compare writes there')
-    except (OSError, ValueError) as error:
-        raise DataError(f"'{file}' is damaged ({error}). Delete it, or give another --out.") from error
-    return content
-
-
-def devices_of(given: str) -> list[str]:
-    """The devices to spread runs over: those named, or every GPU for 'cuda' and 'auto'."""
-    from ..device import find_device
-
-    names = given.split(',')
-    found = [find_device(n) for n in names]
-    if len(found) == 1 and found[0].type == 'cuda' and found[0].index is None:
-        import torch
-
-        return [f'cuda:{i}' for i in range(torch.cuda.device_count())]
-    if len({d.type for d in found}) > 1:
-        raise UserError(f"--device: the runs of a comparison need devices of one kind; given: '{given}'.")
-    return [str(d) for d in found]
+def _why_stopped(jobs: Mapping[str, list[Job]], *, hopeless: bool) -> dict[str, dict[int, str]]:
+    """label -> seed -> why its run ended early, by itself or because it was hopeless."""
+    return {
+        label: {
+            seed: job.stopped for seed, job in enumerate(members) if job.stopped and job.hopeless == hopeless
+        }
+        for label, members in jobs.items()
+    }
 
 
 class ComparisonSession:
@@ -101,30 +102,23 @@ class ComparisonSession:
         self.request, self.say = request, say
         self.plan = load_plan(request.plan)
         self.specs: list[Spec] = [parse_spec(text, request.settings) for text in request.experiments]
-        labels = [s.label for s in self.specs]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise UserError(
-                    f"'{label}' is given twice; a comparison is between different experiments. Copy one "
-                    'under another name with lmp_new.'
-                )
-        if len(labels) < 2:
-            raise UserError('A comparison needs a baseline and at least one more experiment.')
-        self.devices = devices_of(request.device)
+        check_different(self.specs)
+        labels = '+'.join(safe(spec.label) for spec in self.specs)
+        self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}'
+        self.folder = Folder(self.out, self.plan.name, say)
+        self.launcher = launcher_of(request, self.out, say)
         if request.budget and request.budget.kind == 'seconds':
-            self._check_devices('--budget seconds')
-        self.out = (
-            request.out or Path('compare') / f'{"+".join(safe(label) for label in labels)}-{self.plan.name}'
-        )
-        self.notes: list[str] = []
-        self.stopped: dict[str, dict[int, str]] = {}  # label -> seed -> why
-
-    def _check_devices(self, what: str) -> None:
-        if self.request.jobs > len(set(self.devices)):
+            self.launcher.check_timed('--budget seconds')
+        if request.stop_early and not self.launcher.local:
             raise UserError(
-                f'{what} needs a device for every job, because runs on one device slow each other down; jobs '
-                f'{self.request.jobs}, devices {len(set(self.devices))}.'
+                '--stop-early watches runs on this machine and does not go with --launcher slurm.'
             )
+        self.alpha = ALPHA / (len(self.specs) - 1)
+        self.rule = request.seeds if isinstance(request.seeds, Sequential) else None
+        self.first = self.rule.first(self.alpha) if isinstance(request.seeds, Sequential) else request.seeds
+        self.notes: list[str] = []
+        self.watch: Watch | None = None
+        self.jobs: dict[str, list[Job]] = {}  # label -> its run with each seed
 
     def run(self) -> Comparison:
         """What was found, its report written.
@@ -132,26 +126,17 @@ class ComparisonSession:
         Raises UserError for what cannot be compared, if possible before training.
         """
         prepared = self._prepare()
-        with contextlib.ExitStack() as held:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(self.out / '.lock'))
-            except BlockingIOError:
-                raise UserError(
-                    f"Another lmp_compare is running in '{self.out}'. Wait for it, or give another --out."
-                ) from None
-            except OSError as error:
-                raise UserError(f"Can't write the comparison '{self.out}': {error.strerror}.") from error
+        with self.folder.held():
             return self._run(prepared)
 
     def _prepare(self) -> list[Prepared]:
         """The experiments within the budget, all that can be refused before training refused."""
         prepared = prepare(
-            self.specs, self.plan, device=self.devices[0], amp=self.request.amp, progress=self.say
+            self.specs, self.plan, device=self.launcher.devices[0], amp=self.request.amp, progress=self.say
         )
         check_comparable({p.spec.label: p.fingerprints for p in prepared}, self.request.metric)
         if self.request.budget is None and prepared[0].unit == 'seconds':
-            self._check_devices(f'A plan in seconds ({self.plan.where})')
+            self.launcher.check_timed(f'A plan in seconds ({self.plan.where})')
         documents = prepared[0].documents
         if self.request.tune:
             check_text(*(documents[name] for name in ('domain', 'hash', 'tokens')))
@@ -162,19 +147,17 @@ class ComparisonSession:
 
     def dry_run(self) -> str:
         """What `run` would train, having checked all that it would refuse; writes nothing."""
-        from ..device import Compute, measured_flops
         from .rehearsal import told
 
         prepared = self._prepare()
-        trials = [t for p in prepared for t in self._trials(p)] if self.request.tune else []
-        compute = Compute.of(self.devices[0], amp=self.request.amp)
+        trials = [t for p in prepared for t in trials_of(p, self.folder)] if self.request.tune else []
         return told(
             self.request,
             out=self.out,
             plan=self.plan.name,
-            device=self.devices[0],
-            speed=0.5 * measured_flops(compute.device, compute.dtype),
-            verdict=[(p, self._jobs(p)) for p in prepared],
+            device=self.launcher.devices[0],
+            speed=self.launcher.speed(self.request.amp),
+            verdict=[(p, self._jobs(p, self.first)) for p in prepared],
             search=[(t.prepared, t.jobs) for t in trials],
             notes=self._few_documents(prepared),
         )
@@ -188,20 +171,67 @@ class ComparisonSession:
         self._remember()
         for warning in self._few_documents(prepared):
             self.say(warning)
-        tuning = self._tune(prepared) if self.request.tune else None
-        runs = self._train(prepared)
+        tuning = None
+        if self.request.tune:
+            tuning, notes = search(prepared, self.folder, self.launcher, metric=self.request.metric)
+            self.notes += notes
+            write_json(self.out / 'tuning.json', tuning)
+        seeds = {p.spec.label: self.first for p in prepared}
+        ahead = 0  # seeds trained before they are looked at, where there are workers for them
+        while True:
+            most = (self.rule and self.rule.maximum) or max(seeds.values()) + ahead
+            trained = self._train(prepared, {label: min(n + ahead, most) for label, n in seeds.items()})
+            findings, runs = self._judge(seeds)
+            findings['tuning'] = tuning
+            going = [
+                e['label']
+                for e in findings['experiments']
+                if self.rule and 'comparison' in e and not e['comparison']['sequence']['ended']
+            ]
+            if trained or not going:
+                report = write_report(findings, runs, self.out)
+            if not going:
+                write_receipt(self.folder, prepared, self._looked_at(seeds), NUMBERS)
+                return Comparison(findings, runs, report)
+            if trained:
+                self.say(so_far(findings))
+            ahead = max(0, self.request.jobs // (len(going) + 1) - 1)
+            for label in (self.specs[0].label, *going):
+                seeds[label] += 1
+
+    def _looked_at(self, seeds: Mapping[str, int]) -> dict[str, list[Job]]:
+        return {label: self.jobs[label][:n] for label, n in seeds.items()}
+
+    def _judge(self, seeds: Mapping[str, int]) -> tuple[dict, dict[str, list[FinishedRun]]]:
+        """(findings, label -> finished runs) of so many seeds."""
+        jobs = self._looked_at(seeds)
+        runs = {label: found for label, members in jobs.items() if (found := self._finished(members))}
+        stopped = [job for members in jobs.values() for job in members if job.stopped]
+        if self.specs[0].label not in runs or len(runs) < 2:
+            raise UserError(
+                f'There is nothing to compare, because runs stopped early: '
+                f'{" ".join(str(j.stopped) for j in stopped)}'
+            )
         check_comparable(fingerprints_of(runs), self.request.metric)
         check_causal(runs)
         check_contracts(runs)
-        findings = judge(runs, metric=self.request.metric, notes=self.notes, stopped=self.stopped)
+        findings = judge(
+            runs,
+            metric=self.request.metric,
+            notes=[
+                *self.notes,
+                *(f'{job.name} stopped early and is left out: {job.stopped}' for job in stopped),
+            ],
+            stopped=_why_stopped(jobs, hopeless=False),
+            hopeless=_why_stopped(jobs, hopeless=True),
+            design=self.rule,
+        )
         write_json(self.out / 'noise.json', findings['noise'])
-        findings |= {
+        return findings | {
             'title': title(self.specs[0].label, [s.label for s in self.specs[1:]]),
             'plan': self.plan.name,
             'budget': str(self.request.budget) if self.request.budget else None,
-            'tuning': tuning,
-        }
-        return Comparison(findings, runs, write_report(findings, runs, self.out))
+        }, runs
 
     def _earlier_looks(self) -> list[int]:
         """The numbers of seeds asked for before. Raises UserError where another comparison is kept there."""
@@ -220,150 +250,80 @@ class ComparisonSession:
     def _remember(self) -> None:
         """Records what was asked for."""
         looks = self._earlier_looks()
-        looks = looks if self.request.seeds in looks[-1:] else [*looks, self.request.seeds]
+        if isinstance(self.request.seeds, int) and self.request.seeds not in looks[-1:]:
+            looks = [*looks, self.request.seeds]
         content = {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks}
         write_json(self.out / 'comparison.json', content)
         if len(looks) > 1:
             self.notes.append(
                 f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '
                 f'Adding seeds until a verdict appears makes a false one likelier than {ALPHA:.0%}; a fresh '
-                'comparison with the last number settles it.'
+                'comparison with the last number settles it, or one with --seeds auto, whose rule looks.'
             )
 
-    def _job(self, p: Prepared, folder: str, seed: int, name: str) -> Job:
-        """The run of an experiment as it is prepared now, kept below `folder`."""
-        plan = self._plan_file(p)
-        arguments = ['--exp', p.spec.exp, '--training-plan', str(plan), *(['--amp'] if p.amp else [])]
-        for key, value in p.spec.model.items():
-            arguments += ['--set', f'{key}={json.dumps(value)}']
-        return Job(
-            name=name,
-            folder=self._place(p, folder, seed),
-            arguments=[*arguments, '--seed', str(seed)],
-            unit=p.unit,
-            length=sum(p.lengths),
-        )
-
-    def _plan_file(self, p: Prepared) -> Path:
-        return self.out / 'plans' / p.folder / f'{self.plan.name}.json'
-
-    def _write_plan(self, p: Prepared) -> None:
-        file = self._plan_file(p)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, p.plan)
-
-    def _jobs(self, p: Prepared) -> list[Job]:
+    def _jobs(self, p: Prepared, seeds: int) -> list[Job]:
         """The runs of an experiment that the verdict is about."""
-        return [
-            self._job(p, 'runs', seed, f'{p.spec.label} seed {seed}') for seed in range(self.request.seeds)
+        known = self.jobs.setdefault(p.spec.label, [])
+        known += [
+            self.folder.job(p, 'runs', seed, f'{p.spec.label} seed {seed}')
+            for seed in range(len(known), seeds)
         ]
-
-    def _place(self, p: Prepared, folder: str, seed: int) -> Path:
-        """A run's directory; that of a finished run alike, also in comparisons beside this one."""
-        own = self.out / folder / p.folder / f'seed-{seed}'
-        if (own / 'summary.json').is_file():
-            return own
-        others = sorted(self.out.resolve().parent.glob(f'*/{folder}/*-{p.digest}/seed-{seed}/summary.json'))
-        if others:
-            self.say(f'{p.spec.label} seed {seed}: reusing {others[0].parent}.')
-            return others[0].parent
-        return own
-
-    def _tune(self, prepared: list[Prepared]) -> dict:
-        """Gives every experiment the learning rate that the same search chooses for it; returns its log."""
-        trials = [trial for p in prepared for trial in self._trials(p)]
-        self.say(
-            f'Trying {len(FACTORS)} learning rates with each experiment, each with {len(SEEDS)} seeds at '
-            f'full length: {sum(len(t.jobs) for t in trials)} runs.'
-        )
-        for trial in trials:
-            self._write_plan(trial.prepared)
-        for_seed = [job for jobs in zip(*(t.jobs for t in trials)) for job in jobs]
-        run_jobs(for_seed, devices=self.devices, workers=self.request.jobs, say=self.say)
-        log = {p.spec.label: self._choose_rate(p, [t for t in trials if t.owner is p]) for p in prepared}
-        write_json(self.out / 'tuning.json', log)
-        return log
-
-    def _trials(self, p: Prepared) -> list[Trial]:
-        found = []
-        for factor in FACTORS:
-            trial = copy.deepcopy(p)
-            scale_lr(trial, factor)
-            rates = [stage['lr'] for stage in trial.plan['stages'].values()]
-            jobs = [
-                self._job(trial, 'tuning', seed, f'{p.spec.label} lr x {factor:g} seed {seed}')
-                for seed in SEEDS
-            ]
-            found.append(Trial(p, trial, factor, rates, jobs))
-        return found
-
-    def _choose_rate(self, p: Prepared, trials: list[Trial]) -> dict:
-        """Gives an experiment its learning rate. Raises UserError where none is usable."""
-        runs = {
-            t.factor: [part_of(self._read(j), tuning=True) if j.finished else None for j in t.jobs]
-            for t in trials
-        }
-        log = choose(p.spec.label, runs, self.request.metric)
-        rates = {t.factor: t.rates for t in trials}
-        for point in log['points']:
-            point['lr'] = rates[point['factor']]
-        log['chosen'] = rates[log['factor']]
-        if log['factor'] != 1.0:
-            scale_lr(p, log['factor'])
-        text = said(p.spec.label, log, log['chosen'])
-        self.say(text)
-        if log['best'] != 1.0:
-            self.notes.append(text)
-        return log
-
-    @staticmethod
-    def _read(job: Job) -> FinishedRun:
-        try:
-            return read_run(job.folder)
-        except DataError as error:
-            raise DataError(
-                f'{error} Delete that folder, and rerun the same command to train it again.'
-            ) from error
+        for job in known if self.request.stop_early else ():
+            if not job.finished and (why := why_stopped(job.folder)):
+                job.stopped, job.hopeless = why, True
+        return known[:seeds]
 
     def _finished(self, jobs: list[Job]) -> list[FinishedRun]:
-        runs = [self._read(job) for job in jobs if job.finished]
+        runs = [read_job(job) for job in jobs if job.finished]
         return [part_of(run, tuning=False) for run in runs] if self.request.tune else runs
 
-    def _train(self, prepared: list[Prepared]) -> dict[str, list[FinishedRun]]:
-        """label -> finished runs; the baseline is trained first. Raises UserError below two labels."""
+    def _train(self, prepared: list[Prepared], seeds: Mapping[str, int]) -> bool:
+        """Trains what is missing of so many seeds, the baseline first; returns whether anything was."""
         for p in prepared:
-            self._write_plan(p)
-        jobs = {p.spec.label: self._jobs(p) for p in prepared}
+            self.folder.write_plan(p)
+        jobs = {p.spec.label: self._jobs(p, seeds[p.spec.label]) for p in prepared}
         baseline, *others = jobs.values()
-        ordered = [*baseline, *(job for of_seed in zip(*others) for job in of_seed)]
-        self._report_noise(baseline)
+        most = max(map(len, others))
+        ordered = [*baseline, *(own[seed] for seed in range(most) for own in others if seed < len(own))]
+        missing = any(not (job.finished or job.stopped) for job in ordered)
+        if len(baseline) == self.first:
+            self._report_noise(baseline)
+        left = [job for job in ordered if not job.stopped]
+        pool = self.launcher.pool(left)
+        judge_runs = None
+        if self.request.stop_early and isinstance(pool, Workers):
+            judge_runs = partial(pool.give_up, lambda job: self._give_up(job, baseline, others))
         run_jobs(
-            ordered,
-            devices=self.devices,
-            workers=self.request.jobs,
+            left,
+            pool,
             say=self.say,
-            on_finish=lambda job: self._report_noise(baseline) if job in baseline else None,
+            on_finish=lambda job: self._report_noise(baseline) if job in baseline[: self.first] else None,
+            judge=judge_runs,
         )
-        stopped = [job for job in ordered if job.stopped]
-        self.notes += [f'{job.name} stopped early and is left out: {job.stopped}' for job in stopped]
-        self.stopped = {
-            label: {seed: job.stopped for seed, job in enumerate(members) if job.stopped}
-            for label, members in jobs.items()
-        }
-        runs = {label: found for label, members in jobs.items() if (found := self._finished(members))}
-        if self.specs[0].label not in runs or len(runs) < 2:
-            raise UserError(
-                f'There is nothing to compare, because runs stopped early: '
-                f'{" ".join(j.stopped for j in stopped)}'
+        return missing
+
+    def _give_up(self, job: Job, baseline: list[Job], others: list[list[Job]]) -> str | None:
+        """Why a run should be stopped early; the first seed of each experiment is always trained whole."""
+        if not all(own.finished for own in baseline) or not any(job in members[1:] for members in others):
+            return None
+        if self.watch is None:
+            self.watch = Watch(self._finished(baseline), self.out)
+            runs = self.watch.recorded
+            wrong, of = wrongly_stopped(runs)
+            note = (
+                f'--stop-early judged by {len(runs)} finished runs; on those of them that ended no '
+                f'worse than others, its rule would have been wrong in {wrong} of {of}.'
             )
-        return runs
+            self.say(note)
+            self.notes.append(note)
+        return self.watch(job.folder)
 
     def _report_noise(self, baseline: list[Job]) -> None:
         """Says how far apart the baseline's seeds are, once all of them are there."""
         if not all(job.finished for job in baseline):
             return
-        alpha = ALPHA / (len(self.specs) - 1)
-        measured = noise(self.specs[0].label, self._finished(baseline), self.request.metric, alpha=alpha)
+        runs = self._finished(baseline)
+        measured = noise(self.specs[0].label, runs, self.request.metric, alpha=self.alpha)
         write_json(self.out / 'noise.json', measured)
         if measured['sd'] is not None:
             self.say(

@@ -87,7 +87,7 @@ def save(figure, name: str, folder: Path) -> str:
     return out.getvalue()
 
 
-def _figure(height: float = HEIGHT):
+def new_figure(height: float = HEIGHT):
     from matplotlib.figure import (
         Figure,
     )  # unlike pyplot it needs no display and shares no state with a caller's
@@ -124,23 +124,23 @@ def _axis(axes, x: str) -> None:
     if x != 'seconds':
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     axes.margins(x=0.02)
 
 
-def _plain_numbers(axis) -> None:
+def plain_numbers(axis) -> None:
     """No offset and no power of ten beside the axis."""
     axis.get_major_formatter().set_useOffset(False)
     axis.get_major_formatter().set_scientific(False)
 
 
-def _legend(figure, axes) -> None:
+def add_legend(figure, axes) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc='outside lower left', ncols=2)
 
 
 def draw_loss(runs: dict[str, list[FinishedRun]], x: str, metric: str):
     """Held-out loss over x: a line for the mean of the seeds, a band from the lowest to the highest."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     top, bottom = [], []
     for label, colour in colour_of(list(runs)).items():
         xs, ys = curves(runs[label], x, metric)
@@ -158,7 +158,7 @@ def draw_loss(runs: dict[str, list[FinishedRun]], x: str, metric: str):
         axes.set_ylim(min(bottom) - room, max(top) + room)
     axes.set_ylabel(LABELS[metric])
     _axis(axes, x)
-    _legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
@@ -198,7 +198,7 @@ def draw_difference(
     }
     if not found:
         return None
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.axhline(0, color=colours[baseline], lw=1.4, label=short(baseline))
     extent = 0.0
     for label, (xs, mean, low, high) in found.items():
@@ -214,7 +214,7 @@ def draw_difference(
         axes.set_ylim(-extent, extent)
     axes.set_ylabel(f'difference in {LABELS[metric]}')
     _axis(axes, x)
-    _legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
@@ -224,7 +224,7 @@ def draw_verdicts(findings: dict):
     if not rows:
         return None
     colours = colour_of([e['label'] for e in findings['experiments']])
-    figure, axes = _figure(0.9 + 0.55 * len(rows))
+    figure, axes = new_figure(0.9 + 0.55 * len(rows))
     axes.axvline(0, color=INK, lw=1.2)
     for i, entry in enumerate(rows):
         found, colour = entry['comparison'], colours[entry['label']]
@@ -239,7 +239,7 @@ def draw_verdicts(findings: dict):
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [short(e['label'], 20) for e in rows])
     axes.grid(axis='y', visible=False)
-    _plain_numbers(axes.xaxis)
+    plain_numbers(axes.xaxis)
     axes.locator_params(axis='x', nbins=5)
     axes.set_xlabel(f'← better · {findings["unit"]} · worse →')
     return figure

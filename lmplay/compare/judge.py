@@ -8,6 +8,7 @@ import numpy as np
 
 from ..runs.finished import FinishedRun, metric_key
 from .grouping import METRICS
+from .sequential import Sequential, constant_level
 from .statistics import (
     ALPHA,
     POWER,
@@ -22,6 +23,7 @@ from .statistics import (
     paired,
     sd_range,
     seeds_needed,
+    skewness,
     verdict,
 )
 from .words import FIGURES, sentence, warnings
@@ -38,21 +40,29 @@ def judge(
     metric: str = 'loss',
     notes: Sequence[str] = (),
     stopped: Stopped | None = None,
+    hopeless: Stopped | None = None,
+    design: Sequential | None = None,
 ) -> dict:
     """The findings as JSON values; the first label is the baseline.
 
     Differences are experiment minus baseline. The error rate is shared among the comparisons (Bonferroni):
     where all experiments are equal, at most ALPHA of the reports have any wrong verdict, on other text like
-    the held-out text and with other seeds. stopped: runs that are missing because they ended early.
+    the held-out text and with other seeds. stopped: runs that are missing because they ended early; hopeless:
+    those that were stopped because they could not catch up; design: the rule by which seeds were added.
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))
     stopped = {label: dict((stopped or {}).get(label, {})) for label in runs}
-    experiments = [_experiment(label, runs[label], metric, stopped[label]) for label in runs]
+    given_up = {label: dict((hopeless or {}).get(label, {})) for label in runs}
+    experiments = [
+        _experiment(label, runs[label], metric, stopped[label] | given_up[label]) for label in runs
+    ]
     for entry in experiments[1:]:
         label = entry['label']
         early = (stopped[baseline], stopped[label])
-        entry['comparison'] = compare_pair(runs[baseline], runs[label], metric, alpha, early)
+        entry['comparison'] = compare_pair(runs[baseline], runs[label], metric, alpha, early, design)
+        if given_up[label]:
+            entry['comparison'] = _without_hopeless(entry['comparison'], sorted(given_up[label]))
         entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
         entry['sentence'] = sentence(entry, experiments[0], METRICS[metric], alpha)
     settings = differing_settings(runs)
@@ -66,7 +76,7 @@ def judge(
         'recommended_seeds': RECOMMENDED_SEEDS,
         'experiments': experiments,
         'noise': noise(baseline, runs[baseline], metric, alpha=alpha),
-        'domains': _domains(runs, metric, stopped),
+        'domains': _domains(runs, metric, {k: stopped[k] | given_up[k] for k in runs}, design),
         'load': load,
         'settings': settings,
         'held_out': _held_out(runs[baseline][0]),
@@ -145,9 +155,11 @@ def compare_pair(
     metric: str,
     alpha: float,
     stopped: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {}),
+    design: Sequential | None = None,
 ) -> dict:
     """Differences of two experiments, paired by seed, and the verdict; no mean where a run diverged or ended
-    early, as those that are left are the lucky ones. stopped: seed -> why, of the baseline and the other."""
+    early, as those that are left are the lucky ones. stopped: seed -> why, of the baseline and the other;
+    design: the rule by which seeds were added, whose looks are then shown."""
     of_seed = {r.seed: r for r in baseline}
     pairs = [(of_seed[r.seed], r) for r in members if r.seed in of_seed]
     differences = {str(r.seed): _finite(r.loss(metric) - b.loss(metric)) for b, r in pairs}
@@ -168,16 +180,56 @@ def compare_pair(
     }
     if not pairs or any(stopped) or any(diverged.values()):
         alone = diverged['experiment'] and not diverged['baseline'] and not any(stopped)
-        return found | {'verdict': 'diverged' if alone else 'no verdict', 'mean': None}
-    return found | _estimate(pairs, metric, alpha)
+        found |= {'verdict': 'diverged' if alone else 'no verdict', 'mean': None}
+        return found | ({'sequence': _sequence(found, [], design, alpha)} if design else {})
+    if design is None:
+        return found | _estimate(pairs, metric, alpha)
+    numbers = range(design.first(alpha), len(pairs) + 1)
+    looks = [_estimate(pairs[:n], metric, alpha, design.critical(alpha, n)) for n in numbers]
+    found |= looks[-1] | {'seeds_needed': None, 'seeds_range': None}
+    return found | {'sequence': _sequence(found, looks, design, alpha)}
 
 
-def _estimate(pairs: list[tuple[FinishedRun, FinishedRun]], metric: str, alpha: float) -> dict:
+def _without_hopeless(found: dict, seeds: list[int]) -> dict:
+    """The findings on an experiment with runs that were stopped as hopeless: they count as worse, so it is
+    worse unless a finished seed is not. There is no mean, as those that are left are the better ones."""
+    finished = [v for v in found['differences'].values() if v is not None]
+    worse = (
+        found['verdict'] != 'diverged' and not any(found['stopped'].values()) and all(v > 0 for v in finished)
+    )
+    return found | {
+        'verdict': 'worse' if worse else 'no verdict',
+        'hopeless': seeds,
+        **dict.fromkeys(('mean', 'sd', 'low', 'high', 'p'), None),
+    }
+
+
+def _sequence(found: dict, looks: list[dict], design: Sequential, alpha: float) -> dict:
+    """What the rule saw at each look, and why it ended; 'ended' is None where it goes on."""
+    differences = list(found['differences'].values())
+    skew = skewness(differences) if looks else None
+    return {
+        'rule': str(design),
+        'maximum': design.maximum,
+        'smallest_effect': design.smallest_effect,
+        'level': constant_level(alpha, design.maximum) if design.maximum else None,
+        'ended': design.ended(found),
+        'skewness': skew and {'value': skew[0], 'p': skew[1]},
+        'looks': [
+            {'seeds': n, 'p': paired(differences[:n]).p} | {k: look[k] for k in ('mean', 'low', 'high')}
+            for n, look in enumerate(looks, design.first(alpha))
+        ],
+    }
+
+
+def _estimate(
+    pairs: list[tuple[FinishedRun, FinishedRun]], metric: str, alpha: float, critical: float | None = None
+) -> dict:
     """The mean difference of finite pairs, its interval, and how many seeds would resolve it."""
     differences = [r.loss(metric) - b.loss(metric) for b, r in pairs]
     documents = _document_noise(pairs, metric)
-    of_seeds = paired(differences, alpha=alpha)  # over new seeds alone
-    both = paired(differences, documents, alpha=alpha)
+    of_seeds = paired(differences, alpha=alpha, critical=critical)  # over new seeds alone
+    both = paired(differences, documents, alpha=alpha, critical=critical)
     judged = documents is not None and both.sd is not None
     found = {
         'verdict': verdict(both.low, both.high) if judged else 'no verdict',
@@ -228,7 +280,9 @@ def _over_documents(
     return mean - half, mean + half
 
 
-def _domains(runs: dict[str, list[FinishedRun]], metric: str, stopped: Stopped) -> list[dict]:
+def _domains(
+    runs: dict[str, list[FinishedRun]], metric: str, stopped: Stopped, design: Sequential | None
+) -> list[dict]:
     """Per domain: each experiment's mean loss, and its difference from the baseline with its interval.
 
     The error rate is shared among domains and experiments (Bonferroni). A domain whose text counts as fewer
@@ -255,14 +309,19 @@ def _domains(runs: dict[str, list[FinishedRun]], metric: str, stopped: Stopped) 
             )
             complete = not stopped[label] and not stopped[baseline] and tokens.any()
             if label != baseline and complete:
-                entry |= _in_domain(runs[baseline], members, metric, domain, alpha)
+                entry |= _in_domain(runs[baseline], members, metric, domain, alpha, design)
             row['experiments'][label] = entry
         table.append(row)
     return table
 
 
 def _in_domain(
-    baseline: list[FinishedRun], members: list[FinishedRun], metric: str, domain: str, alpha: float
+    baseline: list[FinishedRun],
+    members: list[FinishedRun],
+    metric: str,
+    domain: str,
+    alpha: float,
+    design: Sequential | None,
 ) -> dict:
     """The difference of two experiments in one domain; empty where a run diverged."""
     base = {r.seed: r for r in baseline}
@@ -271,8 +330,9 @@ def _in_domain(
     if not pairs or not all(map(math.isfinite, differences)):
         return {}
     noise = _document_noise(pairs, metric, domain)
-    found = paired(differences, noise, alpha=alpha)
-    judged = noise is not None and found.sd is not None
+    critical = design.critical(alpha, len(pairs)) if design else None
+    found = paired(differences, noise, alpha=alpha, critical=critical)
+    judged = noise is not None and found.sd is not None and math.isfinite(found.high)
     low, high = (found.low, found.high) if judged else (None, None)
     return {'difference': found.mean, 'low': low, 'high': high}
 

@@ -115,9 +115,8 @@ def _write(tables: list[dict], metric: str, left_out: list[str], out: Path) -> N
         for place, row in enumerate(t['rows'], 1)
     ]
     write_csv(out / 'leaderboard.csv', rows)
-    content = dict(tables=tables, heading=heading, metric=metric, unit=METRICS[metric], columns=COLUMNS)
-    content['left_out'] = left_out
-    write_text(out / 'leaderboard.html', page('leaderboard.html.j2', **content))
+    named = dict(metric=metric, unit=METRICS[metric], columns=COLUMNS, left_out=left_out)
+    write_text(out / 'leaderboard.html', page('leaderboard.html.j2', tables=tables, heading=heading, **named))
 
 
 def heading(table: dict) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
 from ..checks import require_experiment
-from ..device import find_device
 from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
@@ -196,7 +195,7 @@ def prepare(
             'open.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
-    where: dict[str, Any] = dict(device=find_device(device).type, amp=amp, progress=progress)
+    where: dict[str, Any] = dict(device=device.split(':')[0], amp=amp, progress=progress)
     plans = [with_stages(raw, lambda *_, own=spec.stage: own) for spec in specs]
 
     def resolved(spec: Spec, plan_of_spec: dict) -> list[ResolvedStage]:
@@ -298,8 +297,19 @@ def digest(prepared: Prepared) -> str:
 def code_digest(exp: str) -> str:
     """Of the source of an experiment's folder and of what trains it in lmplay:
     an edited model is another experiment."""
-    files = {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
-    files |= set(Path(find_entry(exp).file).resolve().parent.rglob('*.py'))
+    return _digest({*_trainer_files(), *Path(find_entry(exp).file).resolve().parent.rglob('*.py')})
+
+
+def trainer_digest() -> str:
+    """Of the source of lmplay that trains, whatever the experiment."""
+    return _digest(_trainer_files())
+
+
+def _trainer_files() -> set[Path]:
+    return {f for f in PACKAGE.rglob('*.py') if f.relative_to(PACKAGE).parts[0] not in NOT_TRAINING}
+
+
+def _digest(files: set[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files):
         whole.update(hashlib.sha256(file.read_bytes()).digest())

@@ -4,14 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..cli import count, duration
 from .prepare import Prepared
+from .rungs import Rung
 from .runner import Job
+from .scaling import expected_widths
+from .sequential import Sequential
 from .statistics import RECOMMENDED_SEEDS
 
 if TYPE_CHECKING:
     from .comparison import Request
 
+LADDER_SD, LADDER_SLOPE = 0.015, 0.2  # nats per token, as measured on small ladders (docs/ladder.md)
 Runs = Sequence[tuple[Prepared, Sequence[Job]]]  # experiment, as it would be trained -> its runs
 
 
@@ -35,10 +41,9 @@ def told(
         for p, jobs in search:
             by_label.setdefault(p.spec.label, []).append((p, jobs))
         lines += [_line(label, runs, speed) for label, runs in by_label.items()]
-    seeds = (
-        f'{request.seeds} seed{"s" if request.seeds > 1 else ""}; at least {RECOMMENDED_SEEDS} recommended'
-    )
-    lines += [f'The comparison, with {seeds}: {_counted(verdict)}. For each experiment:']
+    lines += [
+        f'The comparison, with {_seeds(request.seeds, verdict)}: {_counted(verdict)}. For each experiment:'
+    ]
     lines += [_line(p.spec.label, [(p, jobs)], speed) for p, jobs in verdict]
     left = [(p, job) for p, jobs in (*search, *verdict) for job in jobs if not job.finished]
     whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
@@ -53,6 +58,16 @@ def told(
         'Nothing was trained or written.',
     ]
     return '\n'.join(lines)
+
+
+def _seeds(seeds: int | Sequential, verdict: Runs) -> str:
+    if isinstance(seeds, int):
+        return f'{seeds} seed{"s" if seeds > 1 else ""}; at least {RECOMMENDED_SEEDS} recommended'
+    first = len(verdict[0][1])
+    if seeds.maximum:
+        return f'{first} seeds first, then one at a time until the verdict is known, at most {seeds.maximum}'
+    ends = '' if seeds.smallest_effect else '; without --smallest-effect, equal experiments never end it'
+    return f'{first} seeds first, then one at a time until the verdict is known, without a maximum{ends}'
 
 
 def _counted(runs: Runs) -> str:
@@ -82,3 +97,43 @@ def _flops(p: Prepared) -> float | None:
 def _seconds(p: Prepared, speed: float) -> float:
     flops = _flops(p)
     return sum(p.lengths) if flops is None else flops / speed
+
+
+def told_ladder(
+    ladder: Sequence[Rung],
+    request: 'Request',
+    *,
+    out: Path,
+    device: str,
+    speed: float,
+    runs: Runs,
+) -> str:
+    """The rungs with parameters, tokens, FLOPs and time, the runs that are left, the interval to expect."""
+    labels = [p.spec.label for p in ladder[0].prepared]
+    lines = [f'A ladder of {len(ladder)} rungs, on {device}, kept in {out}. Each run:']
+    for rung in ladder:
+        for p in rung.prepared:
+            size = ', '.join(f'{k} {v}' for k, v in rung.model[p.spec.label].items())
+            lines.append(
+                f'  rung {rung.index + 1}, {p.spec.label}: {size}; {count(rung.parameters[p.spec.label])} '
+                f'parameters, {count(rung.tokens)} tokens, {_flops(p):.2g} FLOPs, about '
+                f'{duration(_seconds(p, speed))}'
+            )
+    left = [(p, job) for p, jobs in runs for job in jobs if not job.finished]
+    whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
+    lines.append(
+        f'In all: {_counted(runs)}; {len(left)} to train, about {duration(whole)} with {request.jobs} at a '
+        f'time, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here.'
+    )
+    if isinstance(request.seeds, int) and request.seeds > 1:
+        x = np.log([float(_flops(rung.prepared[0]) or 1) for rung in ladder])
+        widths = expected_widths(x, slope=LADDER_SLOPE, sd=LADDER_SD, seeds=request.seeds)
+        lines.append(
+            f'Expect intervals of the compute ratio of about ±{widths[len(x) // 2]:.2f} in the middle and '
+            f'±{widths[-1]:.2f} at the last rung, if losses differ by {LADDER_SD:g} from seed to seed and '
+            f'fall by {LADDER_SLOPE:g} for each factor of e in compute; the width goes with their quotient '
+            'and with 1/√seeds.'
+        )
+    few = f'With fewer than 3 rungs no trend is claimed: {len(ladder)}.' if len(ladder) < 3 else ''
+    others = f'{labels[0]} is the baseline; its parameters decide on the tokens.'
+    return '\n'.join([*lines, *filter(None, [few, others]), 'Nothing was trained or written.'])

@@ -23,7 +23,7 @@ from .judge import TOLERANCE
 from .numbers import figure_text, number, visible
 from .prepare import safe
 from .statistics import FEW_DOCUMENTS
-from .words import FIGURES, seeds_text, signed
+from .words import FIGURES, seeds_text, sequence_text, signed
 
 PAGE, NUMBERS = 'report.html', 'results.json'
 MARKS = {'better': '▲', 'worse': '▼', 'within noise': '≈', 'no verdict': '?', 'diverged': '✕'}
@@ -250,6 +250,7 @@ def page(template: str, **content) -> str:
     environment.globals |= {
         'figure_text': figure_text,
         'seeds_text': seeds_text,
+        'sequence_text': sequence_text,
         'marks': MARKS,
         'FIGURES': FIGURES,
         'few': FEW_DOCUMENTS,

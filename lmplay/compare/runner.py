@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..cli import cell, count, duration, plain
 from ..errors import UserError
@@ -18,6 +19,7 @@ from ..runs.recorder import METRICS, read_metrics
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
+JUDGE_SECONDS = 2.0  # between looks at whether a run should be given up
 PATIENCE = 120.0  # seconds to wait for a run that an earlier, killed comparison still holds
 
 
@@ -27,7 +29,9 @@ class Job:
 
     arguments      of lmp_trainer, all but device and directory
     unit, length   how long it is: 'tokens' or 'seconds', and how many
+    environment    variables that it gets besides this process's
     stopped        why it ended early
+    hopeless       whether it was stopped because it could not catch up with the baseline
     """
 
     name: str
@@ -35,8 +39,10 @@ class Job:
     arguments: list[str]
     unit: str
     length: float
+    environment: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    hopeless: bool = False
+    process: Any = field(default=None, repr=False)  # or what stands for one that runs elsewhere
     device: str = ''
 
     @property
@@ -54,7 +60,7 @@ class Job:
     def start(self, device: str, threads: int | None) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.device = device
-        environment = dict(os.environ)
+        environment = os.environ | self.environment
         if threads is not None:
             environment.setdefault('OMP_NUM_THREADS', str(threads))
         command = [
@@ -110,7 +116,7 @@ class Job:
         """After the process has ended: notes why the run stopped early. Raises UserError where it failed."""
         assert self.process is not None
         code = self.process.returncode
-        if code == 0 and self.finished:
+        if self.hopeless or code == 0 and self.finished:
             return
         if code == 1:
             events = [
@@ -127,6 +133,18 @@ class Job:
 def _end_with_parent() -> None:
     """PR_SET_PDEATHSIG: a run whose comparison is killed gets SIGTERM, saves and ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+class Pool(Protocol):
+    """What trains the jobs that it was given: `Workers` on this machine, `SlurmQueue` on a cluster."""
+
+    def __bool__(self) -> bool: ...
+
+    def collect(self) -> Iterator[Job]: ...
+
+    def launch(self) -> Iterator[Job]: ...
+
+    def terminate(self) -> None: ...
 
 
 class Workers:
@@ -165,6 +183,14 @@ class Workers:
                 f"Another process is training in '{self.waiting[0].folder}'. Wait for it, or end it."
             )
 
+    def give_up(self, why: Callable[[Job], str | None]) -> None:
+        """Ends the jobs that there is a reason to end; they are collected like others."""
+        for job in self.running:
+            if job is not None and job.running and (reason := why(job)):
+                job.stopped, job.hopeless = reason, True
+                if job.process is not None:
+                    job.process.terminate()
+
     def terminate(self) -> None:
         """Lets what runs save its state, and waits for it."""
         processes = [job.process for job in self.running if job is not None and job.process is not None]
@@ -176,18 +202,18 @@ class Workers:
 
 def run_jobs(
     jobs: Sequence[Job],
+    pool: Pool,
     *,
-    devices: Sequence[str],
-    workers: int,
     say: Callable[[str], None],
     on_finish: Callable[[Job], None] = lambda job: None,
+    judge: Callable[[], None] | None = None,
 ) -> None:
-    """Trains all jobs that are not finished.
+    """Trains all jobs that are not finished, in their pool. judge: called now and then meanwhile.
 
-    However this ends, it leaves no process behind, and unfinished runs have saved their state. Raises
-    UserError where a run failed.
+    However this ends, it leaves no process behind on this machine, and unfinished runs have saved their
+    state. Raises UserError where a run failed.
     """
-    pool = Workers(jobs, devices, workers)
+    judged = time.monotonic()
     try:
         with Board(jobs, say) as board:
             while pool:
@@ -197,6 +223,9 @@ def run_jobs(
                     on_finish(job)
                 for job in pool.launch():
                     board.line(f'{job.name}: training on {job.device}.')
+                if judge and time.monotonic() - judged > JUDGE_SECONDS:
+                    judged = time.monotonic()
+                    judge()
                 board.show()
                 time.sleep(POLL_SECONDS)
     finally:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..runs.finished import FinishedRun
-from .statistics import FEW_DOCUMENTS, MOST_SEEDS, RECOMMENDED_SEEDS, effective_documents, grouped
+from .statistics import ALPHA, FEW_DOCUMENTS, MOST_SEEDS, RECOMMENDED_SEEDS, effective_documents, grouped
 
 # The figures that are reported because they cannot all be matched, and their headings.
 FIGURES = {
@@ -54,7 +54,49 @@ def title(baseline: str, others: Sequence[str]) -> str:
 
 
 def sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
-    """The verdict on one experiment in words."""
+    """The verdict on one experiment in words, 'so far' where seeds are still added."""
+    sequence = entry['comparison'].get('sequence')
+    if not sequence or entry['comparison']['mean'] is None:
+        return _sentence(entry, baseline, unit, alpha)
+    if not sequence['ended']:
+        return f'So far: {_sentence(entry, baseline, unit, alpha)}'
+    return _sentence(entry, baseline, unit, alpha) + _why_ended(sequence, len(entry['comparison']['seeds']))
+
+
+def _why_ended(sequence: dict, seeds: int) -> str:
+    """What the rule that added seeds says of its end."""
+    return {
+        'difference': f' Seeds were added until this was known (--seeds {sequence["rule"]}).',
+        'equivalence': f' Seeds were added until this was known (--seeds {sequence["rule"]}).',
+        'text': ' More seeds would hardly narrow this; more held-out text would.',
+        'maximum': f' That is all that {seeds} seeds, the maximum, can say (--seeds {sequence["rule"]}).',
+    }[sequence['ended']]
+
+
+def so_far(findings: dict) -> str:
+    """A line about each experiment that seeds are still added to."""
+    entries = [
+        e
+        for e in findings['experiments']
+        if not e.get('comparison', {'sequence': {'ended': 1}})['sequence']['ended']
+    ]
+    return '\n'.join(entry['sentence'] for entry in entries)
+
+
+def sequence_text(sequence: dict) -> str:
+    """The rule that adds seeds, for the page."""
+    if sequence['maximum'] is None:
+        rule = 'whatever the number of seeds, the e-process of the t-test decides'
+    else:
+        rule = f'p at most {sequence["level"]:g} at any look up to {sequence["maximum"]} seeds decides'
+    smallest = sequence['smallest_effect']
+    alike = (
+        f'; so does an interval within ±{smallest:g}, which is no difference that matters' if smallest else ''
+    )
+    return f'Seeds are added until the verdict is known, with one look after each: {rule}{alike}.'
+
+
+def _sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
     found, label, base = entry['comparison'], entry['label'], baseline['label']
     if found['mean'] is None:
         return _without_a_mean(found, label, base)
@@ -68,6 +110,13 @@ def sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
         )
     low, high = signed(found['low']), signed(found['high'])
     interval = f'{_percent(alpha)} interval {low} to {high}, {len(found["seeds"])} seeds'
+    sequence = found.get('sequence')
+    if sequence and sequence['ended'] == 'equivalence':
+        return (
+            f'{label} and {base} differ by less than {sequence["smallest_effect"]:g} {unit} on text like '
+            f'this held-out text: difference {signed(found["mean"])} ({interval}).'
+            + _at_what_cost(entry, baseline)
+        )
     if found['verdict'] == 'within noise':
         text = f'{label} and {base} are within noise: difference {signed(found["mean"])} {unit} ({interval}).'
         return text + _why_within_noise(found) + _at_what_cost(entry, baseline)
@@ -79,6 +128,11 @@ def sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
 
 
 def _without_a_mean(found: dict, label: str, base: str) -> str:
+    if seeds := found.get('hopeless'):
+        told = f'{_seeds(seeds)}, stopped early because no finished run here ever made up such a gap'
+        if found['verdict'] == 'worse':
+            return f'{label} is worse than {base}: on every seed that was finished, and on {told}.'
+        return f'No verdict: {label} has {told}, and a finished seed on which it is not worse.'
     reasons = []
     for who, name in (('experiment', label), ('baseline', base)):
         if seeds := found['stopped'][who]:
@@ -115,6 +169,8 @@ def _why_within_noise(found: dict) -> str:
     needed, n = found['seeds_needed'], len(found['seeds'])
     if not found['mean'] and not found['sd']:
         return ' Their losses are identical.'
+    if found.get('sequence'):
+        return ''
     low, high = found['over_seeds']
     if low > 0 or high < 0:
         return (
@@ -163,6 +219,7 @@ def warnings(
     return [
         *(text for entry in others for text in _mismatches(entry, baseline)),
         *_few_seeds(others),
+        *_skewed(others),
         *_not_applied(runs),
         *few_documents(*(runs[baseline['label']][0].documents[name] for name in ('tokens', 'hash'))),
         *_skipped_steps(runs),
@@ -184,6 +241,20 @@ def _few_seeds(others: list[dict]) -> list[str]:
         return []
     counted = ', '.join(f'{label} {n}' for label, n in few.items())
     return [f'At least {RECOMMENDED_SEEDS} seeds are recommended; compared here: {counted}.']
+
+
+def _skewed(others: list[dict]) -> list[str]:
+    """Where seeds were added by a rule that skewed differences mislead."""
+    found = []
+    for entry in others:
+        skew = entry['comparison'].get('sequence', {}).get('skewness')
+        if skew and skew['p'] < ALPHA:
+            found.append(
+                f'The differences of {entry["label"]} are skewed over seeds (skewness {skew["value"]:+.1f}, '
+                f'p {skew["p"]:.2g}): --seeds auto keeps its error rate where they are symmetric, and was '
+                'wrong in 10 to 25 % of simulations where they are strongly skewed.'
+            )
+    return found
 
 
 def _ended_by_a_busy_clock(runs: dict[str, list[FinishedRun]], load: dict[str, dict]) -> list[str]:
@@ -214,7 +285,7 @@ def _mismatches(entry: dict, baseline: dict) -> list[str]:
     if parts:
         found.append(f'{label} is not matched to {base} in {", ".join(parts)}.')
     seeds, base_seeds = ({*e['losses'], *e['stopped']} for e in (entry, baseline))
-    if missing := seeds ^ base_seeds:
+    if (missing := seeds ^ base_seeds) and 'sequence' not in entry['comparison']:
         found.append(
             f'Seeds run for only one of {base} and {label} are left out of the difference: '
             f'{", ".join(sorted(missing))}.'

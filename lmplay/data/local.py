@@ -1,18 +1,23 @@
-"""Reads local files record by record: JSON, CSV, Parquet and text, plain or gzipped (.gz).
+"""Reads local files record by record: JSON, CSV, Parquet, text, compressed too (.gz, .bz2, .xz, .zst).
 
 A reader yields (place, record): where the record stands, for error messages, and a dict of its columns.
 """
 
+import bz2
+import codecs
 import csv
 import glob
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import mmap
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, nearest
 
@@ -21,22 +26,68 @@ SUFFIXES = {
     '.jsonl': 'json',
     '.ndjson': 'json',
     '.csv': 'csv',
+    '.tsv': 'csv',
     '.parquet': 'parquet',
     '.txt': 'text',
     '.md': 'text',
 }
 BOM = b'\xef\xbb\xbf'
+SAVED = (
+    'dataset_dict.json',
+    'dataset_info.json',
+)  # in a folder that `datasets` saved: of several splits, of one
+
+
+def _zstd(file: Path, mode: str) -> io.BufferedReader:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression='zstd'))
+
+
+DECOMPRESSORS: dict[str, Callable[[Path, str], Any]] = {
+    '.gz': gzip.open,
+    '.bz2': bz2.open,
+    '.xz': lzma.open,
+    '.zst': _zstd,
+}
+
+
+def plain_name(path: str) -> str:
+    """The name of a file or pattern without the suffix of its compression."""
+    suffix = Path(path).suffix
+    return path.removesuffix(suffix) if suffix.lower() in DECOMPRESSORS else path
 
 
 def loader_of(path: str) -> str | None:
-    """The loader for the suffix of a file name or pattern, or None."""
-    return SUFFIXES.get(Path(path.removesuffix('.gz')).suffix.lower())
+    """The loader for the suffix of a file or pattern, or of the files in a folder; None if unknown.
+
+    Raises DataError for a folder with files of several kinds.
+    """
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        return SUFFIXES.get(Path(plain_name(path)).suffix.lower())
+    if any((folder / name).is_file() for name in SAVED):
+        return 'saved'
+    kinds = {kind: file for file in _files_in(folder) if (kind := loader_of(str(file)))}
+    if len(kinds) > 1:
+        raise DataError(
+            f"'{path}' holds files of several kinds ({' and '.join(sorted(kinds))}): give a pattern such as "
+            f"'{path.rstrip('/')}/**/*{min(file.suffix for file in kinds.values())}'."
+        )
+    return next(iter(kinds), None)
 
 
-def find_files(paths: str | list[str], *, where: str) -> list[Path]:
-    """The files of one or several paths or patterns, each once, the matches of a pattern sorted.
+def _files_in(folder: Path) -> list[Path]:
+    """All files of a folder and those below it, sorted, without hidden ones."""
+    found = (p for p in folder.rglob('*') if p.is_file())
+    return sorted(p for p in found if not any(part.startswith('.') for part in p.relative_to(folder).parts))
 
-    Raises DataError for a path without a file and for a pattern without a match.
+
+def find_files(paths: str | list[str], *, where: str, loader: str) -> list[Path]:
+    """The files of one or several paths, patterns or folders, each once; of a pattern or folder, sorted.
+
+    Of a folder, all files in it and below that the loader reads by their suffix. Raises DataError for a path
+    without a file, for a pattern without a match, and for a folder without such files.
     """
     found: dict[Path, None] = {}
     for given in [paths] if isinstance(paths, str) else paths:
@@ -44,10 +95,10 @@ def find_files(paths: str | list[str], *, where: str) -> list[Path]:
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            raise DataError(
-                f"{where}: '{given}' is a folder; give a file, or a pattern such as "
-                f"'{given.rstrip('/')}/*.jsonl'."
-            )
+            matches = [file for file in _files_in(path) if loader_of(str(file)) == loader]
+            if not matches:
+                suffixes = ', '.join(s for s, name in SUFFIXES.items() if name == loader)
+                raise DataError(f"{where}: the folder '{given}' holds no {loader} files ({suffixes}).")
         elif glob.has_magic(given):
             matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
             if not matches:
@@ -74,12 +125,23 @@ def digest(files: Iterable[Path]) -> str:
 def _errors(file: Path):
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"Can't read '{file}': {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _open(file: Path):
-    return gzip.open(file, 'rb') if file.suffix == '.gz' else open(file, 'rb')
+def _open(file: Path) -> Any:
+    """The bytes of a file, decompressed by its suffix; UTF-16, known by its first bytes, comes as UTF-8."""
+    stream = DECOMPRESSORS.get(file.suffix.lower(), open)(file, 'rb')
+    if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return stream
+    with stream:
+        try:
+            text = stream.read().decode('utf-16')
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"'{file}', byte {error.start}: not valid UTF-16, as its first bytes say it is."
+            ) from error
+    return io.BufferedReader(io.BytesIO(text.encode('utf-8', 'surrogatepass')))  # type: ignore[arg-type]
 
 
 def _decode(data: bytes, file: Path, *, offset: int, line: int | None = None) -> str:
@@ -107,8 +169,7 @@ def _lines(file: Path) -> Iterator[str]:
 def read_json(file: Path) -> Iterator[tuple[str, dict]]:
     """One object per line, or one array of objects (read whole); strings may hold control characters."""
     with _errors(file), _open(file) as stream:
-        start = stream.read(4096).removeprefix(BOM).lstrip()
-        stream.seek(0)
+        start = stream.peek(4096).removeprefix(BOM).lstrip()
         array = start.startswith(b'[')
         text = _decode(stream.read(), file, offset=0) if array else ''
     if array:
@@ -149,10 +210,11 @@ def _not_json(file: Path, line: int, error: Exception) -> DataError:
     )
 
 
-def read_csv(file: Path) -> Iterator[tuple[str, dict]]:
-    """Rows of a comma-separated file whose first line names the columns."""
+def read_csv(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict]]:
+    """Rows of a file whose first line names the columns, between commas, tabs (.tsv), or as given."""
     csv.field_size_limit(2**31 - 1)  # the module's default is 128 KiB
-    rows = csv.DictReader(_lines(file), strict=True)
+    usual = '\t' if Path(plain_name(file.name)).suffix.lower() == '.tsv' else ','
+    rows = csv.DictReader(_lines(file), strict=True, delimiter=delimiter or usual)
     try:
         for record in rows:
             if None in record:
@@ -173,8 +235,8 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
     number = 0
     try:
         with _errors(file), pyarrow.parquet.ParquetFile(file) as table:
-            check_columns(columns, table.schema_arrow.names, place=f"'{file}'")
-            for batch in table.iter_batches(batch_size=256, columns=columns):
+            own = columns_of(columns, table.schema_arrow.names, place=f"'{file}'")
+            for batch in table.iter_batches(batch_size=256, columns=own):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"'{file}', row {number}", record
@@ -187,10 +249,10 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
 def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict]]:
     """The file as one document, or its parts between delimiters, each in the column 'text'."""
     with _errors(file), _open(file) as stream:
-        if file.suffix == '.gz':
-            data = stream.read()
-        else:
+        if isinstance(getattr(stream, 'raw', None), io.FileIO):
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b''
+        else:
+            data = stream.read()
         separator, start, number = (delimiter or '').encode(), 0, 1
         while separator and (end := data.find(separator, start)) >= 0:
             yield f"'{file}', document {number}", {'text': _decode(data[start:end], file, offset=start)}
@@ -198,15 +260,46 @@ def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, d
         yield f"'{file}', document {number}", {'text': _decode(data[start:], file, offset=start)}
 
 
-def check_columns(wanted: list[str], present: Iterable[str], *, place: str) -> None:
-    """Raises DataError for the first wanted column that is missing, with those that are there."""
-    present = [str(p) for p in present]
+def columns_of(wanted: list[str], present: Iterable[str], *, place: str) -> list[str]:
+    """Those of a table's columns that hold the wanted ones, each once: for 'doc.body' 'doc'.
+
+    Raises DataError for the first that is missing, with those that are there.
+    """
+    present, found = [str(p) for p in present], {}
     for column in wanted:
-        if column not in present:
+        own = column if column in present else column.split('.')[0]
+        if own not in present:
             raise DataError(
                 f"{place}: no column '{column}'.{nearest(column, present)} "
                 f'Columns there: {", ".join(present) or "(none)"}.'
             )
+        found[own] = None
+    return list(found)
+
+
+def with_nested(wanted: list[str], record: dict, *, place: str) -> dict:
+    """A record with every wanted column in it; 'doc.body' is the field 'body' of the object 'doc'.
+
+    Raises DataError for one that is missing.
+    """
+    if all(column in record for column in wanted):
+        return record
+    columns_of(wanted, record, place=place)
+    found = dict(record)
+    for column in wanted:
+        value, path = found, column.split('.')
+        if column in found:
+            continue
+        for depth, name in enumerate(path, 1):
+            if not isinstance(value, dict) or name not in value:
+                inner = '.'.join(path[: depth - 1])
+                there = (
+                    ', '.join(map(str, value)) if isinstance(value, dict) else f'{_kind(value)}, no object'
+                )
+                raise DataError(f"{place}: no column '{column}'. In '{inner}' there: {there}.")
+            value = value[name]
+        found[column] = value
+    return found
 
 
 def _kind(value: object) -> str:

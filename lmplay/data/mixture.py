@@ -2,14 +2,14 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from .rows import Batch, make_batch
+from .rows import Batch, Whole, make_batch
 
 LEAST = 1000  # samples of a block; every source has at least one of them
 MOST = 10_000
@@ -97,12 +97,23 @@ class Mixture:
         """How many sequences of a source's first epoch, and how many documents, score nothing."""
         return self.sources[source].unscored(self.seed, self.stage, source, 0)
 
-    def batch(self, start: int, count: int) -> Batch:
-        """The samples from `start` on; padded columns that none of them needs are left out."""
-        x, y = np.empty((count, self.length), np.int64), np.empty((count, self.length), np.int64)
-        lengths = np.empty(count, np.int64)
-        for i in range(count):
-            source, epoch, row = self.locate(start + i)
+    def batch(
+        self,
+        start: int,
+        count: int,
+        *,
+        share: Sequence[int] | None = None,
+        join: Callable[[Whole], Whole] | None = None,
+    ) -> Batch:
+        """The samples from `start` on; padded columns that none of them needs are left out.
+
+        share: only these of them, in this order; join: see `make_batch`.
+        """
+        chosen = range(count) if share is None else share
+        x, y = (np.empty((len(chosen), self.length), np.int64) for _ in range(2))
+        lengths = np.empty(len(chosen), np.int64)
+        for i, sample in enumerate(chosen):
+            source, epoch, row = self.locate(start + sample)
             cached = self._orders.get(source)
             if cached is None or cached[0] != epoch:
                 self._orders[source] = cached = (
@@ -110,7 +121,7 @@ class Mixture:
                     self.sources[source].order(self.seed, self.stage, source, epoch),
                 )
             lengths[i] = self.sources[source].fill(cached[1], row, x[i], y[i])
-        return make_batch(x, y, lengths)
+        return make_batch(x, y, lengths, join=join)
 
 
 def whole_ratio(weights: Sequence[float]) -> list[int]:

@@ -9,8 +9,9 @@ B sequences, T positions, V vocabulary.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,16 @@ from .store import TokenStore
 IGNORE = -100
 
 
+class Whole(NamedTuple):
+    """What is counted of a batch of which each of several processes has a part."""
+
+    width: int
+    sequences: int
+    scored: int
+    padding: int
+    tokens: int
+
+
 @dataclass
 class Batch:
     """Sequences of equal width.
@@ -31,6 +42,7 @@ class Batch:
     scored     number of targets that are not IGNORE
     padding    how many of those are padding, which stands behind a sequence's real tokens
     documents  (B, T) int64: the held-out document of each target; in evaluation only
+    whole      of a part of a batch: what is counted of the whole, of which `scored` and `padding` then are
     """
 
     x: Tensor
@@ -39,13 +51,14 @@ class Batch:
     scored: int
     documents: Tensor | None = None
     padding: int = 0
+    whole: Whole | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
     @property
     def tokens(self) -> int:
-        return int(self.lengths.sum())
+        return int(self.lengths.sum()) if self.whole is None else self.whole.tokens
 
     def pin(self) -> 'Batch':
         """The same in page-locked memory, which a GPU copies from asynchronously."""
@@ -221,21 +234,33 @@ Rows = PackedRows | PaddedRows
 
 
 def make_batch(
-    x: np.ndarray, y: np.ndarray, lengths: np.ndarray, documents: np.ndarray | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    lengths: np.ndarray,
+    documents: np.ndarray | None = None,
+    *,
+    join: Callable[[Whole], Whole] | None = None,
 ) -> Batch:
-    """A Batch without the columns, in steps of 64, in which there is no token and nothing is scored."""
+    """A Batch without the columns, in steps of 64, in which there is no token and nothing is scored.
+
+    join: where these are a part of a batch, turns what is counted of it into that of the whole.
+    """
     scored = y != IGNORE
     behind = np.arange(y.shape[1]) >= lengths[:, None]
     used = np.flatnonzero(scored.any(axis=0))
-    width = max(int(lengths.max()), int(used[-1]) + 1 if len(used) else 0)
+    width = max(int(lengths.max(initial=0)), int(used[-1]) + 1 if len(used) else 0)
     width = min(x.shape[1], -(-width // 64) * 64)
+    padding = int((scored & behind).sum())
+    counted = Whole(width, len(lengths), int(scored.sum()), padding, int(lengths.sum()))
+    whole = join(counted) if join is not None else counted
     return Batch(
-        torch.from_numpy(x[:, :width].copy()),
-        torch.from_numpy(y[:, :width].copy()),
+        torch.from_numpy(x[:, : whole.width].copy()),
+        torch.from_numpy(y[:, : whole.width].copy()),
         torch.from_numpy(lengths),
-        int(scored.sum()),
-        None if documents is None else torch.from_numpy(documents[:, :width].copy()),
-        int((scored & behind).sum()),
+        whole.scored,
+        None if documents is None else torch.from_numpy(documents[:, : whole.width].copy()),
+        whole.padding,
+        whole if join is not None else None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from . import embedded, local
+from .conversations import conversation, string_of
 from .specs import LIMITS, PATH_KEYS, resolve
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ class Source:
         contents = []
         if self.spec['loader'] == 'embedded':
             contents = [embedded.content()]
-        elif self.spec['loader'] == 'hub':
-            folder = Path(self.spec['hub'])
+        elif self.spec['loader'] in ('hub', 'saved'):
+            folder = Path(self.spec.get('hub') or self.spec['path']).expanduser()
             if folder.is_dir():
                 contents = [local.digest(sorted(p for p in folder.rglob('*') if p.is_file()))]
         else:
@@ -140,19 +141,22 @@ class Source:
         if 'document_start' in spec:
             records = self._joined(records)
         for place, record in records:
-            text, prompt = self._text(record, place)
             domain = record[spec['domain_column']] if 'domain_column' in spec else None
-            yield Row(text, prompt, named if domain is None else str(domain), split=split)
+            domain = named if domain is None else str(domain)
+            if 'messages' in spec:
+                for text, prompt, group in conversation(record[spec['messages']], spec, place):
+                    yield Row(text, prompt, domain, group, split)
+            else:
+                text, prompt = self._text(record, place)
+                yield Row(text, prompt, domain, split=split)
 
     def _records(self, split: str) -> Iterator[tuple[str, dict]]:
         """(place, record) of each record of a split, every column that is read present in it."""
         columns = self._columns()
-        read = self._hub_records if self.spec['loader'] == 'hub' else self._file_records
-        for place, record in read(split, columns):
+        readers = {'hub': self._hub_records, 'saved': self._saved_records}
+        for place, record in readers.get(self.spec['loader'], self._file_records)(split, columns):
             place = f"Dataset '{self.name}': {place}"
-            if not all(c in record for c in columns):
-                local.check_columns(columns, record, place=place)
-            yield place, record
+            yield place, local.with_nested(columns, record, place=place)
 
     def _columns(self) -> list[str]:
         """The columns that are read, that of the text or messages first."""
@@ -172,10 +176,17 @@ class Source:
             stream=not validation and not self.spec.keys().isdisjoint(LIMITS),
         )
 
+    def _saved_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
+        from . import hub
+
+        own = self.spec['validation'] if split == 'validation' else self.spec.get('split', 'train')
+        folder = str(Path(self.spec['path']).expanduser())
+        return hub.read_saved(self.name, folder, split=own, columns=columns)
+
     def _file_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
         read: Callable[[Path], Iterator[tuple[str, dict]]] = {
             'json': local.read_json,
-            'csv': local.read_csv,
+            'csv': partial(local.read_csv, delimiter=self.spec.get('delimiter')),
             'parquet': partial(local.read_parquet, columns=columns),
             'text': partial(local.read_text, delimiter=self.spec.get('delimiter')),
         }[self.spec['loader']]
@@ -183,14 +194,15 @@ class Source:
             yield from read(file)
 
     def _files(self, key: str) -> list[Path]:
-        return local.find_files(self.spec[key], where=f"dataset '{self.name}', {key}")
+        where = f"dataset '{self.name}', {key}"
+        return local.find_files(self.spec[key], where=where, loader=self.spec['loader'])
 
     def _joined(self, records: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
         """One record for all from one whose text matches `document_start` up to the next."""
         start, column = re.compile(self.spec['document_start']), self._columns()[0]
         first, parts = None, []
         for place, record in records:
-            text = _string(record[column], column, place)
+            text = string_of(record[column], column, place)
             if first is None or start.search(text):
                 if first is not None:
                     yield first[0], first[1] | {column: ''.join(parts)}
@@ -202,49 +214,15 @@ class Source:
     def _text(self, record: dict, place: str) -> tuple[str, str]:
         """(text, prompt) of a record; a prompt ends with a newline, or with the separator that is given."""
         spec = self.spec
-        if 'messages' in spec:
-            return _conversation(record[spec['messages']], spec['messages'], place)
         column = spec.get('text', 'text')
-        prompts = (_string(record[c], c, place) for c in _listed(spec.get('prompt', [])))
+        prompts = (string_of(record[c], c, place) for c in _listed(spec.get('prompt', [])))
         prompt = spec.get('separator', '\n\n').join(filter(None, prompts))
         if 'separator' in spec:
             prompt = prompt and prompt + spec['separator']
         else:
             prompt = prompt and prompt.removesuffix('\n') + '\n'
-        return _string(record[column], column, place), prompt
+        return string_of(record[column], column, place), prompt
 
 
 def _listed(columns: str | list[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else columns
-
-
-def _string(value: object, column: str, place: str) -> str:
-    """A column's value as text, '' for null. Raises DataError for what is not text."""
-    if value is None:
-        return ''
-    if not isinstance(value, str):
-        shown = json.dumps(value, default=repr)[:40]
-        raise DataError(f"{place}: column '{column}' holds {shown}, which is not text.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{place}: column '{column}' holds half of a surrogate pair "
-                f'(\\u{ord(value[error.start]):04x}), which is not a character.'
-            ) from error
-    return value
-
-
-def _conversation(messages: object, column: str, place: str) -> tuple[str, str]:
-    """(text, prompt): the assistant's last turn, and all turns before it under their roles."""
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages
-    ):
-        raise DataError(f'{place}: column \'{column}\' is not a list of {{"role", "content"}} objects.')
-    last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=None)
-    if last is None:
-        return '', ''
-    contents = [_string(m['content'], f'{column}.content', place) for m in messages[: last + 1]]
-    before = ''.join(f'{str(m["role"]).capitalize()}:\n{c}\n\n' for m, c in zip(messages, contents[:-1]))
-    return contents[-1], f'{before}Assistant:\n'

@@ -15,13 +15,15 @@ COLUMN_KEYS = {
     'prompt': (str, list),
     'separator': str,
     'messages': str,
+    'template': dict,
+    'turns': str,
     'domain_column': str,
     'document_start': str,
 }
 PATH_KEYS = {'path': (str, list), 'validation': (str, list)}
 KEYS: dict[str, dict[str, Any]] = {  # loader -> what its spec may hold besides COMMON_KEYS, and its type
     'json': PATH_KEYS | COLUMN_KEYS,
-    'csv': PATH_KEYS | COLUMN_KEYS,
+    'csv': PATH_KEYS | COLUMN_KEYS | {'delimiter': str},
     'parquet': PATH_KEYS | COLUMN_KEYS,
     'text': PATH_KEYS | {'delimiter': str},
     'hub': {
@@ -34,9 +36,10 @@ KEYS: dict[str, dict[str, Any]] = {  # loader -> what its spec may hold besides 
         'validation': str,
         **COLUMN_KEYS,
     },
+    'saved': {'path': str, 'split': str, 'validation': str} | COLUMN_KEYS,
     'embedded': {'domains': list, 'problems': int, 'seed': int},
 }
-FILE_LOADERS = tuple(loader for loader, keys in KEYS.items() if 'path' in keys)
+FILE_LOADERS = tuple(loader for loader, keys in KEYS.items() if keys.get('path') == (str, list))
 COMMON_KEYS: dict[str, Any] = {
     'loader': str,
     'description': str,
@@ -59,6 +62,7 @@ TYPE_NAMES = {
     int: 'a whole number',
     float: 'a number',
     list: 'a list of strings',
+    dict: 'an object of strings',
     (str, list): 'a string or a list of strings',
 }
 ORIGINAL_KEYS = ('ds_loader', 'args', 'kwargs')
@@ -88,8 +92,14 @@ def _spec_of_name(name: str) -> dict[str, Any]:
     if name in NAMED:
         return {'loader': name}
     loader = local.loader_of(name)
-    if loader or Path(name).expanduser().is_file():
-        return {'loader': loader or 'text', 'path': name}
+    if loader:
+        return {'loader': loader, 'path': name}
+    if name and Path(name).expanduser().exists():
+        raise DataError(
+            f"dataset '{name}': its name does not say what it holds (known: {', '.join(local.SUFFIXES)}, a "
+            f'folder of such files, or one saved by `datasets`). Define it in the plan with a loader: '
+            f'{{"loader": "text", "path": {json.dumps(name)}}} takes a file as one document.'
+        )
     if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         return {'loader': 'hub', 'hub': name}
     raise DataError(unknown('dataset', name, [*NAMED, 'hub-user/hub-name', 'path/to/files*.jsonl']))
@@ -177,6 +187,8 @@ def _problem(key: str, value: object, kind: Any) -> str:
 
 
 def _is_a(kind: Any, value: object) -> bool:
+    if isinstance(value, dict):
+        return kind is dict and bool(value) and all(isinstance(v, str) for v in value.values())
     if isinstance(value, list):
         return isinstance(value, kind) and bool(value) and all(isinstance(v, str) for v in value)
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
@@ -195,6 +207,23 @@ def _rules(spec: dict[str, Any]) -> Iterable[tuple[bool, str]]:
         (
             'document_start' in keys and not keys.isdisjoint({'prompt', 'messages'}),
             '"document_start" joins rows of text; it can\'t be combined with "prompt" or "messages"',
+        ),
+        (
+            not keys.isdisjoint({'template', 'turns'}) and 'messages' not in keys,
+            '"template" and "turns" are of "messages", and there are none',
+        ),
+        (
+            spec.get('turns') not in (None, 'last', 'all'),
+            f'"turns" is "last" or "all", of the assistant\'s turns; not {spec.get("turns")!r}',
+        ),
+        (
+            any(text.count('{content}') != 1 for text in spec.get('template', {}).values())
+            or 'assistant' not in spec.get('template', {'assistant': ''}),
+            '"template" gives for "assistant" and each other role a text with {content} in it, once',
+        ),
+        (
+            loader == 'csv' and len(spec.get('delimiter', ',')) != 1,
+            f'"delimiter" of a csv is one character, not {spec.get("delimiter")!r}',
         ),
         (
             ('language' in keys) != ('snapshot' in keys),

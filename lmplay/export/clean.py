@@ -7,7 +7,14 @@ from pathlib import Path
 from ..cli import CommandParser, run_command
 from ..errors import UserError
 
-TRAINING = ('format', 'lmplay', 'sizes', 'logs', 'record')  # of state.json; the first three are written again
+TRAINING = (
+    'format',
+    'lmplay',
+    'sizes',
+    'logs',
+    'record',
+    'aliases',
+)  # of state.json; the first three are written again
 
 
 def parser() -> CommandParser:

@@ -134,10 +134,10 @@ def _print_all(texts: list[str], continued: list[str], lengths: list[int], args:
 
 
 def read_prompt(name: str) -> str:
-    """The text of a file, or of standard input, without the line end that closes it."""
+    """The text of a file, or of standard input, without byte-order mark and the line end that closes it."""
     try:
-        data = sys.stdin.buffer.read() if name == '-' else Path(name).read_bytes()
-        return data.decode('utf-8').removesuffix('\n').removesuffix('\r')
+        data = sys.stdin.buffer.read() if name == '-' else Path(name).expanduser().read_bytes()
+        return data.decode('utf-8-sig').removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
         raise DataError(
             f"The prompt file '{name}' is not UTF-8: {error.reason} at byte {error.start}."

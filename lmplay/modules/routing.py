@@ -35,11 +35,13 @@ def route(logits_NE: Tensor, *, top_k: int, noise_std: Tensor | None = None) -> 
     return Routing(logits_NE, probs_NE, expert_ids_NK, weights_NK)
 
 
-def expert_load(expert_ids_NK: Tensor, num_experts: int, mask_N: Tensor | None = None) -> Tensor:
-    """(E,) float32: each expert's share of the assignments, over the tokens where mask_N (bool) is True."""
+def expert_load(
+    expert_ids_NK: Tensor, num_experts: int, mask_N: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(E,): each expert's share of the assignments, over the tokens where mask_N (bool) is True."""
     every_E = torch.arange(num_experts, device=expert_ids_NK.device)
     count_NE = (expert_ids_NK[:, :, None] == every_E).sum(1)
-    return masked_mean(count_NE.float(), mask_N) / expert_ids_NK.shape[1]
+    return masked_mean(count_NE.to(dtype), mask_N) / expert_ids_NK.shape[1]
 
 
 def load_balance_loss(probs_NE: Tensor, load_E: Tensor, mask_N: Tensor | None = None) -> Tensor:
@@ -67,7 +69,11 @@ def distribution_entropy(logits_NE: Tensor, mask_N: Tensor | None = None) -> Ten
 
     log E where experts are used alike, even by a router that is sure of every token.
     """
-    p_E = masked_mean(logits_NE.softmax(-1), mask_N)
+    return entropy(masked_mean(logits_NE.softmax(-1), mask_N))
+
+
+def entropy(p_E: Tensor) -> Tensor:
+    """Of a distribution, in nats."""
     return -torch.special.xlogy(p_E, p_E).sum()
 
 

@@ -2,19 +2,21 @@
 
     RUN/checkpoints/step-00000120/   model.safetensors, optimizer.pt, state.json,
                                      tokenizer.json where the run trained its own
+                                     of a sharded run shard-*.safetensors in place of model.safetensors
     RUN/checkpoints/last, best       links to two of them; stage-NAME to the one at the end of each stage
 
 They are written under another name, synced and renamed. Nothing in them is ever executed: weights are
 safetensors, the optimizer's state is read with weights_only.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from ..errors import CheckpointError
 from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
 from ..tokenizers import Tokenizer, as_tokenizer
 from .links import STATE
+from .sharded import MODEL, put_together, read_shards, shards, taken_apart, write_shards
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -78,24 +81,67 @@ def write_checkpoint(
     state: dict,
 ) -> None:
     """Writes a checkpoint folder from the weights and aliases of `untied`."""
-    temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    with _appearing(folder) as temporary:
         save_file(
             weights,
             temporary / WEIGHTS,
             metadata={'format': 'pt', 'lmplay': __version__, 'aliases': json.dumps(aliases)},
         )
         (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)  # safetensors leaves others nothing
-        if optimizer_state is not None:
-            torch.save(optimizer_state, temporary / OPTIMIZER)
-        tokenizer.save(temporary)
-        files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary)}
-        content = sealed({'format': FORMAT, 'lmplay': __version__} | state | files)
-        (temporary / STATE).write_text(json.dumps(content, indent=1))
-        _sync(temporary / STATE)
-        _sync(temporary)
+        _complete(temporary, tokenizer, optimizer_state, state)
+
+
+def write_sharded_checkpoint(
+    folder: Path,
+    model: LMBase,
+    optimizer_state: dict,
+    state: dict,
+    *,
+    first: bool,
+    gathered: Callable[[Any], list[Any]],
+) -> None:
+    """Writes a checkpoint of which each rank has a part; all ranks call it, the first one completes it.
+
+    gathered: gives every rank the values of all of them.
+    """
+    weights, aliases = untied(model.state_dict(keep_vars=True), by=id)
+    optimizer_state, moments = taken_apart(optimizer_state)
+    tensors = {f'{MODEL}{name}': tensor.detach() for name, tensor in weights.items()} | moments
+    if not first:
+        write_shards(Path(gathered(None)[0]), tensors, gathered)
+        return
+    with _appearing(folder) as temporary:
+        checksums = write_shards(Path(gathered(str(temporary))[0]), tensors, gathered)
+        tokenizer = as_tokenizer(model.tokenizer)
+        _complete(temporary, tokenizer, optimizer_state, state | {'aliases': aliases}, checksums)
+
+
+def _complete(
+    temporary: Path,
+    tokenizer: Tokenizer,
+    optimizer_state: dict | None,
+    state: dict,
+    checksums: dict[str, str] | None = None,
+) -> None:
+    """Writes the rest of a checkpoint, whose weights are there. checksums: of files that need none made."""
+    if optimizer_state is not None:
+        torch.save(optimizer_state, temporary / OPTIMIZER)
+    tokenizer.save(temporary)
+    files = {'sizes': _sizes(temporary), CHECKSUMS: _synced(temporary, checksums or {})}
+    content = sealed({'format': FORMAT, 'lmplay': __version__} | state | files)
+    (temporary / STATE).write_text(json.dumps(content, indent=1))
+    _sync(temporary / STATE)
+    _sync(temporary)
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder, renamed when the block ends well. Raises CheckpointError where that fails."""
+    temporary = folder.parent / f'{HALF}{secrets.token_hex(6)}'
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
         os.rename(temporary, folder)
         _sync(folder.parent)
     except (
@@ -115,28 +161,35 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
 
 
-def _synced(folder: Path) -> dict[str, str]:
-    """The checksum of each file of a folder, computed while the disk takes them in."""
+def _synced(folder: Path, known: dict[str, str]) -> dict[str, str]:
+    """The checksum of each file of a folder, computed while the disk takes them in, unless it is known."""
     files = sorted(folder.iterdir())
     with ThreadPoolExecutor(1, 'sync') as pool:
         syncing = [pool.submit(_sync, file) for file in files]
-        checksums = {file.name: checksum(file) for file in files}
+        checksums = {file.name: known.get(file.name) or checksum(file) for file in files}
         for done in syncing:
             done.result()
     return checksums
 
 
-def untied(state: dict) -> tuple[dict, dict]:
-    """(weights, aliases) of a state dict: one of the names that share memory keeps the weight."""
+def untied(state: dict, by: Callable[[Any], Any] | None = None) -> tuple[dict, dict]:
+    """(weights, aliases) of a state dict: one of the names that share memory keeps the weight.
+
+    by: what tells tensors apart, by default their memory.
+    """
     owners, weights, aliases = {}, {}, {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        key = (by or _memory)(tensor) if tensor.numel() else name
         if key in owners:
             aliases[name] = owners[key]
         else:
             owners[key] = name
             weights[name] = tensor.contiguous()
     return weights, aliases
+
+
+def _memory(tensor: torch.Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _sync(path: Path) -> None:
@@ -178,16 +231,18 @@ def read_state(folder: Path) -> dict:
         raise CheckpointError(
             f"The checkpoint '{folder}' is damaged: in {STATE}, {where}: {found['msg']}."
         ) from error
-    _check_files(folder, state, but=(WEIGHTS, OPTIMIZER))
+    _check_files(folder, state, but=(WEIGHTS, OPTIMIZER, *(file.name for file in shards(folder))))
     return state
 
 
-def _check_files(folder: Path, state: dict, *, but: Container[str] = (), only: str | None = None) -> None:
+def _check_files(
+    folder: Path, state: dict, *, but: Container[str] = (), only: Container[str] | None = None
+) -> None:
     """Raises CheckpointError unless files are as they were written: all sizes, the checksums asked for."""
     checksums = state.get(CHECKSUMS)
     if checksums is None:
         _tell_it_has_no_checksums(str(folder.parent.parent))
-    asked = {n: c for n, c in (checksums or {}).items() if (n == only if only else n not in but)}
+    asked = {n: c for n, c in (checksums or {}).items() if (n in only if only else n not in but)}
     try:
         problem = damage(folder, state.get('sizes', {}), asked)
     except OSError as error:
@@ -203,16 +258,7 @@ def _tell_it_has_no_checksums(run: str) -> None:
 
 def load_weights(model: LMBase, folder: Path) -> None:
     """Loads a checkpoint's weights, all or none. Raises CheckpointError that names what does not fit."""
-    file = folder / WEIGHTS
-    _check_files(folder, read_state(folder), only=WEIGHTS)
-    try:
-        weights = load_file(file)
-        from safetensors import safe_open
-
-        with safe_open(file, 'pt') as f:
-            aliases = json.loads((f.metadata() or {}).get('aliases', '{}'))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"The weights '{file}' can't be read: {error}.") from error
+    weights, aliases = _read_weights(folder)
     weights |= {name: weights[owner] for name, owner in aliases.items() if owner in weights}
     own = model.state_dict()
     problems = (
@@ -237,11 +283,31 @@ def load_weights(model: LMBase, folder: Path) -> None:
     model.load_state_dict(weights, strict=True)
 
 
+def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(weights, aliases) of a checkpoint, in one file or in parts."""
+    state, file, parts = read_state(folder), folder / WEIGHTS, [part.name for part in shards(folder)]
+    _check_files(folder, state, only=parts or (WEIGHTS,))
+    if parts:
+        return read_shards(folder, MODEL), state.get('aliases', {})
+    try:
+        from safetensors import safe_open
+
+        weights = load_file(file)
+        with safe_open(file, 'pt') as f:
+            return weights, json.loads((f.metadata() or {}).get('aliases', '{}'))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"The weights '{file}' can't be read: {error}.") from error
+
+
 def load_optimizer(folder: Path) -> dict:
     """A checkpoint's optimizer state. Raises CheckpointError for a file that is damaged or holds code."""
-    _check_files(folder, read_state(folder), only=OPTIMIZER)
+    parts = [part.name for part in shards(folder)]
+    _check_files(folder, read_state(folder), only=(OPTIMIZER, *parts))
     try:
-        return torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
+        state = torch.load(folder / OPTIMIZER, map_location='cpu', weights_only=True)
+        return put_together(state, folder) if parts else state
+    except CheckpointError:
+        raise
     except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
         raise CheckpointError(
             f"The optimizer's state '{folder / OPTIMIZER}' can't be read safely: "

@@ -3,8 +3,10 @@
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -12,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from ..base.base_model import LMBase
 from ..errors import CheckpointError
 from ..tokenizers import as_tokenizer
-from .checkpoint import HALF, untied, write_checkpoint
+from .checkpoint import HALF, untied, write_checkpoint, write_sharded_checkpoint
 from .links import LAST, STATE, named, point
 
 log = logging.getLogger(__name__)
@@ -49,11 +51,7 @@ class Checkpoints:
         written.
         """
         self.wait()
-        folder = self.folder / f'step-{step:08d}'
-        again = 1
-        while folder.exists():  # never overwritten: a link may point to it
-            again += 1
-            folder = self.folder / f'step-{step:08d}-{again}'
+        folder = self._new(step)
         weights, aliases = untied(model.state_dict())
         if self.pool is not None:
             weights, optimizer_state = tree_map_only(
@@ -69,15 +67,44 @@ class Checkpoints:
                 optimizer_state,
                 state | {'links': links},
             )
-            for name in links:
-                point(self.folder / name, folder)
-            self.written = folder
-            prune(self.folder, self.keep)
+            self._link(folder, links)
 
         if self.pool is None:
             write()
         else:
             self.writing = self.pool.submit(write)
+
+    def save_sharded(
+        self,
+        step: int,
+        model: LMBase,
+        optimizer_state: dict,
+        state: dict,
+        links: list[str],
+        *,
+        first: bool,
+        gathered: Callable[[Any], list[Any]],
+    ) -> None:
+        """The same of a run of which each rank has a part, in the foreground; all ranks call it."""
+        folder, ranks = self._new(step), {'first': first, 'gathered': gathered}
+        write_sharded_checkpoint(folder, model, optimizer_state, state | {'links': links}, **ranks)
+        if first:
+            self._link(folder, links)
+        gathered(None)  # nobody reads it before it is there
+
+    def _new(self, step: int) -> Path:
+        """The folder of a new checkpoint. None is overwritten: a link may point to it."""
+        folder, again = self.folder / f'step-{step:08d}', 1
+        while folder.exists():
+            again += 1
+            folder = self.folder / f'step-{step:08d}-{again}'
+        return folder
+
+    def _link(self, folder: Path, links: list[str]) -> None:
+        for name in links:
+            point(self.folder / name, folder)
+        self.written = folder
+        prune(self.folder, self.keep)
 
     def forget_links(self) -> None:
         """Removes the links of a discarded history, except `last`."""

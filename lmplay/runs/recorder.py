@@ -278,6 +278,27 @@ class Recorder:
             reporter.close()
 
 
+class NoRecorder:
+    """A Recorder that records nothing."""
+
+    def train(self, record: Mapping[str, Any]) -> None: ...
+
+    def validation(self, record: Mapping[str, Any]) -> None: ...
+
+    def event(self, record: Mapping[str, Any]) -> None: ...
+
+    def sample(self, record: Mapping[str, Any]) -> None: ...
+
+    def offsets(self) -> dict[str, int]:
+        return {}
+
+    def removed(self) -> None: ...
+
+    def copy(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def read_metrics(run_dir: Path) -> list[dict]:
     """The records of a run's metrics.jsonl in order, none where it is missing; a torn last line is left out.
 

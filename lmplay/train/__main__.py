@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
 from ..cli import CommandParser, cell, run_command
 from ..errors import UserError, unknown
 from ..original import TRAINER, in_new_words
-from .plan import DEFAULT_EXPERIMENT, SETTABLE, key_kind, load_plan, stage_help, stage_value
+from .plan import DEFAULT_EXPERIMENT, PARALLEL, SETTABLE, key_kind, load_plan, stage_help, stage_value
 
 EPILOG = """\
 examples:
@@ -25,6 +26,10 @@ examples:
 To resume an interrupted run, rerun the same command."""
 
 NOT_IN_A_CONFIG = ('help', 'use_config', 'dump_config', 'set')
+
+
+if os.environ.get('WORLD_SIZE', '1') != '1':  # before torch is imported: DDP's advice, once per process
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 
 def make_parser() -> CommandParser:
@@ -119,6 +124,20 @@ def _add_run_options(parser: CommandParser) -> None:
         default=2,
         help='number of newest checkpoints to keep, besides the best and those at the ends of stages '
         '(default: %(default)s)',
+    )
+    add(
+        '--parallel',
+        choices=PARALLEL,
+        default='ddp',
+        help='how processes started by torchrun share the work: ddp, each with the whole model; fsdp, each '
+        'with a part of what is trained; fsdp_all, of what is frozen too (default: %(default)s)',
+    )
+    add(
+        '--rank-timeout',
+        type=float,
+        metavar='SECONDS',
+        default=600.0,
+        help='how long processes wait for one another before the run ends (default: %(default)g)',
     )
     add('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; repeatable')
     add(

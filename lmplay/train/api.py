@@ -9,7 +9,7 @@ from ..base.runner_list import find_entry, find_runner
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun, read_run
 from .console import ConsoleReporter
-from .plan import STAGE_KEYS, Plan, load_plan, parse_plan
+from .plan import PARALLEL, STAGE_KEYS, Plan, load_plan, parse_plan
 from .resolve import Settings
 from .session import Session
 
@@ -102,6 +102,14 @@ def make_session(
         plan.stage(index, None, stage)
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
+    if run.get('parallel', 'ddp') not in PARALLEL:
+        raise UserError(unknown('kind', run['parallel'], PARALLEL, '--parallel'))
+    if run.get('parallel', 'ddp') != 'ddp' and run.get('check_grads'):
+        raise UserError(
+            f'--check-grads reads whole gradients; it goes with --parallel ddp, not {run["parallel"]}.'
+        )
+    if not 0 < run.get('rank_timeout', 1) < 1e6:
+        raise UserError(f'--rank-timeout must be a number of seconds above 0; given: {run["rank_timeout"]}.')
     if run.get('reset_history') and run.get('initial_model'):
         raise UserError(
             '--reset-history starts from the weights in --run-dir, --initial-model from others; give one.'

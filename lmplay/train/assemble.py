@@ -12,18 +12,22 @@ from ..base.runner_list import find_entry
 from ..checks import require_experiment
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
+from ..runs.checkpoint import load_optimizer
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.fingerprints import fingerprints, model_facts
-from ..runs.recorder import Recorder
+from ..runs.links import LAST
+from ..runs.recorder import NoRecorder, Recorder
 from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
 from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
-from .optimizer import Optimizer, make_optimizer, restore_moments, unfinished_warmup
+from .optimizer import Optimizer, make_optimizer, parameter_groups, restore_moments, unfinished_warmup
+from .parallel import Engine
 from .plan import Stage
+from .ranks import Ranks
 from .record import data_record
 from .resolve import ResolvedStage, Settings
 from .resume import SavedRun
@@ -55,10 +59,16 @@ class RunContext:
     record: dict[str, Any]
     data: dict[int, StageData]
     directory: RunDirectory
-    recorder: Recorder
+    recorder: Recorder | NoRecorder
     checkpoints: Checkpoints
     console: ConsoleReporter
     stop: StopSignal
+    ranks: Ranks
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank keeps a part of the model."""
+        return self.settings.parallel != 'ddp' and not self.ranks.alone
 
     def event(self, name: str, stage: str, message: str) -> None:
         """Something worth a line in the records and on the screen."""
@@ -87,7 +97,7 @@ def prepare_stage(
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)
     prints = fingerprints(stage.name, data.mixture, data.held_out, tokenizer)
-    moments = None if run.settings.ignore_optimizer else _moments(stage, model, previous, resumed)
+    moments = None if run.settings.ignore_optimizer else _moments(run, stage, model, previous, resumed)
     record = run.record | data_record(stage, data, prints)
     trainer = _trainer(run, stage, model, data, moments, checkpoint_header(stage, model, run.seed, record))
     length = trainer.length
@@ -102,7 +112,8 @@ def prepare_stage(
         'held_out': data.held_out.counts(),
         'fingerprints': prints,
     }
-    run.directory.record_stage(stage.name, facts, index=stage.index)
+    if run.ranks.first:
+        run.directory.record_stage(stage.name, facts, index=stage.index)
     return trainer
 
 
@@ -127,6 +138,7 @@ def _data(run: RunContext, stage: ResolvedStage, tokenizer: Tokenizer) -> StageD
 
 
 def _moments(
+    run: RunContext,
     stage: ResolvedStage,
     model: LMBase,
     previous: Trainer | None,
@@ -142,6 +154,8 @@ def _moments(
         or previous.stage.optimizer != stage.settings.optimizer
     ):
         return None
+    if run.sharded:  # whole in the last checkpoint alone
+        return load_optimizer(run.directory.checkpoints / LAST) | {'scaler': {}}
     return {'optimizer': previous.optimizer.state_dict(), 'scaler': {}}
 
 
@@ -165,13 +179,13 @@ def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) 
 
 
 def _optimizer(
-    model: LMBase, settings: Stage, compute: Compute, moments: dict | None
+    engine: Engine, groups: list[dict], settings: Stage, compute: Compute, moments: dict | None
 ) -> tuple[Optimizer, torch.amp.GradScaler]:
     """The optimizer and the scale of the loss, as they were saved where `moments` are given."""
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(engine.objective.model, settings, engine.placed(groups))
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
     if moments is not None:
-        restore_moments(optimizer, moments['optimizer'])
+        restore_moments(optimizer, engine.placed_moments(moments['optimizer'], optimizer))
         if moments['scaler']:
             scaler.load_state_dict(moments['scaler'])
     return optimizer, scaler
@@ -185,47 +199,59 @@ def _trainer(
     moments: dict | None,
     header: dict[str, Any],
 ) -> Trainer:
-    settings, compute, state = stage.settings, run.compute, run.state
-    optimizer, scaler = _optimizer(model, settings, compute, moments)
+    settings, compute, state, ranks = stage.settings, run.compute, run.state, run.ranks
     if compute.is_cpu and compute.dtype is None:
         speed_up_linears(model)
     flops_per_token = _flops_per_token(stage, model)
     step_flops = flops_per_token * settings.batch_size * data.mixture.tokens_per_row
-    length = _length(stage, data, state, compute, step_flops)
+    length = _length(stage, data, state, compute, step_flops / ranks.size, ranks)
     objective = Objective(model)
-    if _compiles(run.settings.compile_model, compute, length, step_flops):
+    if _compiles(run.settings.compile_model, compute, length, step_flops / ranks.size):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
+    groups = parameter_groups(model, settings)
+    engine = Engine(objective, ranks, kind=run.settings.parallel, compute=compute)
+    optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
-        state.mini_batch_size = _first_mini_batch(stage, compute)  # else what "auto" settled on
+        state.mini_batch_size = _first_mini_batch(stage, compute, ranks)  # else what "auto" settled on
     return Trainer(
         model=model,
         optimizer=optimizer,
         scaler=scaler,
         stage=settings,
         seed=run.seed,
-        loader=Loader(data.mixture, pin=compute.device.type == 'cuda'),
+        loader=Loader(
+            data.mixture, pin=compute.device.type == 'cuda', ranks=ranks, mini_batch=state.mini_batch_size
+        ),
         length=length,
         state=state,
-        objective=objective,
+        engine=engine,
         evaluator=Evaluator(data.held_out, compute, data.padding_scored),
         compute=compute,
         flops_per_token=flops_per_token,
         recorder=run.recorder,
         console=run.console,
-        checkpoints=StageCheckpoints(run.checkpoints, header, model, optimizer, scaler, state, run.recorder),
+        checkpoints=StageCheckpoints(
+            run.checkpoints, header, model, optimizer, scaler, state, run.recorder, ranks, run.sharded
+        ),
         stop=run.stop,
     )
 
 
 def _length(
-    stage: ResolvedStage, data: StageData, state: TrainState, compute: Compute, step_flops: float
+    stage: ResolvedStage,
+    data: StageData,
+    state: TrainState,
+    compute: Compute,
+    step_flops: float,
+    ranks: Ranks,
 ) -> SampleLength | TimeLength:
+    """step_flops: of each rank."""
     log_every = 1 if compute.is_cpu else LOG_EVERY
     if stage.settings.seconds is None:
         return stage_length(stage.settings, data.mixture, log_every=log_every)
     # How many steps fit, until two have been timed: at half the speed of a matrix product.
     fit = round(stage.settings.seconds * 0.5 * measured_flops(compute.device, compute.dtype) / step_flops)
-    guess, elapsed = max(2, fit), state.stage_seconds
+    guess, elapsed = int(ranks.largest(max(2, fit))[0]), state.stage_seconds
     return stage_length(stage.settings, data.mixture, log_every=log_every, first_guess=guess, elapsed=elapsed)
 
 
@@ -239,15 +265,16 @@ def _compiles(
     return compiling_pays(compute.device, expected_seconds(compute.device, step_flops * length.steps))
 
 
-def _first_mini_batch(stage: ResolvedStage, compute: Compute) -> int:
-    """Where "auto" begins: the whole batch on a GPU, halved when memory runs out;
+def _first_mini_batch(stage: ResolvedStage, compute: Compute, ranks: Ranks) -> int:
+    """Where "auto" begins: a rank's share of the batch on a GPU, halved when memory runs out;
     on a CPU about CPU_TOKENS tokens."""
     settings = stage.settings
+    share = -(-settings.batch_size // ranks.size)
     if settings.mini_batch_size != 'auto':
-        return min(int(settings.mini_batch_size), settings.batch_size)
+        return min(int(settings.mini_batch_size), share)
     if not compute.is_cpu:
-        return settings.batch_size
-    return max(1, min(settings.batch_size, CPU_TOKENS // stage.row_length))
+        return share
+    return max(1, min(share, CPU_TOKENS // stage.row_length))
 
 
 def checkpoint_header(

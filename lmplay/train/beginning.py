@@ -61,6 +61,7 @@ class Beginner:
     seed: int
     compute: Compute
     tell: Callable[[str], None]
+    ranks: int = 1
 
     def fresh(self) -> Beginning:
         """From the plan's first stage. That one's own start is not tried: it comes before the first step."""
@@ -114,7 +115,7 @@ class Beginner:
         return open_stages(self.stages, first=first, seed=self.seed, progress=self.tell)
 
     def _record(self, told: list[dict], *, reset: bool = False) -> dict[str, Any]:
-        return run_record(self.stages, told, self.settings, self.compute) | {'reset': reset}
+        return run_record(self.stages, told, self.settings, self.compute, self.ranks) | {'reset': reset}
 
 
 def write_down(beginning: Beginning, run: RunContext, *, plan: dict) -> None:

@@ -12,6 +12,7 @@ from ..data.rows import IGNORE, Batch
 from ..device import Compute
 from ..tokenizers import as_tokenizer
 from .objective import Objective
+from .ranks import ALONE, Ranks
 
 
 @dataclass
@@ -63,28 +64,45 @@ class Evaluator:
     padding_scored: bool = False
 
     @torch.no_grad()
-    def evaluate(self, objective: Objective, *, sequences_per_batch: int = 8) -> Evaluation:
-        """Of the objective's model in evaluation mode, in which it is left."""
+    def evaluate(
+        self, objective: Objective, *, sequences_per_batch: int = 8, ranks: Ranks = ALONE
+    ) -> Evaluation:
+        """Of the objective's model in evaluation mode, in which it is left; each rank has a share of the
+        sequences, and all get the whole."""
         objective.model.eval()
         device = self.compute.device
         documents = self.held_out.documents
         sums = _Sums(len(documents))
-        examples = {}
-        for batch in self.held_out.batches(sequences_per_batch):
+        examples: dict[str, tuple[tuple[bool, int], tuple]] = {}
+        batches = enumerate(self.held_out.batches(sequences_per_batch))
+        for (number, batch), own in ranks.dealt(batches):
             x, y, lengths = (t.to(device) for t in (batch.x, batch.y, batch.lengths))
             mask = torch.arange(x.shape[1], device=device) < lengths[:, None]
             with self.compute.autocast():
                 losses, right, prediction, output = objective.token_losses(x, y, mask)
             assert batch.documents is not None
+            if not own:
+                continue
             domain = documents[int(batch.documents[0, 0])]['domain']  # a batch is of one domain
-            if domain not in examples or (examples[domain][1] == IGNORE).all():
-                i = int((batch.y != IGNORE).any(dim=1).int().argmax())
-                examples[domain] = (batch.x[i].numpy(), batch.y[i].numpy(), prediction[i].cpu().numpy())
+            i = int((batch.y != IGNORE).any(dim=1).int().argmax())
+            order = bool((batch.y[i] == IGNORE).all()), number  # the first that scores anything
+            if domain not in examples or order < examples[domain][0]:
+                shown = (batch.x[i].numpy(), batch.y[i].numpy(), prediction[i].cpu().numpy())
+                examples[domain] = order, shown
             sums.add_reported(output.metrics, batch.tokens)
             scored = y != IGNORE
             sums.add(batch, losses, right, scored & mask)
             if self.padding_scored:
                 sums.add_padding(losses, scored & ~mask)
+        if not ranks.alone:
+            sums.join(ranks)
+            found = [item for own in ranks.gathered(examples) for item in own.items()]
+            examples = {
+                domain: min((e for d, e in found if d == domain), key=lambda e: e[0]) for domain, _ in found
+            }
+            examples = {
+                domain: examples[domain] for domain in sorted(examples, key=lambda d: examples[d][0][1])
+            }
         table = {
             'hash': np.array([d['hash'] for d in documents], np.uint64),
             'domain': np.array([d['domain'] for d in documents]),
@@ -96,7 +114,8 @@ class Evaluator:
         metrics = _summary(table) | {'domains': _by_domain(table)}
         if self.padding_scored:
             metrics |= sums.with_padding()
-        return Evaluation(metrics, sums.model_metrics(), table, examples)
+        shown = {domain: example for domain, (_, example) in examples.items()}
+        return Evaluation(metrics, sums.model_metrics(), table, shown)
 
 
 class _Sums:
@@ -115,7 +134,7 @@ class _Sums:
         assert batch.documents is not None
         index = batch.documents[scored]
         self.nll.index_add_(0, index, losses.cpu()[scored].double())
-        self.right.index_add_(0, index, right.cpu()[scored].float())
+        self.right.index_add_(0, index, right.cpu()[scored].to(self.right.dtype))
         self.tokens.index_add_(0, index, torch.ones(len(index)))
 
     def add_padding(self, losses: torch.Tensor, padding: torch.Tensor) -> None:
@@ -126,6 +145,18 @@ class _Sums:
         self.real_tokens += tokens
         for name, value in metrics.items():
             self.reported[name] = self.reported.get(name, 0) + value.float() * tokens
+
+    def join(self, ranks: Ranks) -> None:
+        """Adds up the sums of all ranks."""
+        by_document = torch.stack([self.nll, self.right.double(), self.tokens.double()])
+        self.nll, right, tokens = ranks.summed(by_document)
+        self.right, self.tokens = right.to(self.right.dtype), tokens.to(self.tokens.dtype)
+        own = (self.pad_nll, self.pad_tokens, self.real_tokens, self.reported)
+        *sums, reported = zip(*ranks.gathered(own))
+        self.pad_nll, self.pad_tokens, self.real_tokens = map(sum, sums)
+        names = dict.fromkeys(name for values in reported for name in values)
+        zero = torch.zeros(())
+        self.reported = {name: sum((v[name] for v in reported if name in v), zero) for name in names}
 
     def model_metrics(self) -> dict[str, torch.Tensor]:
         return {name: value / max(1, self.real_tokens) for name, value in self.reported.items()}

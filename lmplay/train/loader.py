@@ -1,21 +1,24 @@
 """Training batches, the next one made while this one is trained on."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from ..data.mixture import Mixture
-from ..data.rows import Batch
+from ..data.rows import IGNORE, Batch, Whole
+from .ranks import ALONE, Ranks
 
 
 class Loader:
     """Batches of a mixture by their position in it. A context manager: inside it, a thread works ahead.
 
     pin: make batches in page-locked memory, from which copying to a GPU waits for nothing.
+    ranks, mini_batch: of several processes, of which each makes its share; micro-batches on each of them.
     """
 
-    def __init__(self, mixture: Mixture, *, pin: bool):
-        self.mixture, self.pin = mixture, pin
+    def __init__(self, mixture: Mixture, *, pin: bool, ranks: Ranks = ALONE, mini_batch: int = 1):
+        self.mixture, self.pin, self.ranks, self.mini_batch = mixture, pin, ranks, mini_batch
         self._pool: ThreadPoolExecutor | None = None
         self._next: tuple[tuple[int, int], Future] | None = None
 
@@ -29,8 +32,16 @@ class Loader:
         self._pool = self._next = None
 
     def _make(self, start: int, count: int) -> Batch:
-        batch = self.mixture.batch(start, count)
+        if self.ranks.alone:
+            batch = self.mixture.batch(start, count)
+        else:
+            share = self.ranks.share(count, self.mini_batch)
+            batch = self.mixture.batch(start, count, share=share, join=self._join)
         return batch.pin() if self.pin else batch
+
+    def _join(self, own: Whole) -> Whole:
+        counts = map(int, self.ranks.total(*own[1:]))
+        return Whole(self.ranks.widest(own.width), *counts)
 
     def get(self, start: int, count: int, *, then: int) -> tuple[Batch, float]:
         """(samples start to start + count, seconds waited for them);
@@ -46,8 +57,13 @@ class Loader:
         return batch, waited
 
 
-def micro_batches(batch: Batch, sequences: int) -> Iterator[Batch]:
+def micro_batches(batch: Batch, sequences: int) -> list[Batch]:
     """Cuts a batch into parts of at most so many sequences."""
-    for start in range(0, len(batch), sequences):
-        part = slice(start, start + sequences)
-        yield Batch(batch.x[part], batch.y[part], batch.lengths[part], 0)
+    parts = (slice(start, start + sequences) for start in range(0, len(batch), sequences))
+    return [Batch(batch.x[part], batch.y[part], batch.lengths[part], 0) for part in parts]
+
+
+def nothing_like(batch: Batch) -> Batch:
+    """A micro-batch in which there is nothing, for a rank that must pass and has no sequence left."""
+    x = torch.zeros(1, batch.x.shape[1], dtype=batch.x.dtype)
+    return Batch(x, torch.full_like(x, IGNORE), torch.zeros(1, dtype=batch.lengths.dtype), 0)

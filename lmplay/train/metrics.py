@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.rows import Batch
 from .objective import MicroLoss
+from .ranks import ALONE, Ranks
 
 MODEL = 'model/'  # prefix of what a model reports of itself; it cannot overwrite what is measured here
 
@@ -28,11 +29,11 @@ class _Mean:
         self.sum, self.left_out = torch.zeros_like(like), torch.zeros_like(like, dtype=torch.int64)
         self.weight = torch.zeros_like(like, dtype=torch.int64)
 
-    def add(self, value: Tensor, finite: Tensor, weight: int = 1) -> None:
-        """Adds a sum of `weight` values, where it is finite."""
+    def add(self, value: Tensor, finite: Tensor, weight: int = 1, known: Tensor | bool = True) -> None:
+        """Adds a sum of `weight` values, where it is finite; none where it is not known."""
         self.sum = self.sum + torch.where(finite, value, 0.0)
         self.weight = self.weight + finite * weight
-        self.left_out = self.left_out + ~finite
+        self.left_out = self.left_out + (~finite & known)
 
     def pop(self) -> tuple[list | float, int]:
         """(mean, steps left out)."""
@@ -40,10 +41,12 @@ class _Mean:
 
 
 class MetricAccumulator:
-    """Sums since the last `pop`. `seconds` of training and `waited` for data are set by the loop."""
+    """Sums since the last `pop`, over all ranks. `seconds` of training and `waited` for data are set by the
+    loop."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE):
+        self.device, self.ranks = device, ranks
+        self._shapes: dict[str, torch.Size] = {}  # of what the model reports, as all ranks know it
         self._clear()
 
     def _clear(self) -> None:
@@ -60,17 +63,45 @@ class MetricAccumulator:
         self._step_loss = torch.zeros((), device=self.device)
         self._step_padding = torch.zeros((), device=self.device)
         self._step_correct = torch.zeros((), device=self.device)
-        self._step_reported: dict[str, tuple[Tensor, float]] = {}
+        self._step_reported: dict[str, tuple[Tensor, float | Tensor]] = {}
 
     def add(self, micro: MicroLoss, share: float) -> None:
         """Adds a micro-batch that has that share of the step's tokens."""
-        self._step_loss += micro.loss.float()
+        self._step_loss += micro.loss.to(self._step_loss.dtype)
         self._step_padding += micro.padding
-        self._step_correct += micro.correct.float()
-        for name, value in micro.output.reported().items():
-            part = value.detach().float() * share
+        self._step_correct += micro.correct.to(self._step_correct.dtype)
+        for name, value in micro.reported.items():
+            part = value.float() * share
             total, shares = self._step_reported.get(name, (0.0, 0.0))
             self._step_reported[name] = (total + part, shares + share)
+
+    @property
+    def news(self) -> bool:
+        """Whether this rank's step has reported something for the first time."""
+        return not self._step_reported.keys() <= self._shapes.keys()
+
+    def learn(self) -> None:
+        """Lets all ranks know what each of them reports; they call it together, where one has news."""
+        own = {name: total.shape for name, (total, _) in self._step_reported.items()}
+        known = {
+            name: shape
+            for shapes in self.ranks.gathered(self._shapes | own)
+            for name, shape in shapes.items()
+        }
+        self._shapes = {name: known[name] for name in sorted(known)}
+
+    def _join_ranks(self) -> None:
+        """Adds up the ranks' sums of the step, all of them in one message."""
+        zero = torch.zeros((), device=self.device)
+        sums = [self._step_loss, self._step_padding, self._step_correct]
+        for name, shape in self._shapes.items():
+            total, shares = self._step_reported.get(name, (zero.expand(shape), 0.0))
+            sums += [total, zero + shares]
+        parts = self.ranks.summed_on_device(torch.cat([t.reshape(-1) for t in sums]))
+        parts = list(parts.split([t.numel() for t in sums]))
+        self._step_loss, self._step_padding, self._step_correct = (part[0] for part in parts[:3])
+        pairs = zip(self._shapes.items(), parts[3::2], parts[4::2])
+        self._step_reported = {name: (total.view(shape), shares[0]) for (name, shape), total, shares in pairs}
 
     def end_step(self, batch: Batch, norm: Tensor, *, seconds: float, waited: float) -> None:
         """Takes the step into the sums; norm: of its gradient, before clipping."""
@@ -80,6 +111,8 @@ class MetricAccumulator:
         self.padding += batch.padding
         self.seconds += seconds
         self.waited += waited
+        if not self.ranks.alone:
+            self._join_ranks()
         self._norm = norm.detach()
         self._skipped = self._skipped + (~torch.isfinite(self._norm)).long()
         nats = self._step_loss * batch.scored
@@ -89,8 +122,14 @@ class MetricAccumulator:
         with_pad = nats + self._step_padding * batch.scored
         self._with_pad.add(with_pad, torch.isfinite(with_pad), batch.scored)
         for name, (total, shares) in self._step_reported.items():
-            value = total if shares > 1 - 1e-6 else total / shares  # not all micro-batches need report it
-            self._reported.setdefault(name, _Mean(value)).add(value, torch.isfinite(value))
+            if isinstance(shares, Tensor):  # of all ranks, on the device, where nothing waits for it
+                value = torch.where(shares > 1 - 1e-6, total, total / shares)
+                known = shares > 0
+                finite = torch.isfinite(value) & known
+            else:
+                value = total if shares > 1 - 1e-6 else total / shares  # not all micro-batches need report it
+                finite, known = torch.isfinite(value), True
+            self._reported.setdefault(name, _Mean(value)).add(value, finite, known=known)
 
     def pop(self) -> dict:
         """The means since the last call, as Python numbers; waits for the device.

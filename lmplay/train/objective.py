@@ -10,8 +10,7 @@ N tokens, D width, V vocabulary.
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -192,14 +191,13 @@ def compiled_softmax() -> Compiled:
     return Compiled(softmax_minus_target_, 'The loss')
 
 
-@dataclass
-class MicroLoss:
+class MicroLoss(NamedTuple):
     """What one micro-batch adds to a step.
 
-    objective  what to call backward on
+    objective  what to call backward on; nothing else here has a gradient
     loss       cross-entropy of its real targets, summed and divided by the step's scored tokens
     correct    how many real targets were predicted right; see `share_right`
-    output     the model's own, for its losses and metrics
+    reported   the model's own losses, unweighted, and metrics
     padding    cross-entropy of its padding, where that is scored, divided like `loss`
 
     All are on the device.
@@ -208,7 +206,7 @@ class MicroLoss:
     objective: Tensor
     loss: Tensor
     correct: Tensor
-    output: LMOutput
+    reported: dict[str, Tensor]
     padding: Tensor | float = 0.0
 
 
@@ -275,11 +273,17 @@ class Objective(nn.Module):
         for value, weight in output.losses.values():
             if weight:
                 objective = objective + value * (weight * tokens_share)
-        return MicroLoss(objective, real_loss, correct, output, padding=loss.detach() - real_loss)
+        reported = {name: value.detach() for name, value in output.reported().items()}
+        return MicroLoss(objective, real_loss, correct, reported, padding=loss.detach() - real_loss)
 
     def output(self, x: Tensor, mask: Tensor) -> LMOutput:
         """One eager pass: features where head and loss are fused, else logits."""
         return self._run(self._passes['eager'], x, mask)
+
+    @torch.no_grad()
+    def preview(self, x: Tensor, mask: Tensor) -> None:
+        """Shows the model a micro-batch of the step that is about to be trained on; see `LMBase.preview`."""
+        self.model.preview(x, mask)
 
     @torch.no_grad()
     def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):

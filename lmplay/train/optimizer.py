@@ -216,9 +216,10 @@ def parameter_groups(model: LMBase, stage: Stage) -> list[dict]:
     return [g | {'weight_decay': stage.weight_decay} for g in groups] if stage.decay_all else groups
 
 
-def make_optimizer(model: LMBase, stage: Stage) -> Optimizer:
-    """The stage's optimizer over the model's parameter groups. Fused where the device has it."""
-    groups = parameter_groups(model, stage)
+def make_optimizer(model: LMBase, stage: Stage, groups: list[dict] | None = None) -> Optimizer:
+    """The stage's optimizer over the model's parameter groups, unless others are given. Fused where the
+    device has it."""
+    groups = parameter_groups(model, stage) if groups is None else groups
     parameters = [p for g in groups for p in g['params']]
     if not parameters:
         raise PlanError(
@@ -304,6 +305,8 @@ def clip_gradients(parameters: list[Tensor], largest: float | None) -> Tensor:
     without waiting for it."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads, foreach=True if grads[0].is_cuda else None)
+    if type(norm) is not Tensor:  # of sharded gradients each rank has a part
+        norm = norm.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
     if largest:
         torch.nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], largest, norm)
     return norm

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..base.runner_list import find_entry
-from ..data.local import loader_of
+from ..data.local import loader_of, plain_name
 from ..data.named import NAMED
 from ..data.specs import check_spec
 from ..errors import PlanError, unknown
@@ -59,6 +59,7 @@ __all__ = [  # also for those who ask for a key of a stage here
 ]
 
 DEFAULT_EXPERIMENT = 'gpt2ish'  # where neither the command line nor the plan names one
+PARALLEL = ('ddp', 'fsdp', 'fsdp_all')  # how the processes of a run share its work
 PLAN_KEYS = {  # key -> type and its name
     'description': (str, 'a string'),
     'cost': (str, 'a string'),
@@ -159,7 +160,7 @@ class Plan:
 def _stage_name(dataset: str) -> str:
     """'data/my file.jsonl' -> 'my_file', 'owner/corpus-v1.5' -> 'corpus-v1.5'"""
     is_file = loader_of(dataset) is not None or Path(dataset).expanduser().is_file()
-    name = Path(dataset.removesuffix('.gz')).stem if is_file else Path(dataset).name
+    name = Path(plain_name(dataset)).stem if is_file else Path(dataset).name
     return re.sub(r'[^\w.+-]+', '_', name).strip('_.')[:60] or 'dataset'
 
 
@@ -239,6 +240,7 @@ def parse_plan(raw: Any, *, name: str = 'plan', where: str = 'plan') -> Plan:
         if raw.keys() & {'datasets', 'tokenizer'}:
             raise PlanError(f'{where}: "stages" is missing: {{"stages": {{"NAME": {{"dataset": ...}}}}}}.')
         raw = {'stages': raw}
+    raw = _with_datasets_of_stages(raw, where)
     _check_plan_keys(raw, where)
     for stage_name, stage in raw['stages'].items():
         _check_stage_name(stage_name, where)
@@ -251,6 +253,26 @@ def parse_plan(raw: Any, *, name: str = 'plan', where: str = 'plan') -> Plan:
         for dataset in plan.stage(i).datasets:
             check_dataset(dataset, plan, f'{where}, stage "{stage_name}"')
     return plan
+
+
+def _with_datasets_of_stages(raw: dict, where: str) -> dict:
+    """A plan in which what a stage defines as its dataset is one of the plan's, of the stage's name."""
+    stages = raw['stages'] if isinstance(raw['stages'], dict) else {}
+    inside = {
+        name: stage['dataset']
+        for name, stage in stages.items()
+        if isinstance(stage, dict) and isinstance(stage.get('dataset'), dict)
+    }
+    datasets = raw.get('datasets', {})
+    if not inside or not isinstance(datasets, dict):
+        return raw
+    for name in inside:
+        if name in datasets:
+            raise PlanError(
+                f'{where}, stage "{name}": its dataset is defined here and in the plan, too. Rename one.'
+            )
+    named = {name: stage | {'dataset': name} if name in inside else stage for name, stage in stages.items()}
+    return raw | {'datasets': datasets | inside, 'stages': named}
 
 
 def _check_plan_keys(raw: dict, where: str) -> None:

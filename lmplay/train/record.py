@@ -38,11 +38,15 @@ EVENTS = ('settings', 'device', 'options', 'source', 'unrecorded', 'reset')  # w
 
 
 def run_record(
-    stages: Sequence[ResolvedStage], told: list[dict], settings: Settings, compute: Compute
+    stages: Sequence[ResolvedStage],
+    told: list[dict],
+    settings: Settings,
+    compute: Compute,
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """What all checkpoints of a run record: precision, device, options, settings, source of the models.
 
-    told: the settings of the stages.
+    told: the settings of the stages. ranks: how many processes train.
     """
     precision = 'float32' if compute.dtype is None else str(compute.dtype).removeprefix('torch.')
     if (products := torch.get_float32_matmul_precision()) != 'highest':  # set by an experiment, or around it
@@ -50,7 +54,7 @@ def run_record(
     return {
         'precision': precision,
         'device': compute.device.type,
-        'options': {name: getattr(settings, name) for name in OPTIONS},
+        'options': {name: getattr(settings, name) for name in OPTIONS} | {'ranks': ranks},
         'stages': told,
         'source': source_digests(stages),
     }

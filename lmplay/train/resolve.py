@@ -40,6 +40,8 @@ class Settings:
     default_freeze: bool = False
     check_grads: bool = False
     keep: int = 2
+    parallel: str = 'ddp'
+    rank_timeout: float = 600.0
     overrides: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
 

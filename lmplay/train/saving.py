@@ -7,8 +7,9 @@ import torch
 from ..base.base_model import LMBase
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
-from ..runs.recorder import Recorder
+from ..runs.recorder import NoRecorder, Recorder
 from .optimizer import Optimizer
+from .ranks import ALONE, Ranks
 from .state import TrainState
 
 
@@ -16,7 +17,8 @@ from .state import TrainState
 class StageCheckpoints:
     """Saves a stage's model, optimizer and state.
 
-    header: what state.json holds that does not change within a stage.
+    header: what state.json holds that does not change within a stage. sharded: each rank has a
+    part of the model, and writes it.
     """
 
     checkpoints: Checkpoints
@@ -25,21 +27,31 @@ class StageCheckpoints:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     state: TrainState
-    recorder: Recorder
+    recorder: Recorder | NoRecorder
+    ranks: Ranks = ALONE
+    sharded: bool = False
 
     def save(self, *, link: str | None = None) -> None:
         """Writes a checkpoint of now, and lets `last`, `link` and, where it is the best so far,
         `best` name it."""
         best = self.state.take_best()
+        if not (self.ranks.first or self.sharded):
+            return
         states = {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
         header = self.header | {'progress': self.state.to_dict(), 'logs': self.recorder.offsets()}
         # `last` is linked last: resuming trusts it
         links = [*(['best'] if best else []), *([link] if link else []), 'last']
-        self.checkpoints.save(self.state.total_step, self.model, states, header, links)
+        what = self.state.total_step, self.model, states, header, links
+        if self.sharded:
+            self.checkpoints.save_sharded(*what, first=self.ranks.first, gathered=self.ranks.gathered)
+        else:
+            self.checkpoints.save(*what)
 
     def removed(self) -> str | None:
-        """The name of a file of the run that is no longer where this process wrote it; None where all are."""
-        return self.recorder.removed() or self.checkpoints.removed()
+        """The name of a file of the run that is no longer where it was written; None where all are. All ranks
+        ask, and rank 0 knows."""
+        own = self.recorder.removed() or self.checkpoints.removed()
+        return self.ranks.gathered(own)[0] if self.ranks.largest(own is not None)[0] else None
 
     def rescue(self, elsewhere: RunDirectory) -> None:
         """Copies the run's logs and writes a checkpoint of now into another directory."""

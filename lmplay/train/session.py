@@ -4,20 +4,24 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from ..base.base_model import LMBase
 from ..device import Compute, keep_freed_memory, reset_peak_memory
 from ..errors import CheckpointError, UserError
+from ..runs.checkpoint import read_state
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
-from ..runs.links import point
-from ..runs.recorder import Recorder
+from ..runs.links import LAST, point
+from ..runs.recorder import NoRecorder, Recorder
 from .assemble import RunContext, prepare_stage
 from .beginning import Beginner, Beginning, write_down
 from .console import ConsoleReporter
 from .finish import finish
+from .parallel import check_shardable
 from .plan import Plan
+from .ranks import Ranks
 from .readiness import check_stages
 from .resolve import ResolvedStage, Settings, resolve
-from .resume import find_saved
+from .resume import SavedRun, find_saved
 from .saving import StageCheckpoints
 from .stage_data import open_tokenizer
 from .state import TrainState
@@ -30,7 +34,10 @@ class Session:
 
     def __init__(self, plan: Plan, settings: Settings, *, console: ConsoleReporter):
         self.plan, self.settings, self.console = plan, settings, console
-        self.compute = Compute.of(settings.device, amp=settings.amp)
+        self.ranks = Ranks.of_environment(settings.rank_timeout)
+        if not self.ranks.first:
+            console.quiet = True
+        self.compute = Compute.of(self.ranks.device(settings.device), amp=settings.amp)
         self.seed = settings.seed if settings.seed is not None else plan.seed
         self.directory = RunDirectory(settings.run_dir)
         keep_freed_memory()
@@ -45,13 +52,18 @@ class Session:
     def train(self) -> int:
         """The exit code: 0 at the plan's end, 130 after Ctrl-C, 143 after SIGTERM,
         1 where training had to stop."""
-        stop = StopSignal(self.console)
-        with self.directory.opened() as new, stop.installed():
+        with self.ranks.connected(self.compute.device):
+            return self._run(StopSignal(self.console))
+
+    def _run(self, stop: StopSignal) -> int:
+        with self._opened() as new, stop.installed():
             state, aside = TrainState(), None
             try:
-                beginning = self._begin()
+                with self.ranks.in_turn():
+                    beginning = self._begin()
+                self._check_agreement(beginning)
                 state = beginning.state
-                aside = self.directory.set_aside() if beginning.saved is None else None
+                aside = self.directory.set_aside() if beginning.saved is None and self.ranks.first else None
                 with self._running(beginning, stop) as run:
                     return self._train(run, beginning)
             except KeyboardInterrupt:
@@ -67,6 +79,20 @@ class Session:
                     self.directory.take_back()
                 raise
 
+    def _opened(self) -> contextlib.AbstractContextManager[bool]:
+        """The directory, which only rank 0 writes; see RunDirectory.opened."""
+        return self.directory.opened() if self.ranks.first else contextlib.nullcontext(False)
+
+    def _check_agreement(self, beginning: Beginning) -> None:
+        """Raises UserError where ranks would begin at different points."""
+        state = beginning.state
+        first, *others = self.ranks.gathered((state.stage, state.step, state.samples, state.total_step))
+        if any(other != first for other in others):
+            raise UserError(
+                f"Not all processes find the same checkpoint in '{self.directory.path}': --run-dir must be "
+                'on a file system that all machines share.'
+            )
+
     def _begin(self) -> Beginning:
         """What the run begins with, all of it checked before anything in its directory changes."""
         self.directory.complete_reset()
@@ -74,8 +100,12 @@ class Session:
         resets = self.settings.reset_history and saved is not None and not saved.is_being_reset
         if saved is not None and not resets:
             saved.check(list(self.plan.stages), seed=self.seed)
-        how = (self.settings, self.seed, self.compute, self.console.line)
-        beginner = Beginner(self.directory, self.resolve(), *how)
+        stages = self.resolve()
+        if self.settings.parallel != 'ddp':
+            for stage in stages:
+                check_shardable(stage.settings, self.compute)
+        how = (self.settings, self.seed, self.compute, self.console.line, self.ranks.size)
+        beginner = Beginner(self.directory, stages, *how)
         if saved is None:
             return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
@@ -86,14 +116,16 @@ class Session:
         directory, settings, saved = self.directory, self.settings, beginning.saved
         background = not self.compute.is_cpu
         checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=background)
-        recorder = Recorder(
-            directory.path,
-            report_to=settings.report_to,
-            offsets=saved.state['logs'] if saved is not None else None,
-            run_name=directory.path.name,
-            config=asdict(settings) | {'plan': self.plan.raw},
-        )
-        opened = (directory, recorder, checkpoints, self.console, stop)
+        recorder = NoRecorder()
+        if self.ranks.first:
+            recorder = Recorder(
+                directory.path,
+                report_to=settings.report_to,
+                offsets=saved.state['logs'] if saved is not None else None,
+                run_name=directory.path.name,
+                config=asdict(settings) | {'plan': self.plan.raw},
+            )
+        opened = (directory, recorder, checkpoints, self.console, stop, self.ranks)
         known = (beginning.state, beginning.record, beginning.data)
         try:
             yield RunContext(settings, self.seed, self.compute, *known, *opened)
@@ -106,7 +138,8 @@ class Session:
         try:
             trainer = self._stages(run, beginning)
             self.console.close()
-            finish(self.directory, trainer, stages, plan=self.plan.name)
+            if self.ranks.first:
+                finish(self.directory, trainer, stages, plan=self.plan.name)
             return 0
         except StopTraining as stopped:
             self.console.close()
@@ -124,16 +157,23 @@ class Session:
             if resumed is None:
                 run.state.begin_stage(stage.index)
             previous, trainer = trainer, prepare_stage(run, stage, previous=trainer, resumed=resumed)
-            if previous is None:
+            if previous is None and self.ranks.first:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
             resumed = None  # later stages start from the one before
             self._train_stage(run, stage, trainer)
+            if run.sharded:
+                trainer.model = self._whole(stage)
             if stage is not beginning.stages[-1]:
                 run.stop.check()  # after a signal in the stage's last step
         assert trainer is not None  # a plan has at least one stage
         return trainer
+
+    def _whole(self, stage: ResolvedStage) -> LMBase:
+        """The model at the end of a stage, of which each rank has trained a part."""
+        last = self.directory.checkpoints / LAST
+        return SavedRun(self.directory.path, last, read_state(last)).load_model(stage, self.compute.device)
 
     def _train_stage(self, run: RunContext, stage: ResolvedStage, trainer: Trainer) -> None:
         self.console.stage(stage, trainer.model, trainer.length, run.state, self.compute)
@@ -149,15 +189,17 @@ class Session:
         evaluation = trainer.final_evaluation()
         if self.settings.check_grads:
             self.console.gradients(trainer.model, trainer.stage)
-        folder = self.directory.checkpoints
-        point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
-        self.directory.write_held_out(stage.name, evaluation.documents)
+        if self.ranks.first:
+            folder = self.directory.checkpoints
+            point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
+            self.directory.write_held_out(stage.name, evaluation.documents)
 
     def _rescue(self, checkpoints: StageCheckpoints) -> None:
         """Where files of the run have been removed, saves it elsewhere. Raises CheckpointError then."""
         if (removed := checkpoints.removed()) is None:
             return
-        elsewhere = self.directory.rescued()
+        first = str(self.directory.rescued().path) if self.ranks.first else ''
+        elsewhere = RunDirectory(self.ranks.gathered(first)[0])
         checkpoints.rescue(elsewhere)
         raise CheckpointError(
             f"'{removed}' was removed from '{self.directory.path}' while the run was training, which is "

@@ -24,7 +24,7 @@ class StageKeys(BaseModel):
 
     dataset: str | None = Field(
         None,
-        description='dataset: defined in the plan, a named one, a hub name (owner/name), or a file',
+        description='dataset: defined in the plan, a named one, a hub name (owner/name), a file or a folder',
     )
     mix: dict[str, float] | None = Field(
         None, description='several datasets and their shares of the sequences, instead of `dataset`'

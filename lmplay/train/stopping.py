@@ -29,6 +29,7 @@ class StopSignal:
     def __init__(self, console: ConsoleReporter):
         self.console = console
         self.number: int | None = None
+        self.agreed: int | None = None  # of several ranks, the signal that all of them know of; 0 for none
         self.stepping = False
         self.told = True
 
@@ -57,8 +58,13 @@ class StopSignal:
         if not self.told:
             self.told = True
             self.console.line(STOPPING)
-        if self.number is not None:
+        if self.number is not None if self.agreed is None else self.agreed:
             raise Interrupted('interrupted')
+
+    def agree(self, number: int) -> None:
+        """Lets all ranks heed a signal, or none (0), so that they end after the same step."""
+        self.agreed = number
+        self.number = self.number or number or None
 
     @property
     def exit_code(self) -> int:

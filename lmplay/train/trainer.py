@@ -21,15 +21,16 @@ from ..base.routed import RoutedLM
 from ..data.rows import Batch
 from ..device import Compute, is_out_of_memory, memory_in_use
 from ..errors import UserError
-from ..runs.recorder import Recorder
+from ..runs.recorder import NoRecorder, Recorder
 from .collapse import CollapseAlarm
 from .console import ConsoleReporter
 from .evaluate import Evaluation, Evaluator
 from .length import StageLength
-from .loader import Loader, micro_batches
+from .loader import Loader, micro_batches, nothing_like
 from .metrics import MODEL, MetricAccumulator
 from .objective import Objective
 from .optimizer import clip_gradients, learning_rate, skips_by_itself
+from .parallel import Engine
 from .plan import Stage
 from .saving import StageCheckpoints
 from .state import TrainState
@@ -56,11 +57,11 @@ class Trainer:
     loader: Loader
     length: StageLength
     state: TrainState
-    objective: Objective
+    engine: Engine
     evaluator: Evaluator
     compute: Compute
     flops_per_token: float
-    recorder: Recorder
+    recorder: Recorder | NoRecorder
     console: ConsoleReporter
     checkpoints: StageCheckpoints
     stop: StopSignal
@@ -68,10 +69,15 @@ class Trainer:
 
     def __post_init__(self):
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
-        self.metrics = MetricAccumulator(self.compute.device)
+        self.ranks = self.engine.ranks
+        self.metrics = MetricAccumulator(self.compute.device, self.ranks)
         self._failed = torch.zeros(
             (), dtype=torch.int64, device=self.compute.device
         )  # steps since last logged
+
+    @property
+    def objective(self) -> Objective:
+        return self.engine.objective
 
     def fit(self) -> None:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
@@ -93,7 +99,7 @@ class Trainer:
                     torch.cuda.synchronize(
                         self.compute.device
                     )  # the only place where the loop waits for the device
-                elapsed = time.perf_counter() - began
+                elapsed = self._agree(time.perf_counter() - began)
                 state.add_seconds(elapsed)
                 self.metrics.end_step(batch, norm, seconds=elapsed, waited=waited)
                 if log_due:
@@ -113,15 +119,26 @@ class Trainer:
         "auto"; raises UserError otherwise. `before_step` may therefore run more than once for a step.
         """
         context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
-        while not self._gradient_fits(batch, context, lr):
-            self._release_memory()
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.parameters, self.stage.clip)
-        stepped = self._update(norm)
-        tokens = context.tokens + batch.tokens
-        self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
+        with self.ranks.joined():
+            while not self._gradient_fits(batch, context, lr):
+                self._release_memory()
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(self.optimizer)
+            norm = clip_gradients(self.parameters, self.stage.clip)
+            stepped = self._update(norm)
+            tokens = context.tokens + batch.tokens
+            self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
         return norm
+
+    def _agree(self, elapsed: float) -> float:
+        """The seconds of a step, on its slowest rank; ranks tell of signals and of new metrics with them."""
+        if self.ranks.alone:
+            return elapsed
+        elapsed, signal, news = self.ranks.largest(elapsed, self.stop.number or 0, self.metrics.news)
+        self.stop.agree(int(signal))
+        if news:
+            self.metrics.learn()
+        return elapsed
 
     def _gradient_fits(self, batch: Batch, context: StepContext, lr: float) -> bool:
         """Computes the gradient; False where memory ran out and the micro-batch is now half of what it was.
@@ -138,7 +155,7 @@ class Trainer:
             return False
 
     def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
-        torch.manual_seed(step_seed(self.seed, self.stage.name, context.step))
+        torch.manual_seed(step_seed(self.seed, self.stage.name, context.step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group['lr'] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,10 +165,14 @@ class Trainer:
         self.forward_backward(batch)
 
     def _halve_mini_batch(self, batch: Batch, error: BaseException) -> None:
-        if self.stage.mini_batch_size != 'auto' or self.state.mini_batch_size == 1:
+        fixed = (
+            self.stage.mini_batch_size != 'auto' or not self.ranks.alone
+        )  # others would wait for this pass
+        if fixed or self.state.mini_batch_size == 1:
+            auto = '--mini-batch-size auto, ' if self.ranks.alone else '--mini-batch-size with '
             raise UserError(
                 f'Out of memory at mini-batch size {self.state.mini_batch_size} x {batch.x.shape[1]} tokens. '
-                f'Use --mini-batch-size auto, a smaller one, a shorter --row-length, or --amp.'
+                f'Use {auto}a smaller one, a shorter --row-length, or --amp.'
             ) from error
         self.state.mini_batch_size = max(1, self.state.mini_batch_size // 2)
         log.info('Out of memory: mini-batch size is now %d', self.state.mini_batch_size)
@@ -169,16 +190,41 @@ class Trainer:
         # The outer, disabled context keeps autocast's cast weights from one micro-batch to the next.
         keep_casts = self.compute.dtype is not None
         with torch.autocast(device.type, enabled=False) if keep_casts else contextlib.nullcontext():
-            for part in micro_batches(batch, self.state.mini_batch_size):
-                x, y, lengths = (t.to(device, non_blocking=True) for t in (part.x, part.y, part.lengths))
-                mask = torch.arange(x.shape[1], device=device) < lengths[:, None]
-                share = part.tokens / batch.tokens
+            parts = self._parts(batch)
+            if self.model.previews and len(parts) > 1:
+                self._preview(parts)
+            for part in parts:
+                x, y, mask = self._on_device(part)
+                share, last = part.tokens / batch.tokens, part is parts[-1]
                 with self.compute.autocast():
-                    micro = self.objective(x, y, mask, scored=batch.scored, tokens_share=share)
+                    micro = self.engine(x, y, mask, scored=batch.scored, tokens_share=share, last=last)
                 self.scaler.scale(micro.objective).backward()
                 if self.scaler.is_enabled():
                     self._finite_loss &= torch.isfinite(micro.objective.detach())
                 self.metrics.add(micro, share)
+
+    def _on_device(self, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and mask of a micro-batch."""
+        device = self.compute.device
+        x, y, lengths = (t.to(device, non_blocking=True) for t in (part.x, part.y, part.lengths))
+        return x, y, torch.arange(x.shape[1], device=device) < lengths[:, None]
+
+    def _preview(self, parts: list[Batch]) -> None:
+        """Shows the model the micro-batches of the step; the random numbers are those that follow again."""
+        device = self.compute.device
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+            for part in parts:
+                x, _, mask = self._on_device(part)
+                with self.compute.autocast():
+                    self.engine.preview(x, mask, empty=not part.tokens)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """The micro-batches of a batch; of several ranks, as many on each."""
+        parts = micro_batches(batch, self.state.mini_batch_size)
+        if batch.whole is not None:
+            passes = self.ranks.passes(batch.whole.sequences, self.state.mini_batch_size)
+            parts += [nothing_like(batch)] * (passes - len(parts))
+        return parts
 
     def _update(self, norm: Tensor) -> bool | Tensor:
         """Raises UserError where memory runs out: half an update cannot be taken again."""
@@ -255,7 +301,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """The model on the held-out text."""
         self.evaluation = self.evaluator.evaluate(
-            self.objective, sequences_per_batch=self.state.mini_batch_size
+            self.objective, sequences_per_batch=self.state.mini_batch_size, ranks=self.ranks
         )
         self.model.train()
         return self.evaluation
@@ -306,9 +352,10 @@ class Trainer:
         self.console.line(message)
 
 
-def step_seed(seed: int, stage: str, step: int) -> int:
-    """The seed of the random numbers of a step."""
-    return zlib.crc32(f'{seed}/{stage}/{step}'.encode()) | seed % (1 << 20) << 32
+def step_seed(seed: int, stage: str, step: int, rank: int = 0) -> int:
+    """The seed of the random numbers of a step, on each rank another."""
+    key = f'{seed}/{stage}/{step}' + (f'/{rank}' if rank else '')
+    return zlib.crc32(key.encode()) | seed % (1 << 20) << 32
 
 
 def forget_pass(model: nn.Module) -> None:

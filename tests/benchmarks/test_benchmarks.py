@@ -40,6 +40,7 @@ FIGURES = {
     'generate': {'tokens_per_second', 'setting', 'shape'},
     'checkpoint': {'ms', 'part', 'megabytes', 'mb_per_second'},
     'startup': {'seconds', 'part'},
+    'weak': {'ms', 'ranks', 'efficiency'},
     'flat': {'ms', 'part', 'at', 'ratio'},
 }
 NAMES = {
@@ -51,6 +52,7 @@ NAMES = {
     'generate': {'ours', 'hf'},
     'checkpoint': {'ours', 'torch'},
     'startup': {'ours', 'python'},
+    'weak': {'one', 'ddp', 'fsdp'},
     'flat': {'ours'},
 }
 

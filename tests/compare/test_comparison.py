@@ -315,7 +315,7 @@ def test_an_experiment_whose_runs_all_stop_early_is_left_out_and_said(tmp_path, 
         (['gpt2ish', 'gpt2ish,wide'], 'KEY=VALUE'),
         (['gpt2ish', 'some', '--budget', 'token=3'], "Did you mean 'tokens'"),
         (['gpt2ish', 'some', '--budget', 'tokens=many'], 'a number above 0'),
-        (['gpt2ish', 'some', '--seeds', '0'], 'from 1 to 1000; given: 0'),
+        (['gpt2ish', 'some', '--seeds', '0'], 'from 1 to 1000, or auto'),
         (['gpt2ish', 'some', '--plan', 'quickstrt'], "Did you mean 'quickstart'"),
         (['gpt2ish', 'some', '--job', '2'], "Did you mean '--jobs'"),
         (['gpt2ish', 'some', '--device', 'gpu'], 'Unknown device'),
@@ -453,3 +453,28 @@ def test_unfair_or_impossible_comparisons_are_refused(capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, '--device', 'cpu']) == 2
     assert message in capsys.readouterr().err and not (tmp_path / 'compare').exists()
+
+
+def test_seeds_are_added_until_the_verdict_is_known(tmp_path, monkeypatch, capsys, plan, whole):
+    """A tiny learning rate is worse at once; the same rerun trains nothing; another rule is refused."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ['gpt2ish', 'gpt2ish,lr=0.0001', '--plan', str(plan), *SMALL, '--budget', 'tokens=4k']
+    arguments += ['--seeds', 'auto:5', '--out', 'c']
+    assert main([*arguments, '--dry-run']) == 0
+    assert (
+        '3 seeds first, then one at a time until the verdict is known, at most 5' in capsys.readouterr().out
+    )
+    assert main(arguments) == 0
+    out, error = capsys.readouterr()
+    findings = json.loads((tmp_path / 'c/results.json').read_text())
+    found = findings['experiments'][1]['comparison']
+    assert found['verdict'] == 'worse' and found['sequence']['ended'] == 'difference'
+    looks = [look['seeds'] for look in found['sequence']['looks']]
+    trained = len(list((tmp_path / 'c/runs').glob('*/seed-*/summary.json')))
+    assert looks == list(range(3, len(found['seeds']) + 1)) and trained == 2 * len(found['seeds'])
+    assert out.startswith('▼') and ('So far: ' in error) == (len(looks) > 1)
+    page = (tmp_path / 'c/report.html').read_bytes()
+    assert main(arguments) == 0 and 'training on' not in capsys.readouterr().err
+    assert (tmp_path / 'c/report.html').read_bytes() == page
+    assert main([a.replace('auto:5', '3') for a in arguments]) == 2
+    assert 'another rule for seeds: auto:5 there, None now' in capsys.readouterr().err

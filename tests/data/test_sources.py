@@ -311,7 +311,7 @@ def test_missing_files_patterns_and_folders(folder):
     Path('sub').mkdir()
     assert re.search(r"no file 'trian.jsonl'.*Did you mean 'train.jsonl'", error({'path': 'trian.jsonl'}))
     assert re.search(r"no file matches '\*.csv'", error({'path': '*.csv'}))
-    assert "'sub' is a folder" in error({'loader': 'json', 'path': 'sub'})
+    assert "folder 'sub' holds no json files" in error({'loader': 'json', 'path': 'sub'})
     assert "dataset 'mine', validation: no file" in error({'path': 'train.jsonl', 'validation': 'gone.jsonl'})
     with pytest.raises(DataError, match="no file 'gone.jsonl'"):
         open_source('mine', {'path': 'gone.jsonl'}).fingerprint()

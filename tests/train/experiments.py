@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmplay.base.base_model import BasicModelRunner, LMBase, LMOutput
 from lmplay.base.runner_list import expose_runner
+from lmplay.errors import DataError
 from lmplay.tokenizers import BytesTokenizer
 from lmplay.train import trainer
 
@@ -17,14 +18,21 @@ CHECK = 'check'  # the stage of steps that are taken to see whether a model keep
 
 
 class Interruptible(LMBase):
-    """In step $STOP_AT it sends its own process SIGINT.
+    """In step $STOP_AT it sends its own process SIGINT; in step N of $TROUBLE, "N SIGNAL" or "N error", that.
 
-    That is not a parameter, since a resumed run must have the same ones.
+    These are no parameters, since a resumed run must have the same ones.
     """
 
     def before_step(self, ctx):
-        if ctx.stage != CHECK and ctx.step == int(os.environ.get('STOP_AT', -1)):
+        if ctx.stage == CHECK:
+            return
+        if ctx.step == int(os.environ.get('STOP_AT', -1)):
             signal.raise_signal(signal.SIGINT)
+        step, _, what = os.environ.get('TROUBLE', '').partition(' ')
+        if step == str(ctx.step):
+            if what == 'error':
+                raise DataError("Can't read 'stories.jsonl': it was removed.")
+            signal.raise_signal(signal.Signals[what])
 
 
 class Troubled(Interruptible):

@@ -17,7 +17,7 @@ def micro(loss=0.0, correct=0, **metrics):
     """What an objective gives of a micro-batch: `loss` is already a part of the step's mean."""
     loss = torch.tensor(loss)
     found = {name: torch.tensor(value) for name, value in metrics.items()}
-    return MicroLoss(loss, loss, torch.tensor(correct), LMOutput(metrics=found))
+    return MicroLoss(loss, loss, torch.tensor(correct), found)
 
 
 def batch(tokens, scored):
@@ -120,7 +120,7 @@ def test_what_is_not_finite_is_left_out_and_counted(steps):
     for loss, own, bad_loss, bad_own in steps:
         metrics.begin_step()
         load = torch.tensor([NAN if bad_own else own, 1.0])
-        found = LMOutput(metrics={'load': load})
+        found = {'load': load}
         value = torch.tensor(NAN if bad_loss else loss)
         metrics.add(MicroLoss(value, value, torch.tensor(2), found), 1.0)
         metrics.end_step(batch(5, 4), value, seconds=1.0, waited=0.0)
@@ -143,7 +143,7 @@ def test_loss_is_of_real_tokens_and_loss_with_pad_of_the_padding_too():
     for loss, padding in ((3.0, 1.0), (1.0, 0.5)):
         metrics.begin_step()
         part = torch.tensor(loss)
-        metrics.add(MicroLoss(part, part, torch.tensor(1), LMOutput(), torch.tensor(padding)), 1.0)
+        metrics.add(MicroLoss(part, part, torch.tensor(1), {}, torch.tensor(padding)), 1.0)
         x = torch.zeros(1, 4, dtype=torch.int64)
         step = Batch(x, x, torch.tensor([4]), 8, padding=4)
         metrics.end_step(step, torch.tensor(1.0), seconds=1.0, waited=0.0)
@@ -157,7 +157,7 @@ def test_losses_are_logged_unweighted_beside_metrics_of_any_shape():
     output = LMOutput(losses={'z': (torch.tensor(4.0), 0.25)}, metrics={'load': torch.tensor([[0.5, 0.5]])})
     for _ in range(2):
         metrics.begin_step()
-        metrics.add(MicroLoss(torch.zeros(()), torch.zeros(()), torch.tensor(0), output), 1.0)
+        metrics.add(MicroLoss(torch.zeros(()), torch.zeros(()), torch.tensor(0), output.reported()), 1.0)
         metrics.end_step(batch(5, 5), torch.tensor(0.0), seconds=1.0, waited=0.0)
     record = metrics.pop()
     assert record['model/z'] == 4.0 and record['model/load'] == [[0.5, 0.5]]

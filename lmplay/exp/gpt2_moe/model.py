@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from lmplay.base.base_model import LMBase, LMOutput, StepContext
+from lmplay.base.ranks import mean_over_ranks, sum_over_ranks
 from lmplay.base.routed import Experts, RoutedLayer, RoutedLM, layer_name
-from lmplay.errors import ExperimentError
+from lmplay.errors import ExperimentError, unknown
 from lmplay.modules.routing import (
-    distribution_entropy,
+    Routing,
+    entropy,
     expert_load,
     load_balance_loss,
+    masked_mean,
     router_entropy,
     z_loss,
 )
@@ -30,6 +33,8 @@ from lmplay.utils import to_name
 from . import study
 from .families import find_family, honour_masks
 from .moe_layer import MoELayer
+
+LB_SCOPES = ('micro_batch', 'step')
 
 
 def routed_layers(choice: str | list[int], num_blocks: int) -> list[int]:
@@ -92,9 +97,10 @@ class UpcycledLM(RoutedLM):
                         MLP (None: 8/3 of embed_dim), base of the rotary positions, epsilon of the norms,
                         whether the output head's weight is the embedding's
 
-    Under gradient accumulation the fractions in the load-balance loss are those of each micro-batch: those of
-    the whole step are known only after its last forward pass, when the first micro-batches have already had
-    their backward pass.
+    lb_scope            of the fractions in the load-balance loss: those of each 'micro_batch', on all ranks
+                        together, or of the whole 'step'. Those are known only after its last forward pass,
+                        when the first micro-batches have had their backward pass already; so 'step' passes
+                        through the trunk twice, a third more FLOPs where a step has several micro-batches
     """
 
     exports = {study.FORMAT: study.write_study}
@@ -111,6 +117,7 @@ class UpcycledLM(RoutedLM):
         num_experts=8,
         top_k=1,
         lb_coef=0.01,
+        lb_scope='micro_batch',
         z_coef=0.001,
         noise_std=0.1,
         noise_fraction=0.25,
@@ -128,7 +135,11 @@ class UpcycledLM(RoutedLM):
         version='gpt2_moe',
     ):
         _check_sizes(embed_dim=embed_dim, num_heads=num_heads, num_experts=num_experts, top_k=top_k)
+        if lb_scope not in LB_SCOPES:
+            raise ExperimentError(unknown('lb_scope', lb_scope, LB_SCOPES, version))
         super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len), max_len=max_len)
+        self.previews = lb_scope == 'step'
+        self.previewed: list[tuple[Tensor, Tensor]] = []  # (expert load (L, E), tokens) of this step's parts
         self.num_blocks, self.embed_dim, self.num_heads = num_blocks, embed_dim, num_heads
         self.num_experts, self.top_k, self.perturbation = num_experts, top_k, perturbation
         self.lb_coef, self.z_coef, self.noise_fraction = lb_coef, z_coef, noise_fraction
@@ -220,30 +231,52 @@ class UpcycledLM(RoutedLM):
 
     def _report(self, output: LMOutput, mask_N: Tensor | None) -> None:
         """Adds the losses and metrics of the last forward pass, from the decisions of its routed layers."""
-        balance, z, load, entropy, spread = [], [], [], [], []
-        for layer in self.moe_layers.values():
-            routing = layer.take_routing()
-            load_E = expert_load(routing.expert_ids_NK, self.num_experts, mask_N)
-            load.append(load_E)
+        routings = [layer.take_routing() for layer in self.moe_layers.values()]
+        load_LE, mean_LE = self._shares(routings, mask_N).chunk(2)
+        step_LE = self._step_load() if self.training and self.previewed else load_LE
+        balance, z, entropies = [], [], []
+        for routing, load_E in zip(routings, step_LE):
             balance.append(load_balance_loss(routing.probs_NE, load_E, mask_N))
             z.append(z_loss(routing.logits_NE, mask_N))
-            entropy.append(router_entropy(routing.logits_NE.detach(), mask_N))
-            spread.append(distribution_entropy(routing.logits_NE.detach(), mask_N))
-        distribution_L = torch.stack(spread)
-        load_LE, balance_L, z_L = torch.stack(load), torch.stack(balance), torch.stack(z)
+            entropies.append(router_entropy(routing.logits_NE.detach(), mask_N))
+        distribution_L = torch.stack([entropy(mean_E) for mean_E in mean_LE])
+        balance_L, z_L = torch.stack(balance), torch.stack(z)
         output.losses = {
             'load_balance': (balance_L.mean(), self.lb_coef),
             'z_loss': (z_L.mean(), self.z_coef),
         }
         output.metrics = {
             'expert_load': load_LE,
-            'router_entropy': torch.stack(entropy),
+            'router_entropy': torch.stack(entropies),
             'distribution_entropy': distribution_L,
             'distribution_entropy_normalised': distribution_L / max(math.log(self.num_experts), 1e-9),
             'load_std': load_LE.std(1) if self.num_experts > 1 else torch.zeros_like(distribution_L),
             'load_balance_by_layer': balance_L.detach(),
             'z_loss_by_layer': z_L.detach(),
         }
+
+    @torch.no_grad()
+    def _shares(self, routings: list[Routing], mask_N: Tensor | None) -> Tensor:
+        """(2L, E): of each layer the load of the experts, then their mean probability; over all ranks."""
+        dtype = routings[0].logits_NE.dtype
+        load = [expert_load(r.expert_ids_NK, self.num_experts, mask_N, dtype) for r in routings]
+        mean = [masked_mean(r.logits_NE.softmax(-1), mask_N) for r in routings]
+        tokens = len(routings[0].logits_NE) if mask_N is None else mask_N.sum()
+        return mean_over_ranks(torch.stack([*load, *mean]), tokens)
+
+    def _step_load(self) -> Tensor:
+        """(L, E): the load of the experts over the whole step, as previewed."""
+        loads_MLE, tokens_M = map(torch.stack, zip(*self.previewed))
+        return (loads_MLE * tokens_M[:, None, None]).sum(0) / tokens_M.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def preview(self, x: Tensor, mask: Tensor) -> None:
+        """Notes the load of the experts in a micro-batch, for the load-balance loss of lb_scope 'step'."""
+        self.trunk(input_ids=x, use_cache=False)
+        routings, mask_N = [layer.take_routing() for layer in self.moe_layers.values()], mask.reshape(-1)
+        if routings:
+            load_LE, _ = self._shares(routings, mask_N).chunk(2)
+            self.previewed.append((load_LE, sum_over_ranks(mask_N.sum())))
 
     @torch.no_grad()
     def routing(self, x: Tensor) -> list[RoutedLayer]:
@@ -276,6 +309,7 @@ class UpcycledLM(RoutedLM):
         """Sets the router noise of this step; it falls over whole steps, as in the study."""
         annealed = int(self.noise_fraction * ctx.total_steps)
         left = max(0.0, 1 - ctx.step / annealed) if annealed else 0.0
+        self.previewed.clear()
         for layer in self.moe_layers.values():
             layer.noise.fill_(layer.noise_std * left)
 

@@ -11,10 +11,10 @@ from contextlib import nullcontext
 from math import log
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmplay.base.ranks import gather_over_ranks, sum_over_ranks
 from lmplay.errors import ExperimentError, unknown
 
 CHOICES = {
@@ -189,11 +189,10 @@ class Keys(nn.Module):
 
     @torch.no_grad()
     def update(self, stepped: bool | Tensor = True) -> None:
-        """Moves the keys by what all processes collected, if the step was taken."""
-        if self.respawn_threshold:  # before processes share them, so that all have the same noise
+        """Moves the keys by what all ranks collected, if the step was taken."""
+        if self.respawn_threshold:  # before ranks share them, so that all have the same noise
             self.candidates_ED += RESPAWN_NOISE * torch.randn_like(self.candidates_ED)
-        if dist.is_available() and dist.is_initialized():
-            self._join_processes()
+        self._join_ranks()
         used_E = self.mass_E if self.usage_by == 'gate_mass' else self.counts_KE.sum(0)
         usage_E = self.ema_decay * self.usage + (1 - self.ema_decay) * used_E
         keys_ED = self._attracted(self.vectors, usage_E)
@@ -216,16 +215,14 @@ class Keys(nn.Module):
         ):
             state.copy_(torch.where(stepped, moved, state))
 
-    def _join_processes(self) -> None:
+    def _join_ranks(self) -> None:
         for sums in self._sums():
-            dist.all_reduce(sums)
+            sums.copy_(sum_over_ranks(sums))
         if self.respawn_threshold:
-            kept = [self.candidates_ED, self.priority_E]
-            everyones = [[torch.empty_like(t) for _ in range(dist.get_world_size())] for t in kept]
-            for tensors, own in zip(everyones, kept):
-                dist.all_gather(tensors, own)
-            self.priority_E.fill_(-1)
-            self._keep_candidates(*(torch.cat(tensors) for tensors in everyones))
+            candidates_MD, priority_M = (gather_over_ranks(t) for t in (self.candidates_ED, self.priority_E))
+            if len(priority_M) > len(self.priority_E):
+                self.priority_E.fill_(-1)
+                self._keep_candidates(candidates_MD, priority_M)
 
     def _attracted(self, keys_ED: Tensor, usage_E: Tensor) -> Tensor:
         """Towards the queries that chose a key, rank by rank; later ranks see keys already moved."""

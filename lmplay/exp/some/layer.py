@@ -60,6 +60,7 @@ class SoMELayer(nn.Module):
     products.
     """
 
+    frozen = ('w1', 'b1', 'w2', 'b2')  # buffers that follow from a seed, and may be sharded
     temperature: Tensor
     w1: Tensor
     b1: Tensor
@@ -105,12 +106,12 @@ class SoMELayer(nn.Module):
             layer=layer,
             device=self.keys.vectors.device,
         )
-        for name, tensor in zip(('w1', 'b1', 'w2', 'b2'), experts):
+        for name, tensor in zip(self.frozen, experts):
             self.register_buffer(name, tensor, persistent=False)
         self.register_buffer('expert_digest', digest)
 
     def frozen_parameters(self) -> int:
-        return sum(t.numel() for t in (self.w1, self.b1, self.w2, self.b2))
+        return sum(getattr(self, name).numel() for name in self.frozen)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, D) to (B, T, D), and the fraction of assignments per expert (E,).
@@ -139,10 +140,11 @@ class SoMELayer(nn.Module):
         device, dtype = x_ND.device.type, x_ND.dtype
         if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        if self.w1.dtype != dtype:
-            for name in ('w1', 'b1', 'w2', 'b2'):
+        if self.w1.dtype != dtype and not isinstance(self.w1, nn.Parameter):  # sharded ones stay as they are
+            for name in self.frozen:
                 setattr(self, name, getattr(self, name).to(dtype))
-        return dict(w1_EDF=self.w1, b1_EF=None, w2_EFD=self.w2, b2_ED=None)  # the biases are all 0
+        w1, w2 = self.w1.to(dtype), self.w2.to(dtype)
+        return dict(w1_EDF=w1, b1_EF=None, w2_EFD=w2, b2_ED=None)  # the biases are all 0
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, mine = state_dict.get(f'{prefix}expert_digest'), self.expert_digest

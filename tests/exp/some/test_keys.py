@@ -301,7 +301,7 @@ def test_autocast_does_not_round_the_keys():
 
 RANKS = """
 import sys, torch, torch.distributed as dist
-from lmplay.errors import ExperimentError
+from lmplay.base.ranks import joined
 from lmplay.exp.some.keys import Keys
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)
@@ -315,14 +315,16 @@ alone.update()
 dist.init_process_group('gloo', init_method='file://' + file, rank=rank, world_size=2)
 part = slice(0, 3) if rank == 0 else slice(3, 10)
 both.collect(queries[part], choices[part])
-both.update()
+with joined():
+    both.update()
 torch.testing.assert_close(both.vectors, alone.vectors, rtol=0, atol=1e-12)
 torch.testing.assert_close(both.usage, alone.usage, rtol=0, atol=1e-12)
 faded = Keys(6, 4, top_k=2, alpha=0.0, beta=0.0, delta=0.5, theta_percentile=0.5, warmup_steps=0,
              ema_decay=0.9, decay_fix=False, key_norm='clamp', respawn_threshold=0.2).double()
 faded.vectors.copy_(0.1 * alone.vectors)
 faded.collect(queries[part], choices[part])
-faded.update()
+with joined():
+    faded.update()
 both_ranks = [torch.empty_like(faded.vectors) for _ in range(2)]
 dist.all_gather(both_ranks, faded.vectors)
 assert torch.equal(*both_ranks) and (faded.vectors.norm(dim=1) > 0.99).all()

@@ -1,0 +1,96 @@
+"""The directory of a comparison: where its plans and runs are kept, and which are there already."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError, UserError
+from ..files import locked, write_text
+from ..runs.finished import FinishedRun, read_run
+from .prepare import Prepared
+from .runner import Job
+
+
+def write_json(file: Path, content) -> None:
+    """Strict JSON, in one step."""
+    write_text(file, json.dumps(content, indent=1, allow_nan=False) + '\n')
+
+
+def read_json(file: Path, *keys: str) -> dict:
+    """What `write_json` wrote. Raises DataError for a file that is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        if not isinstance(content, dict) or not content.keys() >= set(keys):
+            raise ValueError('not what lmp_compare writes there')
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{file}' is damaged ({error}). Delete it, or give another --out.") from error
+    return content
+
+
+def read_job(job: Job) -> FinishedRun:
+    """The finished run of a job. Raises DataError for a damaged one."""
+    try:
+        return read_run(job.folder)
+    except DataError as error:
+        raise DataError(
+            f'{error} Delete that folder, and rerun the same command to train it again.'
+        ) from error
+
+
+@dataclass
+class Folder:
+    """The directory `path`; plan: the name of the plan; say: receives lines about what happens."""
+
+    path: Path
+    plan: str
+    say: Callable[[str], None]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The directory, made and locked. Raises UserError where that cannot be had."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.path / '.lock'))
+            except BlockingIOError:
+                raise UserError(
+                    f"Another lmp_compare is running in '{self.path}'. Wait for it, or give another --out."
+                ) from None
+            except OSError as error:
+                raise UserError(f"Can't write the comparison '{self.path}': {error.strerror}.") from error
+            yield
+
+    def plan_file(self, p: Prepared) -> Path:
+        return self.path / 'plans' / p.folder / f'{self.plan}.json'
+
+    def write_plan(self, p: Prepared) -> None:
+        file = self.plan_file(p)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, p.plan)
+
+    def job(self, p: Prepared, kind: str, seed: int, name: str) -> Job:
+        """The run of an experiment as it is prepared now; kind: 'runs' or 'tuning'."""
+        arguments = ['--exp', p.spec.exp, '--training-plan', str(self.plan_file(p))]
+        arguments += ['--amp'] if p.amp else []
+        for key, value in p.spec.model.items():
+            arguments += ['--set', f'{key}={json.dumps(value)}']
+        return Job(
+            name=name,
+            folder=self._place(p, kind, seed),
+            arguments=[*arguments, '--seed', str(seed)],
+            unit=p.unit,
+            length=sum(p.lengths),
+        )
+
+    def _place(self, p: Prepared, kind: str, seed: int) -> Path:
+        """A run's directory; that of a finished run alike, also in comparisons beside this one."""
+        own = self.path / kind / p.folder / f'seed-{seed}'
+        if (own / 'summary.json').is_file():
+            return own
+        others = sorted(self.path.resolve().parent.glob(f'*/{kind}/*-{p.digest}/seed-{seed}/summary.json'))
+        if others:
+            self.say(f'{p.spec.label} seed {seed}: reusing {others[0].parent}.')
+            return others[0].parent
+        return own

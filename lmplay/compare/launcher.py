@@ -1,0 +1,77 @@
+"""Where the runs of a comparison are trained: on this machine's devices, or in Slurm's queue."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError
+from .runner import Job, Pool, Workers
+from .slurm import SlurmQueue, parse_options
+
+
+def devices_of(given: str) -> list[str]:
+    """The devices to spread runs over: those named, or every GPU for 'cuda' and 'auto'."""
+    from ..device import find_device
+
+    names = given.split(',')
+    found = [find_device(n) for n in names]
+    if len(found) == 1 and found[0].type == 'cuda' and found[0].index is None:
+        import torch
+
+        return [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    if len({d.type for d in found}) > 1:
+        raise UserError(f"--device: the runs of a comparison need devices of one kind; given: '{given}'.")
+    return [str(d) for d in found]
+
+
+@dataclass
+class Launcher:
+    """Makes the pools that train jobs.
+
+    kind     'local' or 'slurm'; slurm: what a job asks for, KEY=VALUE,...
+    device   as it was asked for; devices: those of the runs, which on a cluster are not this machine's
+    workers  runs at a time on this machine
+    out      the directory of the comparison
+    """
+
+    kind: str
+    slurm: str
+    device: str
+    workers: int
+    out: Path
+    say: Callable[[str], None]
+    devices: list[str] = field(init=False)
+
+    def __post_init__(self):
+        self.options = parse_options(self.slurm)
+        if self.kind == 'local':
+            self.devices = devices_of(self.device)
+            return
+        if self.device not in ('auto', 'cpu', 'cuda'):
+            raise UserError(f'--launcher slurm takes --device cpu or cuda; given: {self.device}.')
+        gpu = self.device == 'cuda' or self.options.get('gpus_per_node')
+        self.devices = ['cuda' if gpu else 'cpu']
+
+    @property
+    def local(self) -> bool:
+        return self.kind == 'local'
+
+    def pool(self, jobs: Sequence[Job]) -> Pool:
+        if self.local:
+            return Workers(jobs, self.devices, self.workers)
+        return SlurmQueue(jobs, self.out / 'slurm', self.options, device=self.devices[0], say=self.say)
+
+    def check_timed(self, what: str) -> None:
+        """Raises UserError where timed runs would share a device."""
+        if self.local and self.workers > len(set(self.devices)):
+            raise UserError(
+                f'{what} needs a device for every job, because runs on one device slow each other down; jobs '
+                f'{self.workers}, devices {len(set(self.devices))}.'
+            )
+
+    def speed(self, amp: bool) -> float:
+        """FLOP/s that training may reach on this machine: half of what a matrix product does."""
+        from ..device import Compute, measured_flops
+
+        compute = Compute.of(self.devices[0] if self.local else 'auto', amp=amp)
+        return 0.5 * measured_flops(compute.device, compute.dtype)

@@ -1,0 +1,204 @@
+"""Trains the runs of a comparison as jobs of Slurm, through submitit: one job for each run.
+
+The comparison may be closed: its jobs go on, and the same command finds them again. A job whose machine is
+taken away saves its state, is requeued, and resumes.
+"""
+
+import getpass
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .runner import Job
+
+LOOK_SECONDS = 2.0  # between looks at the queue
+ATTEMPTS = 4  # to train a run whose job ends without a word
+SHARED = ('timeout_min', 'mem_gb', 'nodes', 'cpus_per_task', 'gpus_per_node', 'tasks_per_node', 'name')
+SAVED = (143, -15)  # exit codes of a trainer that a signal has ended
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """partition=gpu,gpus_per_node=1,timeout_min=240 as submitit takes it. Raises UserError."""
+    found: dict[str, Any] = {}
+    for item in filter(None, text.split(',')):
+        key, equals, value = (part.strip() for part in item.partition('='))
+        if not equals or not key or not value:
+            raise UserError(f"--slurm takes KEY=VALUE,KEY=VALUE; given: '{item}'.")
+        found[key] = int(value) if value.isdigit() else value
+    for key in ('nodes', 'tasks_per_node'):
+        if found.get(key, 1) != 1:
+            raise UserError(f'--slurm: a run is one task on one machine; given: {key}={found[key]}.')
+    return found
+
+
+class Training:
+    """What a job does: trains a run, and writes the exit code of that to a file."""
+
+    def __init__(self, command: list[str], log: Path, code: Path):
+        self.command, self.log, self.code = command, log.resolve(), code.resolve()
+        self.process: subprocess.Popen | None = None
+
+    def __call__(self) -> None:
+        self.code.unlink(missing_ok=True)
+        with open(self.log, 'ab') as log:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        code = self.process.wait()
+        if code not in SAVED:
+            self.code.write_text(str(code))
+
+    def checkpoint(self) -> Any:
+        """Before Slurm takes the machine: saves the run's state, and asks to be requeued."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+        return DelayedSubmission(Training(self.command, self.log, self.code))
+
+
+@dataclass
+class Submitted:
+    """A job of Slurm in place of a process."""
+
+    id: str
+    attempts: int
+    returncode: int | None = None
+    seen: float = field(default_factory=time.monotonic)  # in the queue, the last time
+
+
+class SlurmQueue:
+    """Trains jobs in Slurm's queue; used as `Workers` is. folder: for what submitit keeps."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        folder: Path,
+        options: dict[str, Any],
+        *,
+        device: str,
+        say: Callable[[str], None],
+    ):
+        self.device, self.say = device, say
+        self.gpus = int(options.get('gpus_per_node', 0))
+        self.executor = _executor(folder, options)
+        self.waiting = [job for job in jobs if not job.finished]
+        self.running: list[Job] = []
+        self._looked = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting or self.running)
+
+    def launch(self) -> Iterator[Job]:
+        """Finds jobs that an earlier start has submitted, and submits the others, as one array."""
+        if not self.waiting:
+            return
+        queued, new = _queue(), []
+        if queued is None:
+            return
+        for job in self.waiting:
+            known = _note(job, 'slurm')
+            number, attempts = known.read_text().split() if known.is_file() else ('', '0')
+            if number in queued:
+                job.process = Submitted(number, int(attempts))
+            else:
+                new.append(job)
+        if new:
+            self._submit(new, [1] * len(new))
+        self.running, self.waiting = self.running + self.waiting, []
+        for job in self.running:
+            job.device = f'Slurm job {job.process.id}'
+            yield job
+
+    def _submit(self, jobs: list[Job], attempts: list[int]) -> None:
+        trainings = []
+        for job in jobs:
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            _note(job, 'code').unlink(missing_ok=True)
+            trainings.append(Training(self._command(job), job.log, _note(job, 'code')))
+        try:
+            with self.executor.batch():
+                submitted = [self.executor.submit(training) for training in trainings]
+        except Exception as error:  # submitit wraps what sbatch says
+            said = ' '.join(str(error).split())[:300]
+            raise UserError(f'Slurm did not take the jobs ({type(error).__name__}: {said}).') from error
+        for job, sent, attempt in zip(jobs, submitted, attempts):
+            job.process = Submitted(sent.job_id, attempt)
+            _note(job, 'slurm').write_text(f'{sent.job_id} {attempt}')
+
+    def _command(self, job: Job) -> list[str]:
+        several = ['torch.distributed.run', '--standalone', f'--nproc-per-node={self.gpus}', '-m']
+        trainer = [sys.executable, '-m', *(several if self.gpus > 1 else []), 'lmplay.train']
+        return [*trainer, *job.arguments, '--run-dir', str(job.folder.resolve()), '--device', self.device]
+
+    def collect(self) -> Iterator[Job]:
+        """The jobs that have ended since. One that did so without a word is submitted again, and resumes."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked, queued = time.monotonic(), _queue()
+        for job in list(self.running) if queued is not None else []:
+            if job.process.id in queued:
+                job.process.seen = self._looked
+            elif self._looked - job.process.seen > LOOK_SECONDS:  # files may come later than the queue's word
+                yield from self._ended(job)
+
+    def _ended(self, job: Job) -> Iterator[Job]:
+        code = _note(job, 'code')
+        if job.finished or code.is_file():
+            job.process.returncode = 0 if job.finished else int(code.read_text())
+            self.running.remove(job)
+            yield job
+        elif job.process.attempts < ATTEMPTS:
+            self.say(f'{job.name}: its job ended before the run; submitted again, it resumes.')
+            self._submit([job], [job.process.attempts + 1])
+            job.device = f'Slurm job {job.process.id}'
+        else:
+            raise UserError(
+                f'The job of run {job.name} ended {ATTEMPTS} times before the run did. See {job.log}, and '
+                f"the logs of Slurm in '{self.executor.folder}'."
+            )
+
+    def terminate(self) -> None:
+        """Leaves the jobs to Slurm."""
+        if self.running:
+            numbers = ' '.join(dict.fromkeys(job.process.id.split('_')[0] for job in self.running))
+            self.say(
+                f'{len(self.running)} runs go on in Slurm; rerun the same command to come back to them, or '
+                f'end them with: scancel {numbers}'
+            )
+
+
+def _executor(folder: Path, options: dict[str, Any]) -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise UserError('--launcher slurm needs the package submitit: pip install lmplay[slurm].') from None
+    named = {key if key in SHARED else f'slurm_{key}': value for key, value in options.items()}
+    try:
+        executor = submitit.AutoExecutor(folder=str(folder.resolve()), cluster='slurm')
+        executor.update_parameters(**{'name': 'lmplay', 'slurm_signal_delay_s': 90} | named)
+    except RuntimeError as error:
+        raise UserError(f'No Slurm on this machine: {error}') from error
+    except (NameError, TypeError, ValueError) as error:
+        raise UserError(f'--slurm: {" ".join(str(error).split())}') from error
+    return executor
+
+
+def _note(job: Job, kind: str) -> Path:
+    """A file beside the run's directory."""
+    return job.folder.with_name(f'{job.folder.name}.{kind}')
+
+
+def _queue() -> set[str] | None:
+    """The numbers of this user's jobs that wait or run; None where Slurm does not answer."""
+    command = ['squeue', '--noheader', '--array', '--format=%i', '--user', getpass.getuser()]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return set(said.split())
