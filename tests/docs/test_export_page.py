@@ -9,7 +9,7 @@ from lmplay.train.__main__ import main as lmp_trainer
 from tests.helpers import ROOT
 
 PAGE = (ROOT / 'docs' / 'export.md').read_text(encoding='utf-8')
-SIZE = dict(num_blocks=2, embed_dim=32, num_heads=2, max_len=48, tokenizer='bytes')
+SIZE = dict(num_blocks=4, embed_dim=32, num_heads=2, max_len=48, tokenizer='bytes')
 LIKE = {
     'gpt2ish': ('gpt2-folder', dict(tie_head=True, gelu='tanh')),
     'modern': ('llama-folder', {}),
@@ -25,7 +25,7 @@ def test_the_page(tiny_plan, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = ['--quiet', '--device', 'cpu', '--training-plan']
     for exp, (folder, own) in LIKE.items():
-        plan = str(tiny_plan(model=SIZE | own))
+        plan = str(tiny_plan({'only': {'lr': 0.01, 'steps': 20}}, model=SIZE | own))
         assert lmp_trainer(['--exp', exp, '--run-dir', f'runs/{exp}', *runs, plan]) == 0
         assert lmp_export([f'runs/{exp}', '--to', folder]) == 0
     (tmp_path / 'runs' / 'gpt2ish').rename(tmp_path / 'runs' / 'mine')
@@ -43,4 +43,4 @@ def test_the_page(tiny_plan, tmp_path, monkeypatch, capsys):
         assert lmp_trainer([*command, '--run-dir', f'runs/{i}', *runs, plan]) == 0
         before = read_run('runs/modern' if 'modern' in command else 'runs/mine')
         started = read_run(f'runs/{i}').validations[0]['loss']
-        assert started < 5.4 and abs(started - before.loss()) < 0.5  # ln 257 is 5.55
+        assert before.loss() < 5 and abs(started - before.loss()) < 0.3  # from nothing it is ln 257, 5.55
