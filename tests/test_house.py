@@ -34,7 +34,7 @@ ORDER = (
     {'routing'},
     {'train'},
     {'plots', 'generate', 'export'},  # a run draws its curves and writes a sample when it ends
-    {'checks'},
+    {'checks', 'huggingface'},
     {'runs'},
     {'data'},
     {'base'},

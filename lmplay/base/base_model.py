@@ -180,6 +180,11 @@ class LMBase(nn.Module):
         self.load_state_dict(source.state_dict())
         return take_tokenizer(self, as_tokenizer(source.tokenizer), source.name)
 
+    def as_transformers(self) -> Any | None:
+        """A model of transformers' own class that computes the same logits in evaluation mode, for export;
+        None where there is none."""
+        return None
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Whether `path` is in a format of others that `read_foreign`, and `import_pretrained`, can read."""

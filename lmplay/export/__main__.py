@@ -16,9 +16,10 @@ def parser() -> CommandParser:
     p.add_argument('--to', required=True, metavar='DIR', help='a new folder')
     p.add_argument(
         '--format',
-        required=True,
+        default='huggingface',
         metavar='NAME',
-        help='safetensors, of any model: its tensors, and model.json, which says how to build it; '
+        help='huggingface (the default), of any model: a folder for AutoModelForCausalLM and AutoTokenizer; '
+        'safetensors, of any model: its tensors, and model.json, which says how to build it; '
         'moe-emergence, of GPT-2 and mixtures made of it: the files of that study',
     )
     p.add_argument(

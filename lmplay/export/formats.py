@@ -11,10 +11,14 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..base.base_model import LMBase
-from ..errors import UserError, unknown
+from ..base.runner_list import find_entry
+from ..errors import CheckpointError, UserError, unknown
 from ..files import new_folder
+from ..runs.checkpoints import find_checkpoint
+from ..runs.finished import SETTINGS
 from ..runs.load import load_model
 from ..tokenizers import as_tokenizer
+from .huggingface import write_huggingface
 
 Writer = Callable[[Any, Path, dict[str, Any]], list[Path]]
 
@@ -32,30 +36,51 @@ def write_safetensors(model: LMBase, folder: Path, facts: dict[str, Any]) -> lis
 
 
 FORMATS: dict[str, Writer] = {'safetensors': write_safetensors}
+HUGGINGFACE = 'huggingface'
 
 
-def export(path: str | Path, to: str | Path, *, format: str, exp: str | None = None) -> list[Path]:
-    """Writes a checkpoint, or the best of a run, into the folder `to`, whole or not; returns the files.
+def export(
+    path: str | Path, to: str | Path, *, format: str = HUGGINGFACE, exp: str | None = None
+) -> list[Path]:
+    """Writes a checkpoint, or the best of a run, as the new folder `to`, whole or not at all; returns the
+    files.
 
     exp: the experiment to use, if it has been renamed or moved. Raises UserError for a format that the model
     can't have, and for a folder that is in use or can't be written.
     """
     model, state = load_model(path, exp=exp)
+    if exp is not None:
+        state = state | {'exp': find_entry(exp).name}
     writers, folder = FORMATS | type(model).exports, Path(to)
-    if format not in writers:
-        raise UserError(unknown('format', format, writers, model.name))
+    if format not in (HUGGINGFACE, *writers):
+        raise UserError(unknown('format', format, [HUGGINGFACE, *writers], model.name))
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"'{folder}' is not empty: --to names a new folder.")
+        with new_folder(folder) as temporary:
+            if format == HUGGINGFACE:
+                files = write_huggingface(model, temporary, state, _run_of(path))
+            else:
+                files = writers[format](model, temporary, _facts(state))
+                as_tokenizer(model.tokenizer).save(temporary)
+    except OSError as error:
+        raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
+    return [folder / file.relative_to(temporary) for file in files]
+
+
+def _facts(state: dict[str, Any]) -> dict[str, Any]:
     progress = state.get('progress') or {}
-    facts = {
+    return {
         'exp': state['exp'],
         'step': progress.get('total_step'),
         'evaluation_loss': progress.get('validation_loss'),
     }
+
+
+def _run_of(path: str | Path) -> Path | None:
+    """The directory of the run that a path or its checkpoint belongs to; None for one that was moved out."""
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"'{folder}' is not empty: --to names a new folder.")
-        with new_folder(folder) as temporary:
-            files = writers[format](model, temporary, facts)
-            as_tokenizer(model.tokenizer).save(temporary)
-    except OSError as error:
-        raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
-    return [folder / file.relative_to(temporary) for file in files]
+        run = find_checkpoint(path).parent.parent
+    except CheckpointError:  # a file in a format of others
+        return None
+    return run if (run / SETTINGS).is_file() else None

@@ -22,6 +22,11 @@ class KVCache:
         self._values = self._extended(self._values, value, start)
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
+    def reorder_cache(self, rows: Tensor) -> None:
+        """Keeps these rows, (B,) indices, in this order, as beam search asks."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = (t.index_select(0, rows) for t in (self._keys, self._values))
+
     def _extended(self, old: Tensor | None, new: Tensor, start: int) -> Tensor:
         """`old`, in a larger tensor if it has no room left, with `new` from position `start` on."""
         if old is None or self.length > old.shape[2]:

@@ -67,7 +67,7 @@ def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
             tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
             return [f'weights from {folder}', *take_tokenizer(model, tokenizer, str(folder))]
         except CheckpointError:
-            if type(model).import_pretrained is LMBase.import_pretrained:
+            if not model.can_start_from(load_model(folder)[0]):
                 raise
     return list(model.import_pretrained(load_model(folder)[0]) or [])
 

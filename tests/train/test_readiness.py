@@ -91,7 +91,7 @@ def datasets(tmp_path) -> dict:
         ({'dataset': 'no_validation'}, "no file '.*missing.jsonl'"),
         ({'dataset': None, 'mix': {'mine': 1, 'no_file': 1}}, "no file '.*missing.csv'"),
         ({'init_from': 'runs/nope'}, "No checkpoint at 'runs/nope'"),
-        ({'init_from': 'pretrained:nobody'}, 'import_pretrained'),
+        ({'init_from': 'pretrained:nobody', 'exp': 'some_test'}, 'import_pretrained'),
         ({'row_length': 999}, 'longer than the model'),
         ({'model': {'num_heads': 3}}, 'num_heads'),
         ({'model': {'num_blocks': 3}, 'init_from': 'stage:one'}, 'architectures differ'),

@@ -129,7 +129,7 @@ def test_a_model_that_imports_nothing_says_so(source, tmp_path):
         (tmp_path / 'config.json').write_text('{}')
         source = tmp_path
     with pytest.raises(ExperimentError, match='its model defines no import_pretrained'):
-        warm_start(tiny(), source)
+        warm_start(tiny('unified'), source)
 
 
 def test_a_source_that_is_not_there(tmp_path):

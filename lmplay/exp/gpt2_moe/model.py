@@ -324,6 +324,14 @@ class UpcycledLM(RoutedLM):
 
         return import_pretrained(self, source)
 
+    def as_transformers(self) -> Any | None:
+        """The dense model itself; with routed layers, None."""
+        if self.moe_layers:
+            return None
+        if self.family.type == 'gpt2':
+            self.model.config.embd_pdrop = self.trunk.drop.p
+        return self.model
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         return study.find_stem(path) is not None

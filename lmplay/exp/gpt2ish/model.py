@@ -6,6 +6,8 @@ asked to be tied.
 B sequences, T positions, D = embed_dim, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -83,3 +85,24 @@ class GPT2(LMBase):
         for i, block in enumerate(self.blocks):
             x = block(x, cache=layer_cache(cache, i))
         return self.ln(x)
+
+    def import_pretrained(self, source: str | LMBase) -> list[str]:
+        """Warm start from 'pretrained:NAME' (hub or its cache), a folder in GPT-2's format, or a like model.
+
+        GPT-2's head is tied and its GELU an approximation: it needs tie_head=True and gelu='tanh'. Raises
+        CheckpointError for what does not fit.
+        """
+        if isinstance(source, LMBase):
+            return super().import_pretrained(source)
+        from .pretrained import import_gpt2
+
+        return import_gpt2(self, str(source))
+
+    def can_start_from(self, source: LMBase) -> bool:
+        return self.is_like(source)
+
+    def as_transformers(self) -> Any | None:
+        """A GPT2LMHeadModel; None for a head that is not tied, whose bias GPT-2 lacks."""
+        from .pretrained import as_gpt2
+
+        return as_gpt2(self)

@@ -5,6 +5,8 @@ RMSNorm, SwiGLU, rotary positions, grouped keys and values, no biases; no dropou
 B sequences, T positions, D = embed_dim, V vocabulary.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from lmplay.base.base_model import LMBase
@@ -111,6 +113,12 @@ class Modern(LMBase):
         from .pretrained import import_llama
 
         return import_llama(self, str(source))
+
+    def as_transformers(self) -> Any | None:
+        """A LlamaForCausalLM; None with qk_norm, which Llama lacks."""
+        from .pretrained import as_llama
+
+        return None if self.hyperparameters['qk_norm'] else as_llama(self)
 
     def can_start_from(self, source: LMBase) -> bool:
         return self.is_like(source)

@@ -65,6 +65,29 @@ def named_weights(model) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in named.items()}
 
 
+def as_llama(model) -> Any:
+    """transformers' LlamaForCausalLM with a copy of the weights; of the dropouts it has that of attention."""
+    import transformers
+
+    h, attn = model.hyperparameters, model.blocks[0].attn
+    config = transformers.LlamaConfig(
+        hidden_size=model.tok_embed.embedding_dim,
+        intermediate_size=model.blocks[0].ff.gate.out_features,
+        num_hidden_layers=len(model.blocks),
+        num_attention_heads=attn.heads[0],
+        num_key_value_heads=attn.heads[1],
+        vocab_size=model.tok_embed.num_embeddings,
+        max_position_embeddings=model.max_len,
+        rms_norm_eps=model.ln.eps,
+        rope_parameters={'rope_type': 'default', 'rope_theta': h['rope_theta']},
+        attention_dropout=h['attn_dropout'],
+        tie_word_embeddings=model.fc.weight is model.tok_embed.weight,
+    )
+    llama = transformers.LlamaForCausalLM(config)
+    llama.load_state_dict(named_weights(model), strict=not config.tie_word_embeddings)
+    return llama
+
+
 def _check_sizes(config: dict[str, Any], folder: Path) -> None:
     for key in SIZES:
         if type(config.get(key)) is not int or config[key] < 1:
