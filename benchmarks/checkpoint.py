@@ -2,7 +2,7 @@
 same tensors.
 
 A save counts once it is on the disk (fsync), for both. Both in one process that keeps freed memory, as
-lmp_trainer does.
+lmp_trainer does. `checksums` is what of a load goes into comparing the files with theirs.
 """
 
 import tempfile
@@ -43,6 +43,7 @@ def run_checkpoint(meter, *, shape, folder, device) -> None:
 
     from lmplay.base.runner_list import find_runner
     from lmplay.device import keep_freed_memory
+    from lmplay.files import checksum
     from lmplay.runs.checkpoint import load_optimizer, load_weights, save_checkpoint
 
     from .measure import shape_of
@@ -85,4 +86,10 @@ def run_checkpoint(meter, *, shape, folder, device) -> None:
         optimizer.load_state_dict(state['optimizer'])
         return megabytes
 
-    meter.run(**{'ours:save': save, 'torch:save': torch_save, 'ours:load': load, 'torch:load': torch_load})
+    def checksums():
+        for file in ours.iterdir():
+            checksum(file)
+        return megabytes
+
+    parts = {'ours:save': save, 'torch:save': torch_save, 'ours:load': load, 'torch:load': torch_load}
+    meter.run(**parts, **{'ours:checksums': checksums})

@@ -69,7 +69,8 @@ class PlainStream:
 def plain_streams() -> Iterator[None]:
     """Inside it, nothing that is printed or logged can command the terminal."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(PlainStream, before)
+    # a process that is started with one closed has None there
+    sys.stdout, sys.stderr = (PlainStream(stream or open(os.devnull, 'w')) for stream in before)  # noqa: SIM115
     try:
         yield
     finally:
@@ -142,14 +143,33 @@ def _run(prog: str, command: Callable[[], int | None], stopped: str) -> int:
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # the system's own words: a full disk, a directory in place of a file, ...
-        if error.errno is None:
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        words = of_the_system(error)
+        if words is None:
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # what is still in the buffer would fail again
+        if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):  # what is buffered would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        where = f': {error.filename}' if error.filename else ''
-        _tell(f'{prog}: {plain_line(f"{error.strerror}{where}")}.')
+        _tell(f'{prog}: {plain_line(words)}.')
         return 2
+
+
+def of_the_system(error: Exception) -> str | None:
+    """What the system says of a path or of memory that can't be had, without a full stop; None for any other
+    error, which is a fault of the program."""
+    text = ' '.join(str(error).split()).rstrip('.')
+    if isinstance(error, OSError):  # a full disk, a directory in place of a file, ...
+        return f'{error.strerror}{f": {error.filename}" if error.filename else ""}' if error.errno else text
+    if isinstance(error, UnicodeEncodeError):
+        return f'{ascii(error.object[error.start : error.end])} is not a character, in a name or a text'
+    if isinstance(error, ValueError):
+        return 'A path holds a null character' if text.startswith('embedded null') else None
+    if text == 'Could not determine home directory':
+        return 'A path begins with ~ and the name of a user that this system does not know'
+    if not isinstance(error, MemoryError) and 'torch' not in sys.modules:
+        return None
+    from .device import is_out_of_memory
+
+    return f'There is not enough memory ({text or "out of memory"})' if is_out_of_memory(error) else None
 
 
 def _tell(line: str) -> None:

@@ -222,6 +222,9 @@ OUT_OF_MEMORY = (
     'CUSOLVER_STATUS_ALLOC_FAILED',
     'out of memory',
     'OutOfMemory',
+    'Storage size calculation overflowed',  # more than any memory
+    'integer multiplication overflow',
+    'Unable to allocate',
 )
 
 

@@ -63,6 +63,24 @@ def to_json(content: Any) -> str:
     return json.dumps(content, indent=1, default=str)
 
 
+def from_json(text: str | bytes, **options: Any) -> Any:
+    """The value of a JSON text.
+
+    Raises ValueError for what is none, or holds what nothing could work with: deep nesting, numbers beyond 64
+    bits.
+    """
+    try:
+        return json.loads(text, parse_int=_whole_number, **options)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f'it holds a number of {len(digits)} digits')
+    return int(digits)
+
+
 def why_not_written(folder: Path, error: BaseException) -> str:
     """The reason of a failed write to a folder, the words of a sentence.
 
@@ -122,7 +140,7 @@ def seal_is_broken(content: Mapping[str, Any]) -> bool:
 def _seal(content: Mapping[str, Any]) -> str:
     import xxhash
 
-    read_back = json.loads(json.dumps(content))  # tuples are lists then, and all keys strings
+    read_back = json.loads(json.dumps(content, default=str))  # tuples are lists then, and all keys strings
     return xxhash.xxh3_128(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 

@@ -274,6 +274,13 @@ def rewrite(folder: Path, **changes) -> None:
     (folder / 'state.json').write_text(json.dumps(sealed(state)))
 
 
+def unseal(run_dir: Path) -> None:
+    """Takes the checksums of its records from a finished run, as one of an older lmplay has none."""
+    summary = json.loads((run_dir / 'summary.json').read_text())
+    older = {k: v for k, v in summary.items() if not k.startswith('checksum')}
+    (run_dir / 'summary.json').write_text(json.dumps(older))
+
+
 def weights(run_dir: Path, checkpoint='last') -> dict[str, torch.Tensor]:
     return load_file(run_dir / 'checkpoints' / checkpoint / 'model.safetensors')
 

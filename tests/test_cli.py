@@ -1,13 +1,17 @@
 import importlib.metadata
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lmplay
 from lmplay.cli import CommandParser, run_command
 from lmplay.errors import PlanError, UserError
+from tests.helpers import ROOT
 
 
 def parser():
@@ -105,3 +109,46 @@ def test_every_command_tells_its_version(capsys):
             ended.value.code == 0
             and f'{command.name} (lmplay {lmplay.__version__})' in capsys.readouterr().out
         )
+
+
+NAMES = ['a\0b', '\ud800', 'x' * 5000, '/'.join('y' * 200 for _ in range(40)), '/dev/null/x', '/proc/1/mem/x']
+
+
+@pytest.mark.parametrize('action', ['open', 'stat', 'resolve', 'mkdir', 'iterdir'])
+@pytest.mark.parametrize('name', NAMES, ids=ascii)
+def test_what_the_system_says_of_a_path_is_one_sentence(name, action, capsys):
+    path = Path(name)
+    actions = {
+        'open': path.read_bytes,
+        'stat': path.stat,
+        'resolve': lambda: path.resolve(strict=True),
+        'mkdir': path.mkdir,
+        'iterdir': lambda: list(path.iterdir()),
+    }
+    assert run_command('x', actions[action]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_errors_of_the_program_are_not_taken_for_the_systems():
+    for error in (ValueError('no'), RuntimeError('no'), LookupError('no')):
+
+        def fail(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            run_command('x', fail)
+
+
+def test_memory_that_can_not_be_had_is_said(capsys):
+    import torch
+
+    for ask in (lambda: torch.zeros(10**15), lambda: np.zeros(10**15), lambda: torch.zeros(2**62, 2**62)):
+        assert run_command('x', ask) == 2
+        assert 'memory' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('closed', ['1', '2'])
+def test_a_command_that_is_started_with_a_closed_stream_does_its_work(closed, tmp_path):
+    line = f'{sys.executable} -m lmplay.train --dump-config {tmp_path / "c.yaml"} --lr 0.1 {closed}>&-'
+    assert subprocess.run(['sh', '-c', line], env=os.environ | {'PYTHONPATH': str(ROOT)}).returncode == 0
+    assert 'lr: 0.1' in (tmp_path / 'c.yaml').read_text()

@@ -40,7 +40,8 @@ ORDER = (
     {'base'},
     {'modules'},
     {'tokenizers'},
-    {'device', 'files', 'cli', 'utils', 'callable_package', 'original'},
+    {'files', 'cli', 'utils', 'callable_package', 'original'},
+    {'device'},
     {'errors'},
 )
 LEVEL = {package: level for level, row in enumerate(reversed(ORDER)) for package in row}

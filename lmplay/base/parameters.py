@@ -14,14 +14,29 @@ import yaml
 
 from ..errors import ExperimentError, unknown
 
-SIZES = ('max_len', 'num_blocks', 'num_heads', 'embed_dim')  # whole numbers of at least 1 in every model
+# Whole numbers of at least 1 in every model, and the largest that any machine could hold.
+SIZES = {'max_len': 10**9, 'num_blocks': 10**5, 'num_heads': 10**6, 'embed_dim': 10**7}
+MOST = 2**53  # of any number: beyond it not every whole number is one
 HEAD_SIZE = 64  # of GPT-2's heads in every size
 OPENING, CLOSING = '[({', '])}'
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 6e-4 and 1e5 are numbers; YAML 1.1 wants 6.0e-4 and 1.0e+5."""
+    """YAML in which 6e-4 and 1e5 are numbers (YAML 1.1 wants 6.0e-4 and 1.0e+5) and dates are text.
 
+    It has no references, with which a few lines could stand for any amount of data, or for themselves.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError('references (*name) are not supported here')
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:timestamp']
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 _Loader.add_implicit_resolver(
     'tag:yaml.org,2002:float', re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
@@ -29,8 +44,15 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of a YAML text, of JSON's types. Raises yaml.YAMLError for any other text."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+        json.dumps(value)
+    except RecursionError:
+        raise yaml.YAMLError('it is nested too deeply') from None
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
+        raise yaml.YAMLError(str(error)) from error  # PyYAML lets them through from what it calls
+    return value
 
 
 def read_value(text: str) -> Any:
@@ -156,7 +178,7 @@ def _is_number(value: Any) -> bool:
 
 _KINDS: tuple[tuple[type, str, Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (bool, 'true or false', lambda v: isinstance(v, bool), bool),  # before int: a bool is one
-    (int, 'a whole number', lambda v: _is_number(v) and v % 1 == 0, int),
+    (int, 'a whole number', lambda v: _is_number(v) and abs(v) < 1e300 and v % 1 == 0, int),
     (float, 'a number', _is_number, float),
     # a list or an object, such as a tokenizer, may stand where the default is a name
     (str, 'a string', lambda v: v is not None and not isinstance(v, numbers.Number), lambda v: v),
@@ -172,6 +194,8 @@ def _check_range(name: str, value: Any) -> None:
         return
     if name in SIZES and (value < 1 or value % 1):
         raise _refusal(name, 'a whole number of at least 1', value)
+    if isinstance(value, int) and abs(value) > (most := SIZES.get(name, MOST)):
+        raise _refusal(name, f'at most {most:,}', value)
     if name.endswith('dropout') and not 0 <= value < 1:
         raise _refusal(name, 'at least 0 and below 1', value)
 

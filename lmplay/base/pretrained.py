@@ -1,7 +1,6 @@
 """Weights from elsewhere: a folder in Hugging Face's format, or a model of the hub, with its tokenizer."""
 
 import contextlib
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError
+from ..files import from_json
 from ..tokenizers import BPETokenizer, Tokenizer, as_tokenizer
 from .base_model import LMBase
 
@@ -75,7 +75,7 @@ def read_config(folder: Path, family: str | None = None) -> dict[str, Any]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding='utf-8'))
+        value = from_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{file}' is not a JSON object: {error}.") from error
     if not isinstance(value, dict):

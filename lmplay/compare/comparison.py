@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
-from .folder import Folder, read_job, read_json, write_json
+from .folder import Folder, read_job, read_looks, write_json, write_looks
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .hopeless import Watch, why_stopped, wrongly_stopped
 from .judge import judge, noise
@@ -115,7 +115,8 @@ class ComparisonSession:
             )
         self.alpha = ALPHA / (len(self.specs) - 1)
         self.rule = request.seeds if isinstance(request.seeds, Sequential) else None
-        self.first = self.rule.first(self.alpha) if isinstance(request.seeds, Sequential) else request.seeds
+        seeds = request.seeds
+        self.first = seeds.first(self.alpha) if isinstance(seeds, Sequential) else seeds
         self.notes: list[str] = []
         self.watch: Watch | None = None
         self.jobs: dict[str, list[Job]] = {}  # label -> its run with each seed
@@ -238,7 +239,7 @@ class ComparisonSession:
         file = self.out / 'comparison.json'
         if not file.is_file():
             return []
-        known = read_json(file, 'asked', 'seeds')
+        known = read_looks(file)
         for key, value in self.request.asked.items():
             if known['asked'].get(key) != value:
                 raise UserError(
@@ -253,7 +254,7 @@ class ComparisonSession:
         if isinstance(self.request.seeds, int) and self.request.seeds not in looks[-1:]:
             looks = [*looks, self.request.seeds]
         content = {'asked': self.request.asked, 'experiments': self.request.experiments, 'seeds': looks}
-        write_json(self.out / 'comparison.json', content)
+        write_looks(self.out / 'comparison.json', content)
         if len(looks) > 1:
             self.notes.append(
                 f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '

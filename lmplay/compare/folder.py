@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, UserError
-from ..files import locked, write_text
+from ..files import locked, seal_is_broken, sealed, write_text
 from ..runs.finished import FinishedRun, read_run
+from ..runs.formats import Form, checked, read
 from .prepare import Prepared
 from .runner import Job
 
@@ -24,6 +26,29 @@ def read_json(file: Path, *keys: str) -> dict:
         content = json.loads(file.read_text(encoding='utf-8'))
         if not isinstance(content, dict) or not content.keys() >= set(keys):
             raise ValueError('not what lmp_compare writes there')
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{file}' is damaged ({error}). Delete it, or give another --out.") from error
+    return content
+
+
+class Looks(Form):
+    """comparison.json: what was asked for, and the numbers of seeds it was looked at with."""
+
+    asked: dict[str, Any]
+    experiments: list[str] = []
+    seeds: list[int]
+
+
+def write_looks(file: Path, content: dict[str, Any]) -> None:
+    write_json(file, sealed(checked(Looks, content)))
+
+
+def read_looks(file: Path) -> dict[str, Any]:
+    """What `write_looks` wrote. Raises DataError for a file that is damaged."""
+    try:
+        content = read(file, Looks)
+        if seal_is_broken(content):
+            raise ValueError('it has changed since it was written')
     except (OSError, ValueError) as error:
         raise DataError(f"'{file}' is damaged ({error}). Delete it, or give another --out.") from error
     return content

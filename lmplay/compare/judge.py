@@ -332,7 +332,7 @@ def _in_domain(
     noise = _document_noise(pairs, metric, domain)
     critical = design.critical(alpha, len(pairs)) if design else None
     found = paired(differences, noise, alpha=alpha, critical=critical)
-    judged = noise is not None and found.sd is not None and math.isfinite(found.high)
+    judged = None not in (noise, found.sd, found.high) and math.isfinite(found.high or 0.0)
     low, high = (found.low, found.high) if judged else (None, None)
     return {'difference': found.mean, 'low': low, 'high': high}
 

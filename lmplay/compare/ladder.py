@@ -183,7 +183,7 @@ class LadderSession:
         ]
         ladders = [
             Ladder(
-                np.log([np.mean([own.cost['flops'] for own in r[label]]) for r in runs]),
+                np.log([np.mean(np.array([own.cost['flops'] for own in r[label]], float)) for r in runs]),
                 np.array([[own.loss(metric) for own in r[label]] for r in runs]),
             )
             for label in whole

@@ -66,7 +66,7 @@ def _is_whole(runs: Runs, label: str, metric: str, seeds: int) -> bool:
 
 
 def _ladder(runs: Runs, label: str, axis: str, metric: str) -> Ladder:
-    spent = [np.mean([own.cost[axis] for own in r[label]]) for r in runs]
+    spent = [np.mean(np.array([own.cost[axis] for own in r[label]], float)) for r in runs]
     return Ladder(np.log(spent), np.array([[own.loss(metric) for own in r[label]] for r in runs]))
 
 
@@ -112,7 +112,7 @@ def _rung(rung: Rung, runs: dict[str, list[FinishedRun]], metric: str) -> dict:
     for p in rung.prepared:
         label, members = p.spec.label, runs[p.spec.label]
         losses = {str(r.seed): r.loss(metric) for r in members}
-        costs = {k: [r.cost[k] for r in members] for k in ('flops', 'seconds')}
+        costs = {k: [r.cost[k] or math.nan for r in members] for k in ('flops', 'seconds')}
         experiments[label] = {
             'model': rung.model[label],
             'parameters': rung.parameters[label],

@@ -1,7 +1,6 @@
 """Trains the runs of a comparison as processes of lmp_trainer: several at a time, each resumable."""
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,8 @@ from typing import Any, Protocol
 
 from ..cli import cell, count, duration, plain
 from ..errors import UserError
-from ..files import locked
+from ..files import from_json, locked
+from ..runs.formats import Record, checked
 from ..runs.recorder import METRICS, read_metrics
 
 POLL_SECONDS = 0.2
@@ -95,10 +95,10 @@ class Job:
             return {}
         for line in reversed(lines):
             try:
-                record = json.loads(line)
+                record = checked(Record, from_json(line))
             except ValueError:
                 continue
-            if record.get('kind') == 'train':
+            if record['kind'] == 'train':
                 return record
         return {}
 

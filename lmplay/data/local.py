@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import mmap
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def loader_of(path: str) -> str | None:
 
     Raises DataError for a folder with files of several kinds.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not path or not folder.is_dir():
         return SUFFIXES.get(Path(plain_name(path)).suffix.lower())
     if any((folder / name).is_file() for name in SAVED):
@@ -91,7 +92,7 @@ def find_files(paths: str | list[str], *, where: str, loader: str) -> list[Path]
     """
     found: dict[Path, None] = {}
     for given in [paths] if isinstance(paths, str) else paths:
-        path = Path(given).expanduser()
+        path = _path(given, where)
         if path.is_file():
             matches = [path]
         elif path.is_dir():
@@ -112,6 +113,17 @@ def find_files(paths: str | list[str], *, where: str, loader: str) -> list[Path]
     return list(found)
 
 
+def _path(given: str, where: str) -> Path:
+    """Raises DataError for what can't be the path of a file, whatever there is."""
+    try:
+        if '\0' in given:
+            raise ValueError('it holds a null character')
+        os.fsencode(given)
+        return Path(os.path.expanduser(given))
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f'{where}: {ascii(given)} is not a path: {error}.') from error
+
+
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 over the contents of the files, in order."""
     whole = hashlib.sha256()
@@ -126,7 +138,8 @@ def _errors(file: Path):
     try:
         yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"Can't read '{file}': {getattr(error, 'strerror', None) or error}.") from error
+        said = getattr(error, 'strerror', None) or ' '.join(str(error).split()).rstrip('.')
+        raise DataError(f"Can't read '{file}': {said}.") from error
 
 
 def _open(file: Path) -> Any:
@@ -240,10 +253,11 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"'{file}', row {number}", record
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(
-            f"'{file}' is not a Parquet file or is damaged ({str(error).splitlines()[0]})."
-        ) from error
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, ValueError, ArithmeticError, MemoryError) as error:
+        said = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"'{file}' is not a Parquet file or is damaged ({said}).") from error
 
 
 def read_text(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict]]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Source:
         if self.spec['loader'] == 'embedded':
             contents = [embedded.content()]
         elif self.spec['loader'] in ('hub', 'saved'):
-            folder = Path(self.spec.get('hub') or self.spec['path']).expanduser()
+            folder = Path(os.path.expanduser(self.spec.get('hub') or self.spec['path']))
             if folder.is_dir():
                 contents = [local.digest(sorted(p for p in folder.rglob('*') if p.is_file()))]
         else:
@@ -142,7 +143,7 @@ class Source:
             records = self._joined(records)
         for place, record in records:
             domain = record[spec['domain_column']] if 'domain_column' in spec else None
-            domain = named if domain is None else str(domain)
+            domain = named if domain is None else str(domain).encode('utf-8', 'replace').decode()
             if 'messages' in spec:
                 for text, prompt, group in conversation(record[spec['messages']], spec, place):
                     yield Row(text, prompt, domain, group, split)
@@ -180,7 +181,7 @@ class Source:
         from . import hub
 
         own = self.spec['validation'] if split == 'validation' else self.spec.get('split', 'train')
-        folder = str(Path(self.spec['path']).expanduser())
+        folder = str(Path(os.path.expanduser(self.spec['path'])))
         return hub.read_saved(self.name, folder, split=own, columns=columns)
 
     def _file_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:

@@ -1,6 +1,7 @@
 """What a dataset's spec may say, and its resolution: loader, named dataset, form of the original lmplay."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,6 +58,7 @@ COMMON_KEYS: dict[str, Any] = {
 }
 SHARES = ('evaluation_share', 'evaluation_least', 'evaluation_most')
 LIMITS = ('limit', 'max_bytes', 'total_chars')
+MOST = 2**63 - 1
 TYPE_NAMES = {
     str: 'a string',
     int: 'a whole number',
@@ -94,7 +96,7 @@ def _spec_of_name(name: str) -> dict[str, Any]:
     loader = local.loader_of(name)
     if loader:
         return {'loader': loader, 'path': name}
-    if name and Path(name).expanduser().exists():
+    if name and Path(os.path.expanduser(name)).exists():
         raise DataError(
             f"dataset '{name}': its name does not say what it holds (known: {', '.join(local.SUFFIXES)}, a "
             f'folder of such files, or one saved by `datasets`). Define it in the plan with a loader: '
@@ -178,12 +180,25 @@ def _problem(key: str, value: object, kind: Any) -> str:
         return f'must be at least {least}, not {value}'
     if value == '':
         return 'is empty'
+    if isinstance(value, int) and value > MOST:
+        return f'must be at most {MOST}'
+    if not _is_text(value):
+        return f'holds what is not a character: {ascii(value)[:100]}'
     if key == 'document_start':
         try:
             re.compile(str(value))
         except re.error as error:
             return f'is not a regular expression ({error})'
     return ''
+
+
+def _is_text(value: object) -> bool:
+    """Whether it holds no half of a surrogate pair."""
+    return not any('\ud800' <= c <= '\udfff' for part in _parts(value) for c in part)
+
+
+def _parts(value: object) -> list[str]:
+    return value if isinstance(value, list) else [str(value)]
 
 
 def _is_a(kind: Any, value: object) -> bool:

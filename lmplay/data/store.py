@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of the format; raised when it changes, so that stores are made again
 CHUNK = 4 << 20  # characters handed to the tokenizer at a time, which its threads share
 REPORT_SECONDS = 2
+MOST_DOMAINS = 2**16  # that `domains` can number
 META, TOKENS = 'meta.json', 'tokens.bin'
 BACKGROUND_BYTES = 64 << 20  # token files above this are checked while training has begun
 
@@ -235,6 +236,11 @@ class _Documents:
         self.prompt_lengths.append(prompt_length)
         self.text_bytes.append(sizes)
         self.domains.append(self.domain_names.setdefault(row.domain or self.dataset, len(self.domain_names)))
+        if len(self.domain_names) > MOST_DOMAINS:
+            raise DataError(
+                f"Dataset '{self.dataset}' has more than {MOST_DOMAINS:,} domains: its domain_column holds "
+                'something else than the kind of a document.'
+            )
         self.hashes.append(group_hash(row))
         self.splits.append(SPLITS[row.split])
 

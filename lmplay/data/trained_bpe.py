@@ -1,7 +1,6 @@
 """Trains a byte-pair tokenizer on a stage's training documents, once."""
 
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from ..files import (
     checksum,
     collect_leftovers,
     damage,
+    from_json,
     new_folder,
     seal_is_broken,
     sealed,
@@ -70,7 +70,7 @@ def _read_bpe(folder: Path, progress: Callable[[str], None]) -> BPETokenizer | N
     if not folder.exists():
         return None
     try:
-        meta = json.loads((folder / META).read_text(encoding='utf-8')) if (folder / META).exists() else {}
+        meta = from_json((folder / META).read_bytes()) if (folder / META).exists() else {}
         found = damage(folder, {}, meta.get(CHECKSUMS, {}))
         if not found and not seal_is_broken(meta):
             return BPETokenizer.load(folder / BPETokenizer.FILE)

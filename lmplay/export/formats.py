@@ -69,10 +69,10 @@ def export(
 
 
 def _facts(state: dict[str, Any]) -> dict[str, Any]:
-    progress = state['progress']
+    progress = state.get('progress') or {}
     return {
         'exp': state['exp'],
-        'step': progress['total_step'],
+        'step': progress.get('total_step'),
         'evaluation_loss': progress.get('validation_loss'),
     }
 

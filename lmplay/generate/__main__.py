@@ -136,7 +136,7 @@ def _print_all(texts: list[str], continued: list[str], lengths: list[int], args:
 def read_prompt(name: str) -> str:
     """The text of a file, or of standard input, without byte-order mark and the line end that closes it."""
     try:
-        data = sys.stdin.buffer.read() if name == '-' else Path(name).expanduser().read_bytes()
+        data = sys.stdin.buffer.read() if name == '-' else Path(os.path.expanduser(name)).read_bytes()
         return data.decode('utf-8-sig').removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
         raise DataError(

@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> Path:
 
 def _read(args: argparse.Namespace) -> tuple[list['Curves'], 'Curves | None']:
     """(the runs asked for, each once and under a unique name; the baseline, where one was given)."""
+    from ..runs.finished import what_changed
+    from ..runs.recorder import METRICS
     from .curves import find_curves
 
     places = args.runs or [p for p in PLACES if Path(p).is_dir()]
@@ -99,6 +101,8 @@ def _read(args: argparse.Namespace) -> tuple[list['Curves'], 'Curves | None']:
     for i, run in enumerate(runs.values()):
         if names.count(names[i]) > 1:  # equal names get a number, in the order given
             run.name = f'{names[i]} ({names[:i].count(names[i]) + 1})'
+        if changed := what_changed(run.source, METRICS):
+            print(f'{run.name}: {changed}; its curves may be wrong.', file=sys.stderr)
         if run.empty:
             print(f'{run.name} has recorded no points yet; it is left out.', file=sys.stderr)
     return list(runs.values()), baseline

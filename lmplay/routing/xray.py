@@ -79,9 +79,13 @@ class _Subject:
 
 def _open(path: Path, device: str, exp: str | None) -> _Subject:
     folder, model, state = _routed_checkpoint(path, device, exp)
-    stage = state['stage']
+    stage = state.get('stage', '')
     run = read_started(folder.resolve().parent.parent) if stage else None
-    return _Subject(path, folder, model, stage, state['progress']['total_step'], run)
+    return _Subject(path, folder, model, stage, _step(state), run)
+
+
+def _step(state: dict) -> int:
+    return (state.get('progress') or {}).get('total_step', 0)
 
 
 def _report(subject: _Subject, text: str, seen: Callable[[RoutedLM], Observed]) -> Report:
@@ -111,13 +115,13 @@ def _snapshots(
     shape, found = [layer.num_experts for layer in observed.layers], {}
     for folder in sorted(subject.run.checkpoints.glob('step-*')):
         state = read_state(folder)
-        if state['stage'] not in lineage(subject.run, subject.stage):
+        if state.get('stage') not in lineage(subject.run, subject.stage):
             continue
         model = load_model(folder, device=device, exp=exp)[0]
         if isinstance(model, RoutedLM) and model.experts():
             layers = seen(model).layers
             if [layer.num_experts for layer in layers] == shape:
-                found[state['progress']['total_step']] = [layer.load for layer in layers]
+                found[_step(state)] = [layer.load for layer in layers]
     return (
         History(np.array(sorted(found)), np.array([found[step] for step in sorted(found)])) if found else None
     )

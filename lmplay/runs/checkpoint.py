@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, NonNegativeInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .. import __version__
 from ..base.base_model import LMBase
 from ..errors import CheckpointError
-from ..files import CHECKSUMS, checksum, damage, seal_is_broken, sealed, why_not_written
+from ..files import CHECKSUMS, checksum, damage, from_json, seal_is_broken, sealed, why_not_written
 from ..tokenizers import Tokenizer, as_tokenizer
+from .formats import Form, checked
 from .links import STATE
 from .sharded import MODEL, put_together, read_shards, shards, taken_apart, write_shards
 
@@ -40,10 +41,15 @@ HALF = '.writing-'  # what the name of an unfinished checkpoint begins with
 WEIGHTS, OPTIMIZER = 'model.safetensors', 'optimizer.pt'
 
 
-class CheckpointState(BaseModel):
-    """What state.json may hold. Where a key is there, it has this type; `load_model` needs the first four."""
+class Progress(Form):
+    """The part of a TrainState that readers ask for; resuming checks all of it."""
 
-    model_config = ConfigDict(strict=True, extra='allow')
+    total_step: int = Field(ge=0)
+    validation_loss: float | None = None
+
+
+class CheckpointState(Form):
+    """What state.json may hold. Where a key is there, it has this type; `load_model` asks for NEEDED."""
 
     exp: str = ''
     exp_file: str | None = None
@@ -52,8 +58,8 @@ class CheckpointState(BaseModel):
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     stage: str = ''
-    progress: dict[str, Any] = Field(default_factory=dict)
-    logs: dict[str, int] = Field(default_factory=dict)
+    progress: Progress | None = None
+    logs: dict[str, NonNegativeInt] = Field(default_factory=dict)
     sizes: dict[str, int] = Field(default_factory=dict)
     checksums: dict[str, str] = Field(default_factory=dict)
     links: list[str] = Field(default_factory=list)
@@ -207,8 +213,8 @@ def read_state(folder: Path) -> dict:
     The contents of the two large files are compared with their checksums when they are loaded.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
+        state = from_json((folder / STATE).read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The checkpoint '{folder}' is damaged: {STATE} can't be read ({error})."
         ) from error
@@ -224,13 +230,9 @@ def read_state(folder: Path) -> dict:
             'differs).'
         )
     try:
-        CheckpointState.model_validate(state)
-    except ValidationError as error:
-        found = error.errors()[0]
-        where = '.'.join(map(str, found['loc']))
-        raise CheckpointError(
-            f"The checkpoint '{folder}' is damaged: in {STATE}, {where}: {found['msg']}."
-        ) from error
+        checked(CheckpointState, state)
+    except ValueError as error:
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: in {STATE}, {error}.") from error
     _check_files(folder, state, but=(WEIGHTS, OPTIMIZER, *(file.name for file in shards(folder))))
     return state
 
@@ -294,8 +296,11 @@ def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
 
         weights = load_file(file)
         with safe_open(file, 'pt') as f:
-            return weights, json.loads((f.metadata() or {}).get('aliases', '{}'))
-    except (OSError, SafetensorError, ValueError) as error:
+            aliases = from_json((f.metadata() or {}).get('aliases', '{}'))
+        if not isinstance(aliases, dict) or not all(isinstance(owner, str) for owner in aliases.values()):
+            raise ValueError('its names of shared weights are no object of strings')
+        return weights, aliases
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The weights '{file}' can't be read: {error}.") from error
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..files import locked, to_json, write_bytes
+from ..files import CHECKSUMS, checksum, locked, sealed, to_json, write_bytes
+from . import formats
 from .fingerprints import STAGES
-from .recorder import LOGS, read_metrics
+from .recorder import LOGS, METRICS, read_metrics
 from .source import SOURCE
 
 LOCK, SETTINGS, PLAN, ENVIRONMENT = '.lock', 'settings.json', 'plan.json', 'environment.json'
 CHECKPOINTS = 'checkpoints'
+SEALED = (SETTINGS, PLAN, ENVIRONMENT, STAGES, METRICS, 'held_out-*.npz')
 RESET = 'checkpoints.reset'  # of a history that is about to begin
 # What a run writes; a directory may hold other things too.
 WRITTEN = (
@@ -131,14 +132,20 @@ class RunDirectory:
     def record_stage(self, name: str, facts: dict, *, index: int) -> None:
         """Enters the facts of stage number `index` (from 0) into the run's stages.json."""
         file = self.path / STAGES
-        earlier = json.loads(file.read_text(encoding='utf-8')) if index and file.is_file() else {}
-        self.write(stages=earlier | {name: facts})
+        earlier = formats.read(file, formats.STAGES_FILE) if index and file.is_file() else {}
+        self.write(stages=earlier | {name: formats.checked(formats.StageFacts, facts)})
 
     def write_held_out(self, stage: str, documents: Mapping[str, np.ndarray]) -> None:
         """Writes the held-out losses by document at a stage's end, for paired comparisons between runs."""
         content = io.BytesIO()
-        np.savez_compressed(content, allow_pickle=False, **documents)
+        np.savez_compressed(content, allow_pickle=False, **formats.checked_documents(documents))
         self._put(f'held_out-{stage}.npz', content.getvalue())
+
+    def finish(self, summary: dict) -> None:
+        """Writes summary.json, with the checksums of the run's other records. They must be on the disk."""
+        files = sorted(f for pattern in SEALED for f in self.path.glob(pattern))
+        sums = {file.name: checksum(file) for file in files}
+        self.write(summary=sealed(formats.checked(formats.Summary, summary | {CHECKSUMS: sums})))
 
     def _put(self, name: str, content: bytes) -> None:
         self._written[name] = content

@@ -7,10 +7,10 @@
 Needs NumPy alone; only `model` imports torch.
 """
 
-import json
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ..errors import DataError, unknown
+from ..files import CHECKSUMS, damage, from_json, seal_is_broken
+from . import formats
 from .recorder import read_metrics
 from .source import changed_source, kept_source
 
@@ -33,7 +35,6 @@ SUMMARY, STAGES, SETTINGS, PLAN, ENVIRONMENT = (
     'plan.json',
     'environment.json',
 )
-DOCUMENT_COLUMNS = ('hash', 'domain', 'bytes', 'loss', 'right', 'tokens')
 # Settings that say where a run ran or was kept, not what it did, and those that are resolved elsewhere.
 NOT_SETTINGS = (
     'run_dir',
@@ -51,7 +52,8 @@ NOT_SETTINGS = (
 HISTORY = re.compile(r'(^|/)history-\d+/')  # where --reset-history moves what a run wrote before
 MODEL_METRIC = 'model/'  # what precedes the name of a metric that the model reports of itself
 # What reading a damaged file raises.
-DAMAGE = (OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError)
+DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
+DAMAGE += (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 def metric_key(recorded: Container[str], name: str) -> str:
@@ -278,19 +280,40 @@ def read_run(folder: str | Path) -> FinishedRun:
 
 
 def _read(folder: Path) -> FinishedRun:
-    stages = _json(folder / STAGES)
+    summary = formats.read(folder / SUMMARY, formats.Summary)
+    _require_unchanged(folder, summary)
+    stages = formats.read(folder / STAGES, formats.STAGES_FILE)
     with np.load(folder / f'held_out-{list(stages)[-1]}.npz') as arrays:
-        documents = {name: arrays[name] for name in DOCUMENT_COLUMNS}
+        documents = {name: arrays[name] for name in formats.DOCUMENT_COLUMNS if name in arrays}
     return FinishedRun(
         folder,
-        _json(folder / PLAN),
-        _json(folder / SETTINGS),
+        formats.read(folder / PLAN, formats.KeptPlan),
+        formats.read(folder / SETTINGS, formats.RunSettings),
         stages,
-        _json(folder / SUMMARY),
-        _json(folder / ENVIRONMENT),
-        documents,
+        summary,
+        formats.read(folder / ENVIRONMENT, formats.Environment),
+        dict(formats.checked_documents(documents)),
         read_metrics(folder),
     )
+
+
+def _require_unchanged(folder: Path, summary: dict) -> None:
+    """Raises ValueError where a record has changed since the run finished; older runs have no checksums."""
+    if seal_is_broken(summary):
+        raise ValueError(f'{SUMMARY} has changed since the run finished')
+    found = damage(folder, {}, summary.get(CHECKSUMS, {}))
+    if found:
+        raise ValueError(found)
+
+
+def what_changed(folder: Path, name: str) -> str:
+    """What is wrong with a record of a finished run, one sentence; empty where nothing is known to be."""
+    try:
+        summary = formats.read(folder / SUMMARY, formats.Summary)
+        sums = summary.get(CHECKSUMS, {})
+        return damage(folder, {}, {name: sums[name]} if name in sums else {}) or ''
+    except (OSError, ValueError):
+        return ''
 
 
 def _check(run: FinishedRun) -> None:
@@ -307,9 +330,13 @@ def read_started(folder: str | Path) -> StartedRun | None:
     if not (folder / PLAN).is_file() or not (folder / SETTINGS).is_file():
         return None
     try:
-        run = StartedRun(folder, _json(folder / PLAN), _json(folder / SETTINGS))
-        if not run.stage_settings:
-            raise ValueError(f'{SETTINGS} names no stage')
+        run = StartedRun(
+            folder,
+            formats.read(folder / PLAN, formats.KeptPlan),
+            formats.read(folder / SETTINGS, formats.RunSettings),
+        )
+        if (folder / SUMMARY).is_file():
+            _require_unchanged(folder, formats.read(folder / SUMMARY, formats.Summary))
     except DAMAGE as error:
         raise _damaged(folder, error) from error
     return run
@@ -318,16 +345,10 @@ def read_started(folder: str | Path) -> StartedRun | None:
 def read_fingerprints(folder: str | Path) -> dict[str, str]:
     """The fingerprints of the stage that a run has reached; empty where none are recorded."""
     try:
-        return dict(list(_json(Path(folder) / STAGES).values())[-1]['fingerprints'])
+        stages = from_json((Path(folder) / STAGES).read_bytes())
+        return {k: str(v) for k, v in list(stages.values())[-1]['fingerprints'].items()}
     except DAMAGE:
         return {}
-
-
-def _json(file: Path) -> dict:
-    content = json.loads(file.read_text(encoding='utf-8'))
-    if not isinstance(content, dict):
-        raise ValueError(f'{file.name} holds no JSON object')
-    return content
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:

@@ -5,7 +5,6 @@ each was, in which stage, and which names it was saved under.
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import replacing
+from ..files import from_json, replacing
 
 log = logging.getLogger(__name__)
 STATE = 'state.json'
@@ -105,9 +104,9 @@ def _saved(checkpoints: Path) -> list[Saved]:
 def _read(folder: Path) -> Saved | None:
     """What a checkpoint says of itself; None where that can't be read."""
     try:
-        state = json.loads((folder / STATE).read_text(encoding='utf-8'))
+        state = from_json((folder / STATE).read_bytes())
         step, links = int(state['progress']['total_step']), state.get('links') or []
         again = re.search(r'^step-\d+-(\d+)$', folder.name)
         return Saved(step, int(again[1]) if again else 1, folder, str(state['stage']), tuple(map(str, links)))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None

@@ -45,6 +45,10 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
             f"The tokenizer '{state['tokenizer']['name']}' is not the one that '{folder}' was trained with."
         )
     declared = runner.function()
+    if strange := [name for name in parameters if name not in declared.declared and name != 'version']:
+        raise CheckpointError(
+            f"The checkpoint '{folder}' sets {strange[0]}, which is no parameter of {state['exp']}'s model."
+        )
     if 'tokenizer' in declared.declared:
         parameters['tokenizer'] = tokenizer
     model = runner.function(**parameters).build(device)

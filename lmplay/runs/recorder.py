@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UserError, unknown
+from ..files import from_json
+from .formats import Record, checked
 
 log = logging.getLogger(__name__)
 
@@ -206,9 +208,10 @@ class Recorder:
     def _write(self, name: str, line: str, *, flush: bool):
         self._files[name].write(line.encode('utf-8', 'backslashreplace'))  # what JSON calls lone surrogates
         if flush or time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._flush()
+            self.flush()
 
-    def _flush(self):
+    def flush(self) -> None:
+        """Hands all that is recorded so far to the system."""
         for file in self._files.values():
             file.flush()
         self._flushed = time.monotonic()
@@ -247,7 +250,7 @@ class Recorder:
 
     def offsets(self) -> dict[str, int]:
         """Syncs all logs and returns their lengths in bytes, for the checkpoint that is written next."""
-        self._flush()
+        self.flush()
         for file in self._files.values():
             os.fsync(file.fileno())
         for reporter in self._reporters:
@@ -265,7 +268,7 @@ class Recorder:
 
     def copy(self, folder: Path) -> None:
         """Writes the logs into another folder, whether or not they have been removed from their own."""
-        self._flush()
+        self.flush()
         for name, file in self._files.items():
             file.seek(0)
             with open(folder / name, 'wb') as copy:
@@ -292,6 +295,8 @@ class NoRecorder:
     def offsets(self) -> dict[str, int]:
         return {}
 
+    def flush(self) -> None: ...
+
     def removed(self) -> None: ...
 
     def copy(self, folder: Path) -> None: ...
@@ -311,7 +316,7 @@ def read_metrics(run_dir: Path) -> list[dict]:
     whole_lines = file.read_bytes().split(b'\n')[:-1]
     for number, line in enumerate(whole_lines, 1):
         try:
-            records.append(dict(json.loads(line)))
-        except (TypeError, ValueError) as error:
+            records.append(checked(Record, from_json(line)))
+        except ValueError as error:
             raise DataError(f"'{file}', line {number} is not a record: {error}.") from error
     return records

@@ -89,9 +89,11 @@ class BPETokenizer:
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
             return cls(backend, end_of_text=_named_end(Path(file).with_name(cls.CONFIG)))
-        except DataError:
+        except (DataError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the library raises bare Exception for every fault of the file
+        except (
+            BaseException
+        ) as error:  # the library raises bare Exception, and where it panics, more than that
             raise DataError(
                 f"'{file}' is not a tokenizer file of the tokenizers library: {error}."
             ) from error

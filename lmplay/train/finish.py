@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checks import check_contract
 from ..errors import UserError
-from ..files import write_json, write_text
+from ..files import write_text
 from ..generate.generator import generate
 from ..plots.plot import plot_run
 from ..runs.directory import RunDirectory
@@ -35,7 +35,8 @@ def finish(directory: RunDirectory, trainer: Trainer, stages: Sequence[ResolvedS
     found = check_contract(model, lambda: stages[-1].runner.build(trainer.compute.device))
     broken = [f'{f.check}: {f.problem}' for f in found if f.problem]
     summary = _summary(trainer, stages, plan, texts, changes, broken)
-    write_json(directory.path / 'summary.json', summary)
+    trainer.recorder.flush()
+    directory.finish(summary)
     file = trainer.checkpoints.header.get('exp_file')
     by_path = f" --exp '{file}'" if file else ''  # code runs only where it is named
     told = (

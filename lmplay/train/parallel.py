@@ -124,7 +124,10 @@ def _data_parallel(objective: Objective) -> nn.Module:
     return module
 
 
-def _sum(_: Any, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum(
+    _: Any,
+    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  DDP reads this annotation
+) -> torch.futures.Future[Tensor]:
     """A hook of DDP: the sum of the ranks' gradients, where its own is the mean."""
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

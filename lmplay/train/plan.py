@@ -9,6 +9,7 @@ The last is the original lmplay's.
 
 import itertools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..data.local import loader_of, plain_name
 from ..data.named import NAMED
 from ..data.specs import check_spec
 from ..errors import PlanError, unknown
+from ..files import from_json
 from .original_plans import original_plan
 from .stage_keys import (
     LENGTHS,
@@ -159,7 +161,7 @@ class Plan:
 
 def _stage_name(dataset: str) -> str:
     """'data/my file.jsonl' -> 'my_file', 'owner/corpus-v1.5' -> 'corpus-v1.5'"""
-    is_file = loader_of(dataset) is not None or Path(dataset).expanduser().is_file()
+    is_file = loader_of(dataset) is not None or Path(os.path.expanduser(dataset)).is_file()
     name = Path(plain_name(dataset)).stem if is_file else Path(dataset).name
     return re.sub(r'[^\w.+-]+', '_', name).strip('_.')[:60] or 'dataset'
 
@@ -210,13 +212,15 @@ def _read(path: Path, given: str) -> Any:
     if not text.strip():
         raise PlanError(f"The plan '{given}' is empty.")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
+        return from_json(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         raise PlanError(
             f"The plan '{given}' is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
-    except RecursionError:
-        raise PlanError(f"The plan '{given}' is nested too deeply.") from None
+    except PlanError:
+        raise
+    except ValueError as error:
+        raise PlanError(f"The plan '{given}' can't be used: {error}.") from None
 
 
 def _no_duplicates(pairs: list) -> dict:

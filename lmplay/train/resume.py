@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from ..base.base_model import LMBase
 from ..errors import CheckpointError
@@ -17,6 +18,8 @@ from ..runs.links import LAST, point, restore_links
 from ..tokenizers import as_tokenizer, load_tokenizer
 from .resolve import ResolvedStage
 from .state import TrainState
+
+TRAIN_STATE = TypeAdapter(TrainState)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class SavedRun:
 
     @property
     def train_state(self) -> TrainState:
-        return TrainState(**self.state['progress'])
+        return TRAIN_STATE.validate_python(self.state['progress'])
 
     @property
     def record(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class SavedRun:
         try:
             if not lacking and self.train_state.stage < 0:
                 lacking = ['progress']
-        except TypeError:  # not the fields of a TrainState
+        except ValueError:  # not the fields of a TrainState
             lacking = ['progress']
         if lacking:
             raise CheckpointError(

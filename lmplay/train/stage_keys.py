@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import PlanError, nearest
 
 MOST_SECONDS = 1e9  # 31 years
+MOST = 10**12  # of anything that is counted
 LENGTHS = ('epochs', 'tokens', 'steps', 'seconds')  # how long a stage trains: one of these
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -33,7 +34,7 @@ class StageKeys(BaseModel):
         'first_exhausted', description='what ends an epoch of a mix: the end of its first dataset, or of all'
     )
     row_length: int | None = Field(
-        None, ge=2, description="tokens of a sequence; the model's max_len if not given"
+        None, ge=2, le=MOST, description="tokens of a sequence; the model's max_len if not given"
     )
     packing: Literal['pack', 'pad'] = Field(
         'pack',
@@ -51,18 +52,20 @@ class StageKeys(BaseModel):
     validation_bytes: int = Field(
         131_072,
         gt=0,
+        le=MOST,
         description='size of the held-out text that is evaluated, in equal shares of its domains',
     )
     validation_document_bytes: int = Field(
         2048,
         ge=0,
+        le=MOST,
         description='how much of each held-out document is evaluated, from its start; 0 for whole documents',
     )
     epochs: float | None = Field(
-        None, gt=0, description='length: passes over the data; 1 if no length is given'
+        None, gt=0, le=MOST, description='length: passes over the data; 1 if no length is given'
     )
-    tokens: int | None = Field(None, gt=0, description='length: tokens to train on')
-    steps: int | None = Field(None, gt=0, description='length: optimizer steps')
+    tokens: int | None = Field(None, gt=0, le=1000 * MOST, description='length: tokens to train on')
+    steps: int | None = Field(None, gt=0, le=MOST, description='length: optimizer steps')
     seconds: float | None = Field(
         None,
         gt=0,
@@ -79,8 +82,8 @@ class StageKeys(BaseModel):
         description="experiment to continue as, by its `import_pretrained`; the previous stage's by default",
     )
     model: dict[str, Any] = Field({}, description="model parameters of this stage, besides the plan's")
-    batch_size: int = Field(50, gt=0, description='sequences per optimizer step')
-    mini_batch_size: Annotated[int, Field(ge=1)] | Literal['auto'] = Field(
+    batch_size: int = Field(50, gt=0, le=MOST, description='sequences per optimizer step')
+    mini_batch_size: Annotated[int, Field(ge=1, le=MOST)] | Literal['auto'] = Field(
         4,
         description='sequences per forward and backward pass, auto: what fits; the gradient stays the same',
     )
@@ -114,10 +117,13 @@ class StageKeys(BaseModel):
     )
     clip: float | None = Field(1.0, ge=0, description='largest gradient norm; 0: no clipping')
     validation_interval: int | None = Field(
-        None, gt=0, description='sequences between evaluations; 20 evaluations per stage if not given'
+        None,
+        gt=0,
+        le=MOST,
+        description='sequences between evaluations; 20 evaluations per stage if not given',
     )
     save_interval: int | None = Field(
-        None, gt=0, description='sequences between checkpoints; as validation_interval if not given'
+        None, gt=0, le=MOST, description='sequences between checkpoints; as validation_interval if not given'
     )
     on_nan: Literal['skip', 'stop'] = Field(
         'skip',

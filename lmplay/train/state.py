@@ -20,6 +20,8 @@ class TrainState:
                        of this stage, best_saved_loss that of the weights that `best` names
     """
 
+    __pydantic_config__ = {'extra': 'forbid'}  # where resuming checks what a checkpoint holds
+
     stage: int = 0
     step: int = 0
     samples: int = 0

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,9 +12,11 @@ from lmplay.base.parameters import (
     heads_for,
     model_parameters,
     read_parameters,
+    read_value,
     read_yaml,
     split_items,
     typed,
+    typed_parameters,
 )
 from lmplay.errors import ExperimentError
 from lmplay.tokenizers import BytesTokenizer
@@ -239,3 +242,45 @@ def test_heads_divide_any_width_and_are_of_gpt2s_size_where_that_divides(width):
     size, rest = divmod(width, heads_for(width))
     assert rest == 0 and size >= min(32, width)
     assert size == 64 or width % 64
+
+
+ODD = [
+    '[' * 1000,
+    '9' * 5000,
+    '&a [*a]',
+    'a: &a [1]\nb: *a',
+    '!!timestamp 2001-13-45',
+    '!!binary aGk=',
+    '!!set {a}',
+]
+ODD += [
+    '!!int x',
+    '!!float x',
+    '? [a]\n: b',
+    '{',
+    '!!python/object/apply:os.getcwd []',
+    '!!omap [a]',
+    '\0',
+    '!!null',
+]
+
+
+@pytest.mark.parametrize('text', ODD, ids=lambda text: text[:12])
+def test_yaml_holds_plain_values_or_is_refused(text):
+    """Whatever PyYAML raises; references could stand for any amount of data."""
+    try:
+        json.dumps(read_yaml(text))
+    except yaml.YAMLError:
+        assert read_value(text) == text  # on the command line it is text then
+
+
+def test_dates_in_yaml_are_text():
+    assert read_yaml('[2001-13-45, 2001-01-01]') == ['2001-13-45', '2001-01-01']
+
+
+@pytest.mark.parametrize(
+    'name, value', [('max_len', 10**11), ('num_blocks', 10**9), ('x', 10**400), ('x', 2**60)]
+)
+def test_sizes_that_no_machine_could_hold_are_refused(name, value):
+    with pytest.raises(ExperimentError, match='at most'):
+        typed_parameters({name: value}, {name: None}, 'M')

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import re
 import subprocess
 import sys
@@ -563,3 +564,57 @@ def test_real_files(spec, count, shared_data, monkeypatch):
 
 def test_suffixes_have_readers():
     assert set(local.SUFFIXES.values()) == set(FILE_LOADERS)
+
+
+PATHS = [
+    'a\0b.txt',
+    '\ud800.txt',
+    '~nobody_at_all/x.txt',
+    'x' * 3000 + '.txt',
+    '/dev/null/x.txt',
+    '\0*.txt',
+    '[.txt',
+]
+
+
+@pytest.mark.parametrize('path', PATHS, ids=ascii)
+@pytest.mark.parametrize('how', ['path', 'name'])
+def test_what_is_no_path_is_said_in_one_sentence(path, how):
+    def read():
+        source = open_source('d', {'loader': 'text', 'path': path}) if how == 'path' else open_source(path)
+        list(source.rows())
+
+    try:
+        read()
+    except OSError as error:  # in the system's words
+        assert error.strerror
+    except DataError as error:
+        assert '\n' not in str(error)
+    else:
+        pytest.fail('it was read')
+
+
+@pytest.mark.parametrize(
+    'key, value', [('limit', 10**400), ('delimiter', '\ud800'), ('text', 'a\udfff'), ('path', ['\ud800'])]
+)
+def test_values_that_nothing_could_use_are_refused_before_anything_is_read(key, value, tmp_path):
+    spec = {'loader': 'text' if key in ('delimiter', 'path') else 'json', 'path': str(tmp_path / 'x.json')}
+    with pytest.raises(DataError, match=key):
+        open_source('d', spec | {key: value})
+
+
+def test_a_damaged_parquet_file_is_called_that(tmp_path):
+    """Wherever the damage is: pyarrow raises many kinds of errors."""
+    file = tmp_path / 'x.parquet'
+    rows = [{'text': f'Tom saw {i} trees.', 'n': i} for i in range(50)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    whole = file.read_bytes()
+    for seed in range(150):
+        changed, rng = bytearray(whole), random.Random(seed)
+        for _ in range(3):
+            changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed[: len(whole) - seed % 7])
+        try:
+            list(open_source('d', {'path': str(file)}).rows())
+        except DataError as error:
+            assert '\n' not in str(error), seed

@@ -241,3 +241,9 @@ def test_a_temporary_in_use_is_never_collected(tmp_path):
     os.utime(old, (0, 0))
     collect_leftovers(tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ['.c.4711', 'a']
+
+
+def test_a_domain_column_that_tells_no_domains_is_refused():
+    rows = [Row(text=f'{i}', domain=f'd{i}') for i in range(2**16 + 1)]
+    with pytest.raises(DataError, match='more than 65,536 domains'):
+        stores.open_store(Listed(rows), BYTES)

@@ -16,7 +16,7 @@ from lmplay.generate.__main__ import main as generate
 from lmplay.plots.__main__ import main as plotstats
 from lmplay.routing.__main__ import main as routing
 from lmplay.train.__main__ import main as train
-from tests.helpers import rewrite
+from tests.helpers import rewrite, unseal
 
 SMALL = ['--device', 'cpu', '--num-blocks', '1', '--embed-dim', '16', '--num-heads', '2', '--max-len', '32']
 HOSTILE = """
@@ -114,6 +114,7 @@ def test_readers_of_the_records_run_no_code(hostile, capsys):
     for name in ('summary.json', 'settings.json', 'stages.json', 'plan.json'):
         text = (run / name).read_text().replace('"test_runner"', json.dumps(str(code)))
         (run / name).write_text(text)
+    unseal(run)
     lmplay.load(run)
     assert plotstats([str(run)]) == 0
     assert compare(['--leaderboard', str(run)]) == 0

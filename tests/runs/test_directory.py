@@ -109,6 +109,7 @@ def test_held_out_losses_are_arrays_without_code(tmp_path):
         'domain': np.array(['a', 'b']),
         'loss': np.array([0.5, 1.5]),
     }
+    documents |= {name: np.array([3, 4]) for name in ('bytes', 'right', 'tokens')}
     for _ in range(2):  # a stage that is trained again replaces its file
         RunDirectory(tmp_path).write_held_out('one', documents)
     assert [f.name for f in tmp_path.iterdir()] == ['held_out-one.npz']

@@ -15,6 +15,7 @@ from lmplay.runs.finished import StartedRun, metric_key, read_fingerprints, read
 from lmplay.runs.load import load_model
 from lmplay.train.__main__ import main
 from lmplay.train.plan import parse_plan
+from tests.helpers import flip, unseal
 
 STAGE = {
     'dataset': 'mine',
@@ -101,6 +102,7 @@ def test_metrics_of_a_model_have_two_names_and_the_last_shape(copy):
         {'kind': 'train', 'samples': 3, 'tokens': 30, 'model/expert_load': [[None, 0.75], [0, 1]]},
         {'kind': 'train', 'samples': 4, 'tokens': 40, 'loss': 1.0},
     ]
+    unseal(copy)
     with open(copy / 'metrics.jsonl') as file:
         last = [line for line in file if '"validation"' in line][-1]
     (copy / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records) + last)
@@ -169,7 +171,21 @@ def test_damaged_runs_are_named(copy, name, content):
         read_run(copy)
 
 
+RECORDS = ['summary.json', 'settings.json', 'plan.json', 'stages.json', 'environment.json', 'metrics.jsonl']
+
+
+@pytest.mark.parametrize('name', [*RECORDS, 'held_out-second.npz'])
+def test_a_record_that_is_another_than_when_the_run_finished_is_named(copy, name):
+    """Whatever it says: a digit that became another one is still a number."""
+    content = (copy / name).read_bytes()
+    at = next(i for i in reversed(range(len(content))) if content[i : i + 1].isdigit())
+    flip(copy / name, at)
+    with pytest.raises(DataError, match='is damaged'):
+        read_run(copy)
+
+
 def test_records_cut_short_are_no_cheaper_run(copy):
+    unseal(copy)
     lines = (copy / 'metrics.jsonl').read_text().splitlines(keepends=True)
     last = max(i for i, line in enumerate(lines) if '"validation"' in line)
     earlier = max(i for i, line in enumerate(lines[:last]) if '"validation"' in line)

@@ -57,13 +57,13 @@ class Troubled(Interruptible):
         self.nan = False
 
     def before_step(self, ctx):
-        self.nan = self.nan_from <= ctx.step < self.nan_to
+        self.nan = ctx.stage != CHECK and self.nan_from <= ctx.step < self.nan_to
         if hasattr(trainer.time, 'now'):
             trainer.time.now += 0.5 if ctx.step else 5.0
         super().before_step(ctx)
 
     def after_step(self, ctx):
-        if self.log:
+        if self.log and ctx.stage != CHECK:
             with open(self.log, 'a') as file:
                 print(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens, bool(ctx.stepped), file=file)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lmplay.base.base_model import BasicModelRunner, LMBase
 from lmplay.base.pretrained import misfits, refuse
 from lmplay.errors import CheckpointError, UserError
+from lmplay.files import from_json
 from lmplay.tokenizers import BPETokenizer, Tokenizer, as_tokenizer, get_tokenizer
 
 FORMAT, FORMAT_VERSION = 'moe-emergence', 1
@@ -65,7 +66,7 @@ def _file(stem: Path, suffix: str) -> Path:
 def _is_stem(stem: Path) -> bool:
     """Whether both files are there, and the second is of the study's form."""
     try:
-        meta = json.loads(_file(stem, '.json').read_text(encoding='utf-8'))
+        meta = from_json(_file(stem, '.json').read_bytes())
     except (OSError, ValueError):
         return False
     return _file(stem, '.safetensors').is_file() and isinstance(meta, dict) and 'format_version' in meta
@@ -77,7 +78,7 @@ def read_study(stem: Path, model_class: type[LMBase], *, target: Any = None) -> 
     target: the model that will take the weights, which tells heads and tokenizer where the file does not;
     without one they are GPT-2's. Raises CheckpointError for files that are damaged or of another form.
     """
-    meta = json.loads(_file(stem, '.json').read_text(encoding='utf-8'))
+    meta = from_json(_file(stem, '.json').read_bytes())
     config = meta.get('config') or {}
     if meta['format_version'] != FORMAT_VERSION or not isinstance(config, dict):
         raise CheckpointError(
