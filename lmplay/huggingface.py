@@ -162,7 +162,7 @@ class LMPlayForCausalLM(PreTrainedModel, GenerationMixin):
         model.load_state_dict(weights)
         if (folder / 'generation_config.json').is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.eval().to(_device(device_map), _dtype(dtype or others.get('torch_dtype'), config))
+        return model.eval().to(_device(device_map), _dtype(dtype or others.get('torch_dtype'), config))  # pyright: ignore
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any):
         """Writes weights and configuration, the experiment's source, and the tokenizer."""

@@ -49,12 +49,12 @@ def _head(exp: str) -> str:
 
 def _facts(model: LMBase, state: dict[str, Any], run: Path | None) -> dict[str, Any]:
     """What is known of the checkpoint, and of the run's end where it is finished."""
-    progress, tokenizer = state['progress'], as_tokenizer(model.tokenizer)
+    progress, tokenizer = state.get('progress') or {}, as_tokenizer(model.tokenizer)
     facts = {
         'parameters': f'{model.total_parameters():,}',
         'longest sequence': f'{model.max_len:,} tokens',
         'tokenizer': f'{tokenizer.name}, {tokenizer.n_vocab:,} entries',
-        'trained': f'{progress["total_step"]:,} steps' + _tokens(progress),
+        'trained': f'{progress.get("total_step", 0):,} steps' + _tokens(progress),
         'training loss': progress.get('loss'),
         'validation loss (nats per token)': progress.get('validation_loss'),
         'seed': state.get('seed'),

@@ -33,7 +33,7 @@ def test_help_is_quick_and_imports_no_torch():
 def test_a_copy_has_its_own_names_and_keeps_the_contract(tmp_path, capsys, origin, name, others):
     assert main([name, '--from', origin, '--to', str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.count('  ok ') == 10 and 'WRONG' not in out and f'lmp_compare {origin}' in out
+    assert out.count('  ok ') == 13 and 'WRONG' not in out and f'lmp_compare {origin}' in out
     versions = tmp_path / name / 'versions.py'
     assert type(find_runner(f'{versions}:{name}').function().build('meta')).__name__ == name.capitalize()
     for other in others:
