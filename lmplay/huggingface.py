@@ -169,7 +169,7 @@ class LMPlayForCausalLM(PreTrainedModel, GenerationMixin):
         kwargs = dict(state_dict=untied(self.state_dict())[0], save_original_format=False) | kwargs
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            write_source(runner_of(self.config).name, Path(save_directory) / SOURCE)
+            write_source(runner_of(self.config).name, Path(save_directory) / SOURCE)  # pyright: ignore
             save_fast(as_tokenizer(self.model.tokenizer), Path(save_directory), max_len=self.model.max_len)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values=None, **kwargs: Any):
