@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from lmplay.compare import comparison, tuning
+from lmplay.compare import search, tuning
 from lmplay.compare.__main__ import main
 from lmplay.compare.prepare import Budget, Prepared, Spec, apply_budget
 from lmplay.new.copying import copy_experiment
@@ -225,7 +225,7 @@ def test_budgets_of_flops_and_seconds(tmp_path, monkeypatch, plan):
 def test_the_search_for_a_learning_rate(tmp_path, monkeypatch, capsys, write_plan):
     """A smaller search than usual; on documents and seeds of its own, at full length, and resumable."""
     assert len(tuning.SEEDS) >= 3 and 1.0 in tuning.FACTORS
-    for module in (comparison, tuning):
+    for module in (search, tuning):
         monkeypatch.setattr(module, 'FACTORS', (0.01, 1.0))
         monkeypatch.setattr(module, 'SEEDS', tuning.SEEDS[:2])
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ def test_the_watch_notes_why_in_the_run(baseline, tmp_path):
     assert watch.recorded == [] and watch(baseline[0].folder) is None
     rng = np.random.default_rng(0)
     watch.baseline = watch.recorded = curves(rng, 12)
-    lines = [{'kind': 'validation', 'tokens': t, 'loss': 9.0} for t in TOKENS[:10]]
+    lines = [{'kind': 'validation', 'tokens': int(t), 'loss': 9.0} for t in TOKENS[:10]]
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     assert why_stopped(tmp_path) is None
     assert watch(tmp_path) == why_stopped(tmp_path) and (tmp_path / STOPPED).is_file()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lmplay.compare.__main__ import main
 from lmplay.compare.receipt import read_receipt
 from lmplay.errors import DataError
 from lmplay.new.copying import copy_experiment
+from tests.helpers import unseal
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +55,9 @@ def test_another_result_is_told(compared, tmp_path, capsys):
     (tmp_path / 'c' / name).write_text('\n'.join(lines) + '\n')
     from lmplay.compare.receipt import sha256
 
-    receipt['files'][name] = sha256(tmp_path / 'c' / name)
+    unseal((tmp_path / 'c' / name).parent)
+    for changed in (name, str(Path(name).with_name('summary.json'))):
+        receipt['files'][changed] = sha256(tmp_path / 'c' / changed)
     (tmp_path / 'c/receipt.json').write_text(json.dumps(receipt))
     assert main(['--verify', str(tmp_path / 'c')]) == 1
     assert 'NOT the same' in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 
 from lmplay.base.base_model import LMOutput, StepContext
 from lmplay.base.fusion import fused_head
-from lmplay.base.runner_list import list_experiments
+from lmplay.base.runner_list import find_runner, list_experiments
 from lmplay.checks import check_contract, check_runnable, smallest, smallest_parameters
 from lmplay.data.rows import IGNORE
 from lmplay.runs.checkpoint import save_checkpoint
@@ -30,6 +30,10 @@ spec.loader.exec_module(resume)
 
 EXPERIMENTS = [e.name for e in list_experiments() if e.error is None]
 every_experiment = pytest.mark.parametrize('name', EXPERIMENTS)
+TINY = [name for name in EXPERIMENTS if name.endswith('_test')]
+model_of = {name: find_runner(name).function().model_class for name in EXPERIMENTS}
+OTHERS = {model_of[name]: name for name in EXPERIMENTS if model_of[name] not in {model_of[t] for t in TINY}}
+one_of_each_model = pytest.mark.parametrize('name', [*TINY, *OTHERS.values()])
 
 
 def text(rows=2, length=24, seed=0):
@@ -116,7 +120,7 @@ def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
         assert torch.equal(logits_of(again.eval(), text()), logits_of(model.eval(), text()))
 
 
-@every_experiment
+@one_of_each_model
 def test_killed_twice_it_ends_as_if_it_had_not_been(name, tiny_plan, cache, tmp_path):
     """Two stages, more than an epoch, dropout as the experiment has it; SIGKILL at two random moments."""
     plan = tiny_plan(
