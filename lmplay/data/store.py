@@ -163,6 +163,14 @@ def open_store(
                 store = TokenStore(folder, json.loads((folder / META).read_text(encoding='utf-8')))
     if store.meta.get('lost'):
         log.warning("Dataset '%s': %s.", source.name, store.meta['lost'])
+    return _named(store, source.name)
+
+
+def _named(store: TokenStore, name: str) -> TokenStore:
+    """The store under the name that its text has now: another dataset of the same text may have made it."""
+    made_as = store.meta['dataset']
+    domains = [name if domain == made_as else domain for domain in store.meta['domains']]
+    store.meta |= {'dataset': name, 'domains': domains}
     return store
 
 

@@ -56,6 +56,13 @@ def test_a_store_is_made_once_and_again_for_other_data_or_another_tokenizer(rows
     )
 
 
+def test_text_that_another_dataset_has_made_a_store_of_keeps_its_own_name():
+    rows = [Row(text='one'), Row(text='two', domain='b')]
+    for name in ('first', 'second'):
+        store = stores.open_store(Listed(rows, name=name, mark='renamed'), BYTES)
+        assert store.meta['domains'] == [name, 'b'] and store.meta['dataset'] == name
+
+
 def test_a_store_that_was_not_finished_is_not_there(rows):
     class Full(Listed):
         def rows(self):

@@ -61,12 +61,14 @@ def train(plan, folder):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, corpus):
+def whole(tmp_path_factory, corpus, cache):
     """(a plan, its run that nobody interfered with)."""
     folder = tmp_path_factory.mktemp('whole')
     stage = {'dataset': str(corpus), 'steps': 12, 'batch_size': 4, 'row_length': 32, 'validation_bytes': 600}
     (folder / 'plan.json').write_text(json.dumps({'stages': {'a': stage}}))
-    assert train(folder / 'plan.json', folder / 'run') == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('LMP_DATASETS', str(cache))
+        assert train(folder / 'plan.json', folder / 'run') == 0
     return folder / 'plan.json', folder / 'run'
 
 
