@@ -5,30 +5,19 @@ import shutil
 
 import pytest
 
-from lmplay.base.base_model import BasicModelRunner
-from lmplay.base.runner_list import expose_runner, find_runner
+from lmplay.base.runner_list import find_runner
 from lmplay.runs.finished import read_run
 from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import main
 from tests.helpers import assert_same_run
 
-HOOKS: dict = {}  # step -> what happens before it
-
-
-class Interfered(find_runner('test_runner').function().model_class):
-    def before_step(self, ctx):
-        HOOKS.get(ctx.step, lambda: None)()
-
-
-@expose_runner('interfered')
-def interfered(*args, **kwargs):
-    return BasicModelRunner(Interfered, *args, **kwargs)
+MODEL = find_runner('test_runner').function().model_class
 
 
 SMALL = ['--num-blocks', 1, '--embed-dim', 16, '--num-heads', 2, '--max-len', 32]
 RUN = [
     '--exp',
-    'interfered',
+    'test_runner',
     '--device',
     'cpu',
     '--quiet',
@@ -78,14 +67,20 @@ def test_a_run_whose_files_are_removed_stops_at_once_and_goes_on_elsewhere(
 ):
     plan, undisturbed = whole
     run, rescued, steps = tmp_path / 'runs' / 'run', tmp_path / 'runs' / 'run-rescued', []
-    monkeypatch.setattr(f'{__name__}.HOOKS', {i: lambda i=i: steps.append(i) for i in range(12)})
-    monkeypatch.setitem(HOOKS, 7, lambda: REMOVALS[removal](run))
-    assert train(plan, run) == 2
+
+    def before_step(model, ctx):
+        if ctx.stage != 'check':
+            steps.append(ctx.step)
+            if ctx.step == 7:
+                REMOVALS[removal](run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MODEL, 'before_step', before_step)
+        assert train(plan, run) == 2
     error = capfd.readouterr().err
     assert 'was removed from' in error and str(rescued) in error and 'Traceback' not in error
     assert max(steps) < 8  # the step at which it was removed is the last
     assert read_metrics(rescued) and (rescued / 'settings.json').is_file()
-    monkeypatch.delitem(HOOKS, 7)
     assert train(plan, rescued) == 0
     assert_same_run(undisturbed, rescued)
     assert read_run(rescued).summary['steps'] == 12

@@ -20,6 +20,7 @@ from lmplay.runs.checkpoints import find_checkpoint
 from lmplay.runs.finished import read_run, read_started
 from lmplay.runs.load import load_model
 from lmplay.train.__main__ import main as train
+from tests.helpers import unseal
 
 SHAPE = {'num_blocks': 2, 'embed_dim': 32, 'num_heads': 2, 'max_len': 32}
 STAGE = {
@@ -332,6 +333,7 @@ def test_text_of_the_run_that_has_gone(trained, capsys, tmp_path):
     plan = json.loads((run / 'plan.json').read_text())
     plan['datasets']['tale']['path'] = str(tmp_path / 'gone.jsonl')
     (run / 'plan.json').write_text(json.dumps(plan))
+    unseal(run)
     assert main([str(run), '--device', 'cpu']) == 2
     assert re.search(r'gone\.jsonl.*--data', capsys.readouterr().err)
 

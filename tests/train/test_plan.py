@@ -91,7 +91,10 @@ def test_precedence_defaults_version_plan_command_line():
         ({'s': {'dataset': 'embedded', 'epoch': 1}}, "Unknown key 'epoch'.*Did you mean 'epochs'"),
         ({'stagse': {}, 'datasets': {}}, '"stages" is missing'),
         ({'stages': {'s': ONE}, 'sead': 1}, "Did you mean 'seed'"),
-        ({'s': ONE | {'epochs': -1}}, 'my.json, stage "s": epochs must be a number above 0; given: -1'),
+        (
+            {'s': ONE | {'epochs': -1}},
+            'my.json, stage "s": epochs must be a number above 0 and at most 1e.12; given: -1',
+        ),
         ({'s': ONE | {'tokens': 5}}, 'one of epochs, tokens, steps, seconds; given: epochs and tokens'),
         ({'s': ONE | {'seconds': 5}}, 'given: epochs and seconds'),
         (
@@ -107,13 +110,16 @@ def test_precedence_defaults_version_plan_command_line():
         ({'s': ONE | {'init_from': 'stage:x'}}, "Unknown earlier stage 'x'"),
         ({'s': ONE | {'lr': 'fast'}}, 'lr must be a number above 0; given: "fast"'),
         ({'s': ONE | {'lr': True}}, 'lr must be a number above 0; given: true'),
-        ({'s': ONE | {'steps': 1.5, 'epochs': None}}, 'steps must be a whole number above 0; given: 1.5'),
+        (
+            {'s': ONE | {'steps': 1.5, 'epochs': None}},
+            'steps must be a whole number above 0 and at most 1e.12; given: 1.5',
+        ),
         ({'s': ONE | {'drop_last': 'maybe'}}, 'drop_last must be true or false; given: "maybe"'),
         ({'s': ONE | {'final_lr': 2}}, 'final_lr must be a number from 0 to 1; given: 2'),
         ({'s': ONE | {'model': [1]}}, r'model must be an object; given: \[1\]'),
         ({'s': ONE | {'init_from': 3}}, 'init_from must be a string; given: 3'),
-        ({'s': ONE | {'mini_batch_size': 0}}, 'a whole number of at least 1 or "auto"; given: 0'),
-        ({'s': ONE | {'mini_batch_size': True}}, 'a whole number of at least 1 or "auto"; given: true'),
+        ({'s': ONE | {'mini_batch_size': 0}}, 'a whole number from 1 to 1e.12 or "auto"; given: 0'),
+        ({'s': ONE | {'mini_batch_size': True}}, 'a whole number from 1 to 1e.12 or "auto"; given: true'),
         ({'s': ONE | {'lr': float('inf')}}, 'lr must be a number above 0; given: Infinity'),
         ({'s': {'dataset': 'embedded', 'epochs': float('inf')}}, 'epochs must be .*given: Infinity'),
         ({'s': {'mix': {'embedded': float('inf')}}}, 'mix must be an object of numbers; given: .*Infinity'),
@@ -244,7 +250,7 @@ def test_a_key_by_itself_is_typed_as_in_a_plan(key, text, value):
     [
         ('lr', '-1', '--lr must be a number above 0; given: "-1".'),
         ('lr', 'none', '--lr must be a number above 0; given: "none".'),
-        ('steps', '2.5', '--steps must be a whole number above 0; given: "2.5".'),
+        ('steps', '2.5', '--steps must be a whole number above 0 and at most 1e+12; given: "2.5".'),
         ('schedule', 'cosin', 'given: "cosin". Did you mean \'cosine\'?'),
         ('betas', '0.9', '--betas must be 2 numbers of at least 0 and below 1; given: "0.9".'),
         ('packing', 'pat', '--packing must be pack or pad; given: "pat".'),
@@ -261,7 +267,7 @@ def test_every_key_has_its_help_in_one_line():
         text = stage_help(key)
         assert len(text) > 20 and '\n' not in text and 'None' not in text, key
     assert stage_help('lr') == 'learning rate (a number above 0; default: 0.0006)'
-    assert stage_help('steps').endswith('(a whole number above 0)')
+    assert stage_help('steps').endswith('(a whole number above 0 and at most 1e+12)')
 
 
 def test_the_table_of_stage_keys_in_the_docs_is_up_to_date(tmp_path):

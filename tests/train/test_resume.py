@@ -193,12 +193,15 @@ def test_what_is_in_the_directory_decides_whether_a_run_is_new(saved, tmp_path):
 @pytest.mark.parametrize(
     'mangled, part',
     [(lambda s: s.pop('seed'), 'seed'), (lambda s: s.pop('logs'), 'logs')]
-    + [(lambda s: s.pop('progress'), 'progress'), (lambda s: s.update(progress={'nothing': 1}), 'progress')],
+    + [
+        (lambda s: s.pop('progress'), 'progress'),
+        (lambda s: s.update(progress={'nothing': 1}), r'progress\.\w+: Field required'),
+    ],
 )
 def test_a_state_that_lacks_a_part_is_damaged(saved, mangled, part):
     file = saved.folder.resolve() / 'state.json'
     state = json.loads(file.read_text())
     mangled(state)
     file.write_text(json.dumps(sealed({k: v for k, v in state.items() if k != 'checksum'})))
-    with pytest.raises(CheckpointError, match=f"is damaged: state.json lacks a usable '{part}'"):
+    with pytest.raises(CheckpointError, match=f'is damaged: .*state.json.*{part}'):
         find_saved(saved.run_dir, saved.run_dir / 'checkpoints')
