@@ -93,7 +93,7 @@ def write_plan(file: Path, text: Path, **stage: object) -> None:
     file.write_text(json.dumps(content))
 
 
-def _train_here(jobs, *, on_finish=None, **_) -> None:
+def _train_here(jobs, pool=None, *, on_finish=None, **_) -> None:
     """`run_jobs`, without processes."""
     for job in jobs:
         if not job.finished:
