@@ -1,6 +1,7 @@
 """Weights from elsewhere: a folder in Hugging Face's format, or a model of the hub, with its tokenizer."""
 
 import contextlib
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,6 +143,28 @@ def refuse(problems: list[str], subject: str, verdict: str) -> None:
     if problems:
         shown = ', '.join(problems[:4]) + (f' (and {len(problems) - 4} more)' if len(problems) > 4 else '')
         raise CheckpointError(f'{subject} {verdict}: {shown}.')
+
+
+def differences(settable: Mapping[str, tuple[Any, Any]], fixed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """What would make weights compute something else in a model: name -> (theirs, the model's) of what an
+    option of the model sets, then of what none does."""
+    problems = [
+        f'{name} is {theirs!r}, this model has {ours!r} (--{name.replace("_", "-")} {str(theirs).lower()})'
+        for name, (theirs, ours) in settable.items()
+        if not _same(theirs, ours)
+    ]
+    return problems + [
+        f'{name} is {theirs!r}, this model can only have {ours!r}'
+        for name, (theirs, ours) in fixed.items()
+        if theirs != ours
+    ]
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    """Equal, up to the rounding of a number that was written in float32."""
+    if isinstance(theirs, float) and isinstance(ours, float):
+        return math.isclose(theirs, ours, rel_tol=1e-6)
+    return theirs == ours
 
 
 def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -213,7 +213,7 @@ class Ranks:
         return tensor
 
     def gathered(self, value: Item) -> list[Item]:
-        """The values of all ranks, in their order; small ones, for they are pickled."""
+        """The values of all ranks, in their order. They are pickled, so let them be small."""
         if self.alone:
             return [value]
         everyones: list[Any] = [None] * self.size

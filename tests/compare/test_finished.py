@@ -3,11 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from lmplay.compare.finished import _notes, compare_runs
+from lmplay.compare.finished import compare_runs
 from lmplay.compare.leaderboard import rank
 from lmplay.compare.tuning import for_tuning
 from lmplay.errors import UserError
@@ -86,10 +85,17 @@ def test_an_edited_source_is_said(trained, experiments, baseline, tmp_path):
     assert said.startswith('same has changed') and 'model.py' in said
 
 
-def test_seeds_may_differ_in_tokens_experiments_are_told_where_they_do():
-    def runs(*tokens):
-        return [SimpleNamespace(seed=seed, cost={'tokens': n}) for seed, n in enumerate(tokens)]
+def test_seeds_may_differ_in_tokens_experiments_are_told_where_they_do(trained, baseline, tmp_path):
+    def said(runs, out):
+        found = compare_runs([str(r.folder) for r in runs], metric='loss', baseline=None, out=tmp_path / out)
+        return [w for w in found.findings['warnings'] if 'not trained on the same number of tokens' in w]
 
-    assert not _notes({'a': runs(10, 12), 'b': runs(10, 12), 'c': runs(10)})
-    (note,) = _notes({'a': runs(10, 12), 'b': runs(12, 12)})
-    assert 'a 10 to 12, b 12.' in note
+    def runs(label, steps, *flags):
+        padded = ['--packing', 'pad', '--steps', str(steps), *flags]
+        return [trained(f'{label}-{steps}', 'gpt2ish', seed, *padded) for seed in (0, 1)]
+
+    short = runs('padded', 8)
+    assert len({r.cost['tokens'] for r in short}) == 2
+    assert not said([*short, *runs('padded-wide', 8, '--embed-dim', '64')], 'same')
+    (note,) = said([*short, *runs('padded-wide', 9, '--embed-dim', '64')], 'longer')
+    assert ' to ' in note

@@ -1,6 +1,5 @@
 """Weights of GPT-2 in Hugging Face's format, taken from a folder or given to transformers."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor
 from lmplay.base.pretrained import (
     adopt_tokenizer,
     check_tie,
+    differences,
     find_folder,
     misfits,
     read_config,
@@ -121,28 +121,13 @@ def _check_config(model, config: dict[str, Any], folder: Path) -> None:
         'gelu': (GELUS.get(activation, activation), h['gelu']),
         'tie_head': (_tied(config), model.fc.bias is None),
     }
-    problems = [
-        f'{name} is {theirs!r}, this model has {ours!r} (--{name.replace("_", "-")} {str(theirs).lower()})'
-        for name, (theirs, ours) in given.items()
-        if theirs != ours and not _close(theirs, ours)
-    ]
     positions = config.get('n_positions', 1024)
-    if positions < model.max_len:
-        problems.append(f'it has {positions} positions, this model {model.max_len} (--max-len {positions})')
+    few = [f'it has {positions} positions, this model {model.max_len} (--max-len {positions})']
     fixed = {
         'vocab_size': (config.get('vocab_size', 50257), model.tok_embed.num_embeddings),
         'n_inner': (config.get('n_inner') or 4 * width, 4 * width),
         'scale_attn_weights': (config.get('scale_attn_weights', True), True),
         'scale_attn_by_inverse_layer_idx': (config.get('scale_attn_by_inverse_layer_idx', False), False),
     }
-    problems += [
-        f'{name} is {theirs!r}, this model can only have {ours!r}'
-        for name, (theirs, ours) in fixed.items()
-        if theirs != ours
-    ]
+    problems = (few if positions < model.max_len else []) + differences(given, fixed)
     refuse(problems, f"The model in '{folder}'", f'does not fit {model.name}')
-
-
-def _close(theirs: Any, ours: Any) -> bool:
-    """Equal, up to the rounding of a number that was written in float32."""
-    return isinstance(theirs, float) and isinstance(ours, float) and math.isclose(theirs, ours, rel_tol=1e-6)

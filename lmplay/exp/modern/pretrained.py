@@ -1,6 +1,5 @@
 """Imports weights of Llama's family: from the hub or its cache, or a folder in Hugging Face's format."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from lmplay.base.pretrained import (
     adopt_tokenizer,
     check_tie,
+    differences,
     find_folder,
     misfits,
     read_config,
@@ -115,11 +115,6 @@ def _check_config(model, config: dict[str, Any], folder: Path) -> None:
         'tied_head': (bool(config.get('tie_word_embeddings')), model.fc.weight is model.tok_embed.weight),
         'qk_norm': (False, model.hyperparameters['qk_norm']),
     }
-    problems = [
-        f'{name} is {theirs!r}, this model has {ours!r} (--{name.replace("_", "-")} {str(theirs).lower()})'
-        for name, (theirs, ours) in given.items()
-        if not _same(theirs, ours)
-    ]
     fixed = {
         'hidden_act': (config.get('hidden_act', 'silu'), 'silu'),
         'attention_bias': (bool(config.get('attention_bias')), False),
@@ -131,16 +126,4 @@ def _check_config(model, config: dict[str, Any], folder: Path) -> None:
         'rope_scaling': (rope.get('rope_type', rope.get('type', 'default')), 'default'),
         'partial_rotary_factor': (rope.get('partial_rotary_factor', 1.0), 1.0),
     }
-    problems += [
-        f'{name} is {theirs!r}, this model can only have {ours!r}'
-        for name, (theirs, ours) in fixed.items()
-        if theirs != ours
-    ]
-    refuse(problems, f"The model in '{folder}'", f'does not fit {model.name}')
-
-
-def _same(theirs: Any, ours: Any) -> bool:
-    """Equal, up to the rounding of a number that was written in float32."""
-    if isinstance(theirs, float):
-        return math.isclose(theirs, ours, rel_tol=1e-6)
-    return theirs == ours
+    refuse(differences(given, fixed), f"The model in '{folder}'", f'does not fit {model.name}')
