@@ -221,6 +221,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
 
 
+def return_freed_memory() -> None:
+    """Gives the system what `keep_freed_memory` has kept so far, for what comes is of other sizes."""
+    if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Lets `memory_in_use` of a GPU begin at what is in use now; earlier runs of a process do not count."""
     if device.type == 'cuda':

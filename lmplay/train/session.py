@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from ..base.base_model import LMBase
-from ..device import Compute, keep_freed_memory, reset_peak_memory
+from ..device import Compute, keep_freed_memory, reset_peak_memory, return_freed_memory
 from ..errors import CheckpointError, UserError
 from ..runs.checkpoint import read_state
 from ..runs.checkpoints import Checkpoints
@@ -158,6 +158,7 @@ class Session:
                 run.state.begin_stage(stage.index)
             first = trainer is None
             trainer = prepare_stage(run, stage, previous=trainer, resumed=resumed)  # frees the one before
+            return_freed_memory()  # of that one, and of the checks
             if first and self.ranks.first:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
