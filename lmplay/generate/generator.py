@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase, LMOutput
+from ..device import without_cudnn_attention
 from ..errors import ExperimentError, UserError
 from ..modules.matmul import speed_up_linears
 from ..tokenizers import Tokenizer, as_tokenizer
@@ -82,6 +83,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], n_vocab: int) -> None:
             )
 
 
+@without_cudnn_attention()
 @torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token
 def _continue(
     model: LMBase,

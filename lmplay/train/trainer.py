@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..base.base_model import LMBase, StepContext
 from ..base.routed import RoutedLM
 from ..data.rows import Batch
-from ..device import Compute, is_out_of_memory, memory_in_use, seed_all
+from ..device import Compute, is_out_of_memory, memory_in_use, seed_all, without_cudnn_attention
 from ..errors import UserError
 from ..runs.recorder import NoRecorder, Recorder
 from .collapse import CollapseAlarm
@@ -83,7 +83,9 @@ class Trainer:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
         state, length = self.state, self.length
         self.model.train()
-        with self.loader as batches:
+        lengths_vary = self.stage.packing == 'pad'
+        attention = without_cudnn_attention() if lengths_vary else contextlib.nullcontext()
+        with self.loader as batches, attention:
             reached = length.reached(state)
             while not reached:
                 self.stop.check()
