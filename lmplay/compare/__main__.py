@@ -7,14 +7,13 @@ from pathlib import Path
 from ..cli import CommandParser, run_command
 from ..errors import UserError
 
-EPILOG = """\
-examples:
-  lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
-  lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
-  lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
-  lmp_compare --runs runs/a runs/b runs/c              judge finished runs
-  lmp_compare --verify compare/DIR                     train one seed again: does it come out the same?
-  lmp_compare --leaderboard runs                       every finished run below, best first
+EXAMPLES = """\
+lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
+lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
+lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
+lmp_compare --runs runs/a runs/b runs/c              judge finished runs
+lmp_compare --verify compare/DIR                     train one seed again: does it come out the same?
+lmp_compare --leaderboard runs                       every finished run below, best first
 Rerun the same command to resume a comparison that was interrupted."""
 
 
@@ -22,8 +21,7 @@ def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_compare',
         description='Compares experiments with a baseline, the first one given, and writes a report.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument(
         'experiments',

@@ -10,18 +10,17 @@ from ..errors import ExperimentError, UserError
 from .copying import copy_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
-EPILOG = """\
-examples:
-  lmp_new my_experiment --from gpt2ish      copies lmplay/exp/gpt2ish to lmplay/exp/my_experiment
-  lmp_new --check my_experiment             after an edit: does the model still keep the contract?"""
+EXAMPLES = """\
+lmp_new my_experiment                     copies gpt2ish to lmplay/exp/my_experiment
+lmp_new my_llama --from modern --to ~/experiments
+lmp_new --check my_experiment             after an edit: does the model still keep the contract?"""
 
 
 def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_new',
         description='Copies an experiment under a new name, ready to be changed and compared.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument(
         'name', nargs='?', metavar='NAME', help='new experiment: lower-case letters, digits and underscores'

@@ -9,7 +9,7 @@ from ..base.runner_list import find_entry, find_runner
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun, read_run
 from .console import ConsoleReporter
-from .plan import PARALLEL, STAGE_KEYS, Plan, load_plan, parse_plan
+from .plan import PARALLEL, STAGE_KEYS, Plan, default_plan, load_plan, parse_plan
 from .resolve import Settings
 from .session import Session
 
@@ -19,7 +19,7 @@ RUN_OPTIONS = [f.name for f in fields(Settings) if f.name not in ('exp', 'run_di
 def train(
     exp: str | None = None,
     *,
-    plan: str | Path | dict = 'default',
+    plan: str | Path | dict | None = None,
     dataset: str | None = None,
     run_dir: str | Path | None = None,
     quiet: bool = False,
@@ -28,7 +28,8 @@ def train(
     """Trains an experiment by a plan, or continues the run in `run_dir`, and returns the finished run.
 
     exp      name of an experiment, or the path of a versions.py (default: the plan's, else gpt2ish)
-    plan     name of a shipped plan, path of a JSON file, or its content as a dict
+    plan     name of a shipped plan, path of a JSON file, or its content as a dict (default: "quickstart";
+             with an experiment, "default")
     dataset  train on this in all stages
     run_dir  default: runs/EXPERIMENT-PLAN
     options  whatever lmp_trainer has a flag for, by its name: run options (device, amp, seed, keep, ...),
@@ -38,6 +39,7 @@ def train(
     Raises UserError where a command would exit with code 2, and where training had to stop (its state is
     saved).
     """
+    plan = default_plan(exp) if plan is None else plan
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
     run, stage, model = sort_options(parsed.experiment(exp), options)
     session = make_session(

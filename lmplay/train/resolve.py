@@ -25,6 +25,7 @@ class Settings:
     seed           None: the plan's
     overrides      stage keys from the command line, for every stage
     model          model parameters from there
+    yes            train although the memory is estimated not to suffice
     """
 
     exp: str = 'gpt2ish'
@@ -42,6 +43,7 @@ class Settings:
     keep: int = 2
     parallel: str = 'ddp'
     rank_timeout: float = 600.0
+    yes: bool = False
     overrides: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
 
