@@ -33,6 +33,9 @@ def make_parser() -> CommandParser:
         help='experiment to copy (default: %(default)s)',
     )
     p.add_argument(
+        '--all', action='store_true', help='copy all versions of that experiment, not the named one alone'
+    )
+    p.add_argument(
         '--to', metavar='DIR', help='folder to put it in, anywhere (default: lmplay/exp of this checkout)'
     )
     p.add_argument(
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not folder.is_dir():
         raise ExperimentError(f"No directory '{folder}' for the experiment.")
-    new = copy_experiment(args.name, origin=args.origin, folder=folder)
+    new = copy_experiment(args.name, origin=args.origin, folder=folder, all_versions=args.all)
     print(f'{new} is a copy of {args.origin}.', flush=True)
     exp = args.name if args.to is None else str(new / 'versions.py')
     code = report_checks(exp)

@@ -17,6 +17,7 @@ from .trainer import Trainer
 LIGHT = 5e10  # FLOPs of a pass, half a second on a slow CPU; a lighter one needs little memory
 PYTHON = 2**29  # bytes of Python and its libraries
 PER_ENTRY = 3 * 1024 * 4  # bytes for each entry of the vocabulary: logits of a chunk in an evaluation
+KEPT = 1.2  # as freed memory is kept, in pieces that are not always of use
 LONG = 3600.0  # seconds of a stage from which on its length is said
 SLOW = 1e9  # FLOP/s that any machine reaches
 CPU_TOKENS = 4096  # of a micro-batch on a CPU, where mini_batch_size is "auto"
@@ -99,8 +100,10 @@ def check_memory(stages: Sequence[ResolvedStage], settings: Settings, compute: C
 
 
 def _needed(stage: ResolvedStage, rows: int, *, amp: bool) -> int:
+    """With what a process takes besides: Python, the evaluation's logits, and the model that checks build."""
     memory = training_memory(stage.measurable, rows=rows, length=stage.row_length, amp=amp)
-    return sum(memory.values()) + PYTHON + PER_ENTRY * as_tokenizer(stage.skeleton.tokenizer).n_vocab
+    training = sum(memory.values()) + memory['weights']
+    return round(KEPT * training) + PYTHON + PER_ENTRY * as_tokenizer(stage.skeleton.tokenizer).n_vocab
 
 
 def _gib(size: float) -> str:
