@@ -153,7 +153,13 @@ def _add_run_options(parser: CommandParser) -> None:
         action='store_true',
         help='train although the memory is estimated not to suffice',
     )
-    add('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; repeatable')
+    add(
+        '--report-to',
+        metavar='NAME',
+        action='append',
+        default=[],
+        help='tensorboard, wandb, trackio, or the name of an installed tracker; repeatable',
+    )
     add(
         '--check-grads', action='store_true', help='report parameters that are frozen or received no gradient'
     )

@@ -8,6 +8,7 @@ from typing import Any
 from ..base.runner_list import find_entry, find_runner
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun, read_run
+from ..runs.trackers import find_trackers
 from .console import ConsoleReporter
 from .plan import PARALLEL, STAGE_KEYS, Plan, default_plan, load_plan, parse_plan
 from .resolve import Settings
@@ -112,6 +113,7 @@ def make_session(
         )
     if not 0 < run.get('rank_timeout', 1) < 1e6:
         raise UserError(f'--rank-timeout must be a number of seconds above 0; given: {run["rank_timeout"]}.')
+    find_trackers(run.get('report_to', ()))
     if run.get('reset_history') and run.get('initial_model'):
         raise UserError(
             '--reset-history starts from the weights in --run-dir, --initial-model from others; give one.'
