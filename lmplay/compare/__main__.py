@@ -91,9 +91,16 @@ def _add_training_options(parser: CommandParser) -> None:
     )
     p.add_argument(
         '--tune',
-        choices=('lr',),
-        help='search the learning rate first: the same search for every experiment, at full length, on seeds '
-        'and held-out documents of its own; 15 more runs each',
+        metavar='KEY[,KEY...]',
+        help='search settings first (lr, weight_decay, warmup, final_lr, clip), the same search for every '
+        'experiment, at full length, on seeds and held-out documents of its own; lr alone takes 15 more runs '
+        'each, several settings go through Optuna',
+    )
+    p.add_argument(
+        '--trials',
+        type=int,
+        metavar='N',
+        help='with --tune of several settings: trials of each experiment (default: 20)',
     )
     p.add_argument(
         '--set',
@@ -178,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
         metric=args.metric,
         settings=args.set,
         tune=args.tune,
+        trials=args.trials,
         device=args.device,
         amp=args.amp,
         jobs=args.jobs,

@@ -19,9 +19,10 @@ from .receipt import write_receipt
 from .report import NUMBERS, write_report
 from .rungs import TOKENS_PER_PARAMETER
 from .runner import Job, Workers, run_jobs
-from .search import search, trials_of
+from .search import runs_of, tune
 from .sequential import Sequential
 from .statistics import ALPHA
+from .sweep import TRIALS
 from .tuning import check_text, part_of
 from .words import few_documents, so_far, title
 
@@ -38,7 +39,8 @@ class Request:
     metric: str = 'loss'
     device: str = 'auto'
     amp: bool = False
-    tune: str | None = None
+    tune: list[str] = field(default_factory=list)  # settings to search first
+    trials: int = TRIALS
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
     jobs: int = 1
     launcher: str = 'local'
@@ -58,7 +60,8 @@ class Request:
             'budget': str(self.budget) if self.budget else None,
             'metric': self.metric,
             'amp': self.amp,
-            'tune': self.tune,
+            'tune': ','.join(self.tune) or None,
+            'trials': self.trials if self.tune not in ([], ['lr']) else None,
             'set': self.settings,
             'rule for seeds': str(rule) if rule else None,
             'smallest effect': rule.smallest_effect if rule else None,
@@ -151,7 +154,6 @@ class ComparisonSession:
         from .rehearsal import told
 
         prepared = self._prepare()
-        trials = [t for p in prepared for t in trials_of(p, self.folder)] if self.request.tune else []
         return told(
             self.request,
             out=self.out,
@@ -159,7 +161,7 @@ class ComparisonSession:
             device=self.launcher.devices[0],
             speed=self.launcher.speed(self.request.amp),
             verdict=[(p, self._jobs(p, self.first)) for p in prepared],
-            search=[(t.prepared, t.jobs) for t in trials],
+            search=[runs for p in prepared for runs in runs_of(self.request, p, self.folder)],
             notes=self._few_documents(prepared),
         )
 
@@ -174,7 +176,7 @@ class ComparisonSession:
             self.say(warning)
         tuning = None
         if self.request.tune:
-            tuning, notes = search(prepared, self.folder, self.launcher, metric=self.request.metric)
+            tuning, notes = tune(self.request, prepared, self.folder, self.launcher)
             self.notes += notes
             write_json(self.out / 'tuning.json', tuning)
         seeds = {p.spec.label: self.first for p in prepared}

@@ -161,6 +161,13 @@ def _add_run_options(parser: CommandParser) -> None:
         help='tensorboard, wandb, trackio, or the name of an installed tracker; repeatable',
     )
     add(
+        '--profile',
+        type=int,
+        metavar='STEPS',
+        help="record so many steps with torch's profiler: a trace and the costliest operations, in "
+        'RUN_DIR/profile',
+    )
+    add(
         '--check-grads', action='store_true', help='report parameters that are frozen or received no gradient'
     )
     add('--quiet', action='store_true', help='print nothing but errors')

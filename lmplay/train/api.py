@@ -105,6 +105,7 @@ def make_session(
         plan.stage(index, None, stage)
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
+    _check(run, 'profile', lambda steps: 1 <= steps <= 1000, 'from 1 to 1000')
     if run.get('parallel', 'ddp') not in PARALLEL:
         raise UserError(unknown('kind', run['parallel'], PARALLEL, '--parallel'))
     if run.get('parallel', 'ddp') != 'ddp' and run.get('check_grads'):

@@ -15,8 +15,8 @@ from .resolve import ResolvedStage, Settings
 from .trainer import Trainer
 
 LIGHT = 5e10  # FLOPs of a pass, half a second on a slow CPU; a lighter one needs little memory
-PYTHON = 2**29  # bytes of Python and its libraries
-PER_ENTRY = 3 * 1024 * 4  # bytes for each entry of the vocabulary: logits of a chunk in an evaluation
+PYTHON = 3 * 2**28  # bytes of Python and its libraries
+PER_ENTRY = 5 * 1024 * 4  # bytes for each entry of the vocabulary: logits of a chunk in an evaluation
 KEPT = 1.2  # as freed memory is kept, in pieces that are not always of use
 LONG = 3600.0  # seconds of a stage from which on its length is said
 SLOW = 1e9  # FLOP/s that any machine reaches

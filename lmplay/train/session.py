@@ -19,6 +19,7 @@ from .cost import check_memory, time_left
 from .finish import finish
 from .parallel import check_shardable
 from .plan import Plan
+from .profiling import StepProfile
 from .ranks import Ranks
 from .readiness import check_stages
 from .resolve import ResolvedStage, Settings, resolve
@@ -164,6 +165,9 @@ class Session:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
+            if previous is None and self.settings.profile and self.ranks.first:
+                folder = self.directory.path / 'profile'
+                trainer.profile = StepProfile(self.settings.profile, folder, self.compute, self.console.line)
             resumed = None  # later stages start from the one before
             self._train_stage(run, stage, trainer)
             if run.sharded:

@@ -32,6 +32,7 @@ from .objective import Objective
 from .optimizer import clip_gradients, learning_rate, skips_by_itself
 from .parallel import Engine
 from .plan import Stage
+from .profiling import StepProfile
 from .saving import StageCheckpoints
 from .state import TrainState
 from .stopping import StopSignal, StopTraining
@@ -65,6 +66,7 @@ class Trainer:
     console: ConsoleReporter
     checkpoints: StageCheckpoints
     stop: StopSignal
+    profile: StepProfile | None = None
     evaluation: Evaluation | None = field(default=None, init=False)
 
     def __post_init__(self):
@@ -83,7 +85,7 @@ class Trainer:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
         state, length = self.state, self.length
         self.model.train()
-        with self.loader as batches:
+        with self.loader as batches, self.profile or contextlib.nullcontext():
             reached = length.reached(state)
             while not reached:
                 self.stop.check()
@@ -102,6 +104,8 @@ class Trainer:
                 elapsed = self._agree(time.perf_counter() - began)
                 state.add_seconds(elapsed)
                 self.metrics.end_step(batch, norm, seconds=elapsed, waited=waited)
+                if self.profile is not None:
+                    self.profile.step()
                 if log_due:
                     reached, due = length.reached(state), length.due(state, sequences)
                     self.log(lr)
