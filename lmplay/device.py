@@ -54,6 +54,18 @@ CONTAINER_LIMITS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.li
 OTHERS = {'mig', 'laptop', 'mobile', 'max', 'ti', 'super', 'd', 'nvl', 'pcie'}
 
 
+def seed_all(seed: int) -> None:
+    """What torch.manual_seed does, for the devices that this torch knows.
+
+    On a machine without a GPU that one costs 0.5 ms a call, for it keeps where it was called from.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.backends.cuda.is_built():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 def find_device(name: str) -> torch.device:
     """The device `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises UserError where this machine lacks it."""
     if name == 'auto':

@@ -12,6 +12,7 @@ TRAINING = (
     'lmplay',
     'sizes',
     'logs',
+    'log_checksums',
     'record',
     'aliases',
 )  # of state.json; the first three are written again

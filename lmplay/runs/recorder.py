@@ -16,7 +16,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import xxhash
 
 from ..errors import DataError
 from ..files import from_json
@@ -122,6 +124,7 @@ class Recorder:
         makers = find_trackers(report_to)
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._digests = {name: xxhash.xxh3_128() for name in LOGS}  # of all that the logs hold
         self._files = {name: self._open(name, (offsets or {}).get(name, 0)) for name in LOGS}
         self._flushed = time.monotonic()
         resumed_at = None
@@ -140,13 +143,19 @@ class Recorder:
             )
             offset = path.read_bytes().rfind(b'\n') + 1
         file.truncate(offset)
-        file.seek(offset)
+        file.seek(0)
+        self._digests[name].update(file.read())
         if name.endswith('.csv') and not offset:
-            file.write(CSV_HEADER.encode())
+            self._append(file, name, CSV_HEADER)
         return file
 
+    def _append(self, file: IO[bytes], name: str, line: str):
+        written = line.encode('utf-8', 'backslashreplace')  # what JSON calls lone surrogates
+        file.write(written)
+        self._digests[name].update(written)
+
     def _write(self, name: str, line: str, *, flush: bool):
-        self._files[name].write(line.encode('utf-8', 'backslashreplace'))  # what JSON calls lone surrogates
+        self._append(self._files[name], name, line)
         if flush or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -195,6 +204,10 @@ class Recorder:
         self._trackers.flush()
         return {name: file.tell() for name, file in self._files.items()}
 
+    def checksums(self) -> dict[str, str]:
+        """XXH3-128 of each log as it stands, for the checkpoint that is written next."""
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
     def removed(self) -> str | None:
         """The name of the first log that is no longer where it is written; None where all are."""
         for name, file in self._files.items():
@@ -232,6 +245,9 @@ class NoRecorder:
     def offsets(self) -> dict[str, int]:
         return {}
 
+    def checksums(self) -> dict[str, str]:
+        return {}
+
     def flush(self) -> None: ...
 
     def removed(self) -> None: ...
@@ -239,6 +255,17 @@ class NoRecorder:
     def copy(self, folder: Path) -> None: ...
 
     def close(self) -> None: ...
+
+
+def changed_log(run_dir: Path, offsets: Mapping[str, int], checksums: Mapping[str, str]) -> str | None:
+    """The name of the first log whose first `offsets[name]` bytes are not those that were written; None where
+    all are. A log that is shorter now is for the Recorder to tell."""
+    for name, expected in checksums.items():
+        with contextlib.suppress(FileNotFoundError), open(run_dir / name, 'rb') as file:
+            written = file.read(offsets[name])
+            if len(written) == offsets[name] and xxhash.xxh3_128(written).hexdigest() != expected:
+                return name
+    return None
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

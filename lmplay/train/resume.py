@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..runs.checkpoint import OPTIMIZER, STATE, load_optimizer, load_weights, read_state, save_checkpoint
 from ..runs.directory import RunDirectory
 from ..runs.links import LAST, point, restore_links
+from ..runs.recorder import changed_log
 from ..tokenizers import as_tokenizer, load_tokenizer
 from .resolve import ResolvedStage
 from .state import TrainState
@@ -75,6 +76,16 @@ class SavedRun:
                 f'stages are {", ".join(stages)}. Use another --run-dir, or --reset-history to start this '
                 'plan with '
                 f'its weights.'
+            )
+
+    def check_logs(self) -> None:
+        """Raises CheckpointError where a log of the run is not as it was when the checkpoint was written."""
+        checksums = self.state.get('log_checksums') or {}  # which older runs lack
+        if (name := changed_log(self.run_dir, self.state['logs'], checksums)) is not None:
+            raise CheckpointError(
+                f"The run in '{self.run_dir}' can't be resumed, because {name} has changed since it was "
+                'written (its checksum differs). Put it back as it was, use another --run-dir, or give '
+                "--reset-history to start the run's history again from its weights."
             )
 
     def load_model(self, stage: ResolvedStage, device: torch.device) -> LMBase:

@@ -160,8 +160,9 @@ class Session:
         for stage in beginning.stages[run.state.stage :]:
             if resumed is None:
                 run.state.begin_stage(stage.index)
-            previous, trainer = trainer, prepare_stage(run, stage, previous=trainer, resumed=resumed)
-            if previous is None and self.ranks.first:
+            first = trainer is None
+            trainer = prepare_stage(run, stage, previous=trainer, resumed=resumed)  # frees the one before
+            if first and self.ranks.first:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..base.base_model import LMBase, StepContext
 from ..base.routed import RoutedLM
 from ..data.rows import Batch
-from ..device import Compute, is_out_of_memory, memory_in_use
+from ..device import Compute, is_out_of_memory, memory_in_use, seed_all
 from ..errors import UserError
 from ..runs.recorder import NoRecorder, Recorder
 from .collapse import CollapseAlarm
@@ -159,7 +159,7 @@ class Trainer:
             return False
 
     def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
-        torch.manual_seed(step_seed(self.seed, self.stage.name, context.step, self.ranks.rank))
+        seed_all(step_seed(self.seed, self.stage.name, context.step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group['lr'] = lr
         self.optimizer.zero_grad(set_to_none=True)
