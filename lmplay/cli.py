@@ -106,7 +106,7 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         import shtab
 
-        print(shtab.complete(parser, values))
+        print(shtab.complete(parser, str(values)))
         parser.exit()
 
 

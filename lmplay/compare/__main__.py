@@ -118,6 +118,7 @@ def _add_training_options(parser: CommandParser) -> None:
     p.add_argument(
         '--dry-run', action='store_true', help='say what would be trained and for how long, and train nothing'
     )
+    p.add_argument('--yes', action='store_true', help='train although the memory is estimated not to suffice')
     p.add_argument('--amp', action='store_true', help='mixed precision')
     p.add_argument(
         '--jobs',
@@ -188,6 +189,7 @@ def run(args: argparse.Namespace) -> int:
         trials=args.trials,
         device=args.device,
         amp=args.amp,
+        yes=args.yes,
         jobs=args.jobs,
         launcher=args.launcher,
         slurm=args.slurm,

@@ -49,6 +49,7 @@ class Request:
     ladder: tuple[int, float] | None = None  # rungs, and the span of their compute
     tokens_per_parameter: float = TOKENS_PER_PARAMETER
     stop_early: bool = False
+    yes: bool = False  # train although the memory is estimated not to suffice
 
     @property
     def asked(self) -> dict:
@@ -108,7 +109,7 @@ class ComparisonSession:
         check_different(self.specs)
         labels = '+'.join(safe(spec.label) for spec in self.specs)
         self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}'
-        self.folder = Folder(self.out, self.plan.name, say)
+        self.folder = Folder(self.out, self.plan.name, say, yes=request.yes)
         self.launcher = launcher_of(request, self.out, say)
         if request.budget and request.budget.kind == 'seconds':
             self.launcher.check_timed('--budget seconds')
@@ -154,16 +155,32 @@ class ComparisonSession:
         from .rehearsal import told
 
         prepared = self._prepare()
+        search, verdict = self._all_runs(prepared)
         return told(
             self.request,
             out=self.out,
             plan=self.plan.name,
             device=self.launcher.devices[0],
             speed=self.launcher.speed(self.request.amp),
-            verdict=[(p, self._jobs(p, self.first)) for p in prepared],
-            search=[runs for p in prepared for runs in runs_of(self.request, p, self.folder)],
+            verdict=verdict,
+            search=search,
             notes=self._few_documents(prepared),
         )
+
+    def _all_runs(self, prepared: list[Prepared]) -> tuple[list, list]:
+        """(runs of the search, runs of the verdict): experiment, as it would be trained -> its jobs."""
+        search = [runs for p in prepared for runs in runs_of(self.request, p, self.folder)]
+        return search, [(p, self._jobs(p, self.first)) for p in prepared]
+
+    def _say_what_it_takes(self, prepared: list[Prepared]) -> None:
+        """Where that is much."""
+        from .rehearsal import in_all, may_be_long
+
+        if self.launcher.local and may_be_long(prepared, self.first + self.request.trials):
+            search, verdict = self._all_runs(prepared)
+            self.jobs.clear()  # which a search may change
+            speed = self.launcher.speed(self.request.amp)
+            self.say(in_all((*search, *verdict), self.request.jobs, speed))
 
     @staticmethod
     def _few_documents(prepared: list[Prepared]) -> list[str]:
@@ -174,6 +191,7 @@ class ComparisonSession:
         self._remember()
         for warning in self._few_documents(prepared):
             self.say(warning)
+        self._say_what_it_takes(prepared)
         tuning = None
         if self.request.tune:
             tuning, notes = tune(self.request, prepared, self.folder, self.launcher)

@@ -56,7 +56,7 @@ class LadderSession:
         check_different(self.specs)
         labels = '+'.join(safe(spec.label) for spec in self.specs)
         self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}-ladder'
-        self.folder = Folder(self.out, self.plan.name, say)
+        self.folder = Folder(self.out, self.plan.name, say, yes=request.yes)
         self.launcher = launcher_of(request, self.out, say)
 
     def _prepare(self) -> list[Rung]:

@@ -46,8 +46,8 @@ def tune(
     """The search that was asked for; see `search` and `run_sweep`."""
     if request.tune == ['lr']:
         return search(prepared, folder, launcher, metric=request.metric)
-    asked = dict(keys=request.tune, trials=request.trials, metric=request.metric)
-    return run_sweep(prepared, folder, launcher, **asked)
+    keys, trials = request.tune, request.trials
+    return run_sweep(prepared, folder, launcher, keys=keys, trials=trials, metric=request.metric)
 
 
 def runs_of(request: 'Request', p: Prepared, folder: Folder) -> list[tuple[Prepared, list[Job]]]:

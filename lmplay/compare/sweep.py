@@ -210,8 +210,8 @@ def judged(sweep: Sweep, finals: Sequence[Sequence[FinishedRun | None]], metric:
     usable = [all(map(math.isfinite, values)) for values in losses]
     found: dict[str, Any] = {}
     if all(usable):
-        whole = [[run for run in runs if run is not None] for runs in finals]
-        found = compare_pair(*whole, metric, ALPHA)
+        baseline, other = ([run for run in runs if run is not None] for runs in finals)
+        found = compare_pair(baseline, other, metric, ALPHA)
     elif not any(usable):
         raise UserError(
             f'No settings worked for {sweep.owner.spec.label}: those that did best diverged later.'

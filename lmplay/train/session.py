@@ -166,7 +166,7 @@ class Session:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
-            if previous is None and self.settings.profile and self.ranks.first:
+            if first and self.settings.profile and self.ranks.first:
                 folder = self.directory.path / 'profile'
                 trainer.profile = StepProfile(self.settings.profile, folder, self.compute, self.console.line)
             resumed = None  # later stages start from the one before
