@@ -16,6 +16,7 @@ test = [
     'hypothesis>=6.100',
     'ruff>=0.6',
     'tensorboard>=2.17',
+    'optuna>=4.0',
 ]
 setup(
     name='lmplay',
@@ -50,11 +51,14 @@ setup(
         'jinja2>=3.1',
         'PyYAML>=6.0',
         'xxhash>=3.4',
+        'shtab>=1.7',
     ],
     extras_require={
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
         'wandb': ['wandb>=0.18'],
+        'trackio': ['trackio>=0.20'],
+        'sweep': ['optuna>=4.0'],
         'slurm': ['submitit>=1.5.2'],
         'benchmark': [*benchmark, 'accelerate>=1.1'],
         'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
 import resource
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -48,6 +50,7 @@ PEAK_FLOPS = {
     'RTX 3080': 59.5e12,
     'RTX 3070': 40.6e12,
 }
+CONTAINER_LIMITS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
 # A part of a card, or a card of another speed that shares the name.
 OTHERS = {'mig', 'laptop', 'mobile', 'max', 'ti', 'super', 'd', 'nvl', 'pcie'}
 
@@ -208,6 +211,18 @@ def memory_in_use(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def available_memory() -> int:
+    """Bytes of this machine's memory that a process can still have, within the limit of its container."""
+    page, limits = os.sysconf('SC_PAGE_SIZE'), []
+    with contextlib.suppress(OSError):
+        found = re.search(r'MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text())
+        limits += [int(found[1]) * 1024] if found else []
+    for file in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # 'max' is no number
+            limits.append(int(Path(file).read_text()))
+    return min([page * os.sysconf('SC_PHYS_PAGES'), *limits])
 
 
 def keep_freed_memory() -> None:

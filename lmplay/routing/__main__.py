@@ -13,6 +13,9 @@ def parser() -> CommandParser:
         'lmp_routing',
         description='Shows what the experts of a trained model do: which text goes where, how that '
         'developed, how far they have moved. Writes pictures, CSV tables and one page, index.html.',
+        examples="""
+            lmp_routing runs/gpt2_moe-moe_emergence
+            lmp_routing runs/gpt2_moe-moe_emergence --data my_text.txt""",
     )
     p.add_argument(
         'checkpoint', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint"

@@ -47,7 +47,13 @@ class ConsoleReporter:
         return True
 
     def stage(
-        self, stage: ResolvedStage, model: LMBase, length: StageLength, state: TrainState, compute: Compute
+        self,
+        stage: ResolvedStage,
+        model: LMBase,
+        length: StageLength,
+        state: TrainState,
+        compute: Compute,
+        time_left: str = '',
     ) -> None:
         """A stage begins."""
         told = stage.settings
@@ -55,7 +61,7 @@ class ConsoleReporter:
         self.line(
             f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps '
             'of '
-            f'{told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}.'
+            f'{told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}{time_left}.'
         )
         if not self.quiet and self.out.isatty():
             self.close()

@@ -32,6 +32,7 @@ from .objective import Objective
 from .optimizer import clip_gradients, learning_rate, skips_by_itself
 from .parallel import Engine
 from .plan import Stage
+from .profiling import StepProfile
 from .saving import StageCheckpoints
 from .state import TrainState
 from .stopping import StopSignal, StopTraining
@@ -65,6 +66,7 @@ class Trainer:
     console: ConsoleReporter
     checkpoints: StageCheckpoints
     stop: StopSignal
+    profile: StepProfile | None = None
     evaluation: Evaluation | None = field(default=None, init=False)
 
     def __post_init__(self):
@@ -85,7 +87,7 @@ class Trainer:
         self.model.train()
         lengths_vary = self.stage.packing == 'pad'
         attention = without_cudnn_attention() if lengths_vary else contextlib.nullcontext()
-        with self.loader as batches, attention:
+        with self.loader as batches, attention, self.profile or contextlib.nullcontext():
             reached = length.reached(state)
             while not reached:
                 self.stop.check()
@@ -104,6 +106,8 @@ class Trainer:
                 elapsed = self._agree(time.perf_counter() - began)
                 state.add_seconds(elapsed)
                 self.metrics.end_step(batch, norm, seconds=elapsed, waited=waited)
+                if self.profile is not None:
+                    self.profile.step()
                 if log_due:
                     reached, due = length.reached(state), length.due(state, sequences)
                     self.log(lr)
