@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.layers import FOR_EXPERIMENTS, ORDER, graph  # noqa: E402  the path comes first
 
 PLACE = re.compile(r'<!-- layers -->.*?<!-- end of layers -->', re.S)
-WIDTH, ROW, BOX, HIGH = 760, 62, 128, 34  # of the picture, from row to row, of a box
+WIDTH, ROW, BOX, HIGH = 760, 58, 132, 34  # of the picture, from row to row, of a box
+GROUND = next(i for i, row in enumerate(ORDER) if 'files' in row)  # from here on, everything above imports it
 
 
 def reached(package: str, edges: dict[str, set[str]]) -> set[str]:
@@ -19,24 +20,35 @@ def reached(package: str, edges: dict[str, set[str]]) -> set[str]:
 
 
 def needed(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """The imports that do not follow from others: of a > b, b > c and a > c, not the last."""
+    """The imports above the ground floor that do not follow from others: of a > b, b > c and a > c, not the
+    last."""
+    ground = set().union(*ORDER[GROUND:])
     return [
         (package, other)
         for package, others in sorted(edges.items())
-        for other in sorted(others)
-        if not any(other in reached(between, edges) for between in others - {other})
+        for other in sorted(others - ground)
+        if package not in ground and not any(other in reached(between, edges) for between in others - {other})
     ]
 
 
-def positions(edges: dict[str, set[str]]) -> dict[str, tuple[float, float]]:
-    """Package -> the middle of its box: a row for each layer; experiments stand beside what they build on."""
-    found = {}
+def positions(lines: list[tuple[str, str]]) -> dict[str, tuple[float, float]]:
+    """Package -> the middle of its box: a row for each layer, in the order of those above that import it.
+
+    Packages that have a row to themselves stand left and right in turn, so that lines pass them. Experiments
+    stand beside what they build on.
+    """
+    at: dict[str, tuple[float, float]] = {}
     for i, row in enumerate(ORDER):
-        for j, package in enumerate(sorted(row)):
-            found[package] = (WIDTH * (j + 0.5) / len(row), ROW * (i + 0.5))
-    above = min(i for i, row in enumerate(ORDER) if row & FOR_EXPERIMENTS)
-    found['exp'] = (WIDTH * 5 / 6, ROW * (above - 0.5))
-    return found
+
+        def above(package: str) -> tuple[float, str]:
+            found = [at[a][0] for a, b in lines if b == package and a in at]
+            return sum(found) / len(found) if found else 0, package
+
+        beside = (-80, 80)[i % 2] if len(row) == 1 and i < GROUND else 0
+        for j, package in enumerate(sorted(row, key=above)):
+            at[package] = (WIDTH * (j + 0.5) / len(row) + beside, ROW * (i + 0.5))
+    first = min(i for i, row in enumerate(ORDER) if row & FOR_EXPERIMENTS)
+    return at | {'exp': (WIDTH - 0.75 * BOX, ROW * (first - 0.5))}
 
 
 def box(package: str, at: tuple[float, float], imports: set[str]) -> str:
@@ -53,18 +65,25 @@ def box(package: str, at: tuple[float, float], imports: set[str]) -> str:
 def line(start: tuple[float, float], end: tuple[float, float]) -> str:
     (x, y), (u, v) = start, end
     y, v = y + HIGH / 2, v - HIGH / 2
-    return f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {y + 24:.0f} {u:.0f} {v - 24:.0f} {u:.0f} {v:.0f}"/>'
+    bend = (v - y) / 2
+    return f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {y + bend:.0f} {u:.0f} {v - bend:.0f} {u:.0f} {v:.0f}"/>'
 
 
 def picture() -> str:
     """The layers as SVG, one line of HTML."""
     edges = graph()
-    at = positions(edges)
-    lines = ''.join(line(at[a], at[b]) for a, b in needed(edges))
+    drawn = needed(edges)
+    at = positions(drawn)
+    lines = ''.join(line(at[a], at[b]) for a, b in drawn)
     boxes = ''.join(box(package, at[package], imports) for package, imports in sorted(edges.items()))
+    ground = (
+        f'<rect class="ground" y="{ROW * GROUND}" width="{WIDTH}" height="{ROW * (len(ORDER) - GROUND)}"/>'
+    )
     return (
         f'<figure class="layers"><svg viewBox="0 0 {WIDTH} {ROW * len(ORDER)}" role="img" '
-        f'aria-label="Packages of lmplay and their imports">{lines}{boxes}</svg></figure>'
+        f'aria-label="Packages of lmplay and their imports">{ground}{lines}{boxes}</svg>'
+        '<figcaption>A line is an import that does not follow from others; all import what is on the ground '
+        'floor (shaded). What a package imports is shown when the pointer rests on it.</figcaption></figure>'
     )
 
 
