@@ -85,4 +85,4 @@ def on_page_markdown(markdown, page, config, files):
         found = target(link[0], file)
         return os.path.relpath(place(found), here) if found else link[0]
 
-    return LINK.sub(moved, markdown) if file.suffix == '.md' else markdown
+    return LINK.sub(moved, markdown) if file.suffix in ('.md', '.ipynb') else markdown
