@@ -17,7 +17,11 @@ test = [
     'ruff>=0.6',
     'tensorboard>=2.17',
     'optuna>=4.0',
+    'nbclient>=0.10',
+    'nbformat>=5.10',
+    'ipykernel>=6.29',
 ]
+docs = ['mkdocs>=1.6', 'mkdocs-material>=9.6']
 setup(
     name='lmplay',
     version=version,
@@ -61,7 +65,8 @@ setup(
         'sweep': ['optuna>=4.0'],
         'slurm': ['submitit>=1.5.2'],
         'benchmark': [*benchmark, 'accelerate>=1.1'],
-        'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
+        'docs': docs,
+        'dev': [*test, *docs, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={
         'console_scripts': [
