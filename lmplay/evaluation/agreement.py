@@ -1,8 +1,8 @@
-"""Pairs of sentences that differ in agreement alone, one of them wrong, in the manner of BLiMP (Warstadt et al.
-2020), in words that small models know.
+"""Pairs of sentences that differ in agreement alone, one of them wrong, in the manner of BLiMP (Warstadt et
+al. 2020), in words that small models know.
 
-Each pair has a twin in which the other number is right: "The dog sleeps / sleep" and "The dogs sleep / sleeps".
-So a model that goes by words alone, whatever it prefers, is right in exactly half of them.
+Each pair has a twin in which the other number is right: "The dog sleeps / sleep" and "The dogs sleep /
+sleeps". So a model that goes by words alone, whatever it prefers, is right in exactly half of them.
 """
 
 import random
@@ -48,7 +48,10 @@ def _across_a_phrase(rng: random.Random) -> tuple[Forms, Forms]:
     """The noun before the verb has the other number."""
     (one, many), thing = rng.choice(PEOPLE + ANIMALS), rng.choice(THINGS)
     near, place = rng.choice(['near', 'behind', 'next to']), rng.choice(['every day', 'all day', 'at night'])
-    frames = f'The {one} {near} the {thing[1]} {{}} {place}.', f'The {many} {near} the {thing[0]} {{}} {place}.'
+    frames = (
+        f'The {one} {near} the {thing[1]} {{}} {place}.',
+        f'The {many} {near} the {thing[0]} {{}} {place}.',
+    )
     return _pair(frames, rng.choice(VERBS))
 
 

@@ -4,15 +4,17 @@ Texts become tokens, long contexts are cut and long texts go in windows as its o
 the same weights have the same scores. B sequences, T positions.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 from tqdm import tqdm
 
 from ..base.base_model import LMBase
@@ -24,6 +26,7 @@ from ..tokenizers import as_tokenizer
 from ..train.objective import Objective
 
 Scored = tuple[Any, list[int], list[int]]  # (request, context, continuation), the latter two as tokens
+CHUNK = 1024  # tokens whose logits are in memory together
 SAMPLING = ('temperature', 'top_k', 'top_p', 'repetition_penalty')
 
 
@@ -54,70 +57,71 @@ class EvaluatedModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return [int(token) for token in self.encoding.encode(string)]
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of each text after the end-of-text token, in nats.
-
-        A text longer than max_len goes in windows that predict each token once, the last of them with a full
-        context.
-        """
-        windows, owners = [], []
-        for owner, request in enumerate(requests):
-            for window in get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.model.max_len,
-                context_len=1,
-            ):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(owner)
-        sums = [0.0] * len(requests)
-        for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            sums[owner] += score
-        return sums
+        """The log-likelihood of each text after the end-of-text token, in nats."""
+        texts = [(None, [self.prefix_token_id], self.tok_encode(request.args[0])) for request in requests]
+        scored = iter(self._loglikelihood_tokens([text for text in texts if text[2]]))
+        return [next(scored)[0] if tokens else 0.0 for _, _, tokens in texts]
 
     @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests: Sequence[Scored], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation in nats, whether each of its tokens is the most probable)."""
-        rows = [self._row(*request) for request in requests]
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+        rows = [row for i, request in enumerate(requests) for row in self._rows(i, *request)]
+        sums, all_greedy = [0.0] * len(requests), [True] * len(requests)
         with tqdm(total=len(rows), desc='scored', disable=None, leave=False) as bar:
-            for batch in _batches([len(tokens) for tokens, _ in rows], self.rows_per_batch):
-                tokens = torch.tensor([rows[i][0] for i in batch], device=self.device)
+            for batch in _batches(rows, self.rows_per_batch):
+                tokens = torch.tensor([row.tokens for row in batch], device=self.device)
                 x, y = tokens[:, :-1], tokens[:, 1:].clone()
-                for row, i in enumerate(batch):
-                    y[row, : y.shape[1] - rows[i][1]] = IGNORE
+                for targets, row in zip(y, batch):
+                    targets[: len(targets) - row.scored] = IGNORE
                 with self.compute.autocast():
-                    losses, _, predicted, _ = self.objective.token_losses(x, y, torch.ones_like(x, dtype=torch.bool))
-                likelihoods = -losses.double().sum(1)
-                greedy = ((predicted == y) | (y == IGNORE)).all(1)
-                for i, likelihood, is_greedy in zip(batch, likelihoods.tolist(), greedy.tolist()):
-                    answers[i] = likelihood, is_greedy
+                    losses, right = self._scored(x, y)
+                likelihoods = (-losses.double().sum(1)).tolist()
+                for row, likelihood, greedy in zip(batch, likelihoods, right.all(1).tolist(), strict=True):
+                    sums[row.request] += likelihood
+                    all_greedy[row.request] &= greedy
                 bar.update(len(batch))
-        if any(likelihood != likelihood for likelihood, _ in answers):
+        if any(map(math.isnan, sums)):
             raise UserError(f'{self.model.name} gives NaN for a text: it has diverged, and has no scores.')
-        return answers
+        return list(zip(sums, all_greedy))
 
-    def _row(self, request: Any, context: list[int], continuation: list[int]) -> tuple[list[int], int]:
-        """(tokens, how many at the end are scored); of a context that is too long, the end is kept."""
-        length = self.model.max_len
+    def _scored(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss (B, T) in nats, whether the target is the most probable (B, T)); (0, True) where y is IGNORE.
+
+        The head is computed where something is scored, which of a long context is little.
+        """
+        output = self.objective.output(x, torch.ones_like(x, dtype=torch.bool))
+        inputs = output.features if self.objective.fused else output.logits
+        assert inputs is not None
+        scored = y != IGNORE
+        losses, right = [], []
+        for part, targets in zip(inputs[scored].split(CHUNK), y[scored].split(CHUNK)):
+            logits = self.model.fc(part)[:, : self.encoding.n_vocab] if self.objective.fused else part
+            losses.append(F.cross_entropy(logits.float(), targets, reduction='none'))
+            right.append(logits.argmax(-1) == targets)
+        all_losses = torch.zeros(y.shape, device=y.device).masked_scatter(scored, torch.cat(losses))
+        return all_losses, torch.ones_like(scored).masked_scatter(scored, torch.cat(right))
+
+    def _rows(
+        self, number: int, request: Any, context: list[int], continuation: list[int]
+    ) -> 'Iterator[_Row]':
+        """A continuation behind as much of the end of its context as fits. One of more than max_len tokens
+        goes in windows that predict each token once, the last of them with a full context."""
         if not continuation:
             raise UserError(
                 f'The continuation {request[1]!r} adds no token to its context, with which it merges: let it '
                 'begin with a space.'
             )
-        if len(continuation) > length:
-            raise UserError(
-                f'A continuation of {len(continuation)} tokens is longer than the {length} positions of '
-                f'{self.model.name}: {request[1][:60]!r}...'
-            )
-        return (context + continuation)[-(length + 1) :], len(continuation)
+        length, tokens = self.model.max_len, context + continuation
+        for start in range(0, len(continuation), length):
+            end = min(start + length, len(continuation))
+            upto = len(context) + end
+            yield _Row(number, tokens[max(0, upto - length - 1) : upto], end - start)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The continuation of each context up to the first of its stop sequences or the end of the text.
@@ -170,11 +174,19 @@ class EvaluatedModel(TemplateLM):
         return [postprocess_generated_text(self.encoding.decode(tokens), stops, None) for tokens in new]
 
 
-def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices of rows of one length, at most so many, the longest first: memory runs out at once or never."""
+class _Row(NamedTuple):
+    """A sequence of a request: how many of its last tokens are scored."""
+
+    request: int
+    tokens: list[int]
+    scored: int
+
+
+def _batches(rows: Sequence[_Row], most: int) -> Iterator[list[_Row]]:
+    """Rows of one length, at most so many, the longest first: memory runs out at once or never."""
     alike = defaultdict(list)
-    for i, length in enumerate(lengths):
-        alike[length].append(i)
+    for row in rows:
+        alike[len(row.tokens)].append(row)
     for length in sorted(alike, reverse=True):
         members = alike[length]
         yield from (members[start : start + most] for start in range(0, len(members), most))

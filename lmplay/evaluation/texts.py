@@ -78,7 +78,7 @@ def cloze_items(found: Sequence[Head]) -> list[dict[str, Any]]:
     right in exactly one of four. Those of a group are of one domain and of similar length. Raises DataError
     for fewer than four passages.
     """
-    passages = {p['ending']: p for p in map(_passage, found) if p}.values()  # each ending once
+    passages = {(p['domain'], p['ending']): p for p in map(_passage, found) if p}.values()  # each ending once
     alike = sorted(passages, key=lambda p: (p['domain'], p['between'], len(p['ending']), p['ending']))
     items = []
     for _, same in groupby(alike, key=lambda p: (p['domain'], p['between'])):
