@@ -54,8 +54,7 @@ class ConsoleReporter:
         data = told.dataset or ', '.join(f'{name} {share:g}' for name, share in told.datasets.items())
         self.line(
             f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps '
-            'of '
-            f'{told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}.'
+            f'of {told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}.'
         )
         if not self.quiet and self.out.isatty():
             self.close()

@@ -43,10 +43,8 @@ def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         mask = torch.ones_like(x, dtype=torch.bool)
         out = Objective(model).output(x, mask)  # noqa: F841  kept alive
-    for t in [
-        *model.parameters(),
-        *model.buffers(),
-    ]:  # after the pass, which may have brought them to its precision
+    # after the pass, which may have brought them to its precision
+    for t in [*model.parameters(), *model.buffers()]:
         seen.pop(t.untyped_storage()._cdata, None)
     return sum(seen.values())
 
@@ -161,10 +159,8 @@ def dry_run(session: Session) -> None:
         out.print(note, highlight=False, markup=False)
     out.print(
         f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
-        'product reaches '
-        'here. Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries '
-        'take half a GiB '
-        f'more. Nothing was trained.',
+        'product reaches here. Memory: weights, gradients, optimizer and activations; on a CPU, Python and '
+        'its libraries take half a GiB more. Nothing was trained.',
         highlight=False,
     )
 
