@@ -72,10 +72,8 @@ class SavedRun:
         if self.state['stage'] not in list(stages)[at : at + 1]:
             raise CheckpointError(
                 f'The run in \'{self.run_dir}\' has reached stage {at + 1}, "{self.state["stage"]}", and '
-                "this plan's "
-                f'stages are {", ".join(stages)}. Use another --run-dir, or --reset-history to start this '
-                'plan with '
-                f'its weights.'
+                f"this plan's stages are {', '.join(stages)}. Use another --run-dir, or --reset-history to "
+                'start this plan with its weights.'
             )
 
     def check_logs(self) -> None:
@@ -122,8 +120,7 @@ class SavedRun:
         if changed:
             raise CheckpointError(
                 f"The run in '{self.run_dir}' is of another architecture: {'; '.join(changed)}. Use another "
-                '--run-dir '
-                f'for this model.'
+                '--run-dir for this model.'
             )
 
 
@@ -164,7 +161,6 @@ def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
     if last.is_symlink() or any(checkpoints.glob('step-*')):
         raise CheckpointError(
             f"The run in '{run_dir}' has no usable checkpoint '{last}': it is missing or points to a damaged "
-            'one. Point it '
-            f"to another (ln -sfn step-... '{last}'), or use another --run-dir."
+            f"one. Point it to another (ln -sfn step-... '{last}'), or use another --run-dir."
         )
     return None

@@ -108,8 +108,15 @@ class Session:
                 check_shardable(stage.settings, self.compute)
         left = stages[saved.train_state.stage if saved is not None and not resets else 0 :]
         check_memory(left, self.settings, self.compute, self.ranks.size)
-        how = (self.settings, self.seed, self.compute, self.console.line, self.ranks.size)
-        beginner = Beginner(self.directory, stages, *how)
+        beginner = Beginner(
+            self.directory,
+            stages,
+            self.settings,
+            self.seed,
+            self.compute,
+            tell=self.console.line,
+            ranks=self.ranks.size,
+        )
         if saved is None:
             return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
@@ -125,14 +132,26 @@ class Session:
             recorder = Recorder(
                 directory.path,
                 report_to=settings.report_to,
+                # a resumed run's logs are cut back to where they were when its checkpoint was written
                 offsets=saved.state['logs'] if saved is not None else None,
                 run_name=directory.path.name,
                 config=asdict(settings) | {'plan': self.plan.raw},
             )
-        opened = (directory, recorder, checkpoints, self.console, stop, self.ranks)
-        known = (beginning.state, beginning.record, beginning.data)
         try:
-            yield RunContext(settings, self.seed, self.compute, *known, *opened)
+            yield RunContext(
+                settings,
+                self.seed,
+                self.compute,
+                state=beginning.state,
+                record=beginning.record,
+                data=beginning.data,
+                directory=directory,
+                recorder=recorder,
+                checkpoints=checkpoints,
+                console=self.console,
+                stop=stop,
+                ranks=self.ranks,
+            )
         finally:
             checkpoints.close()
             recorder.close()
