@@ -364,6 +364,10 @@ def _main(argv: list[str] | None) -> int:
         except OSError as error:
             raise UserError(f"Can't write the config '{args.dump_config}': {error.strerror}.") from error
         return 0
+    if args.verbose and args.exp != 'list':
+        raise UserError(
+            '--verbose goes with --exp list; everything of a run is in metrics.jsonl of its directory.'
+        )
     if args.exp == 'list':
         show_experiments(list_experiments(), verbose=args.verbose, as_json=args.json)
         return 0
