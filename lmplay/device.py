@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,6 +235,27 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for a single block
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
+
+
+@contextlib.contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Inside it, attention on a GPU runs on other kernels than cuDNN's.
+
+    That one plans anew for each shape, 0.4 s forward and 0.5 s backward as reported,
+    which texts of many lengths never win back.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
+def return_freed_memory() -> None:
+    """Gives the system what `keep_freed_memory` has kept so far, for what comes is of other sizes."""
+    if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:

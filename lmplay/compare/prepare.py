@@ -26,7 +26,8 @@ from ..train.resolve import ResolvedStage, Settings, resolve
 from ..train.stage_data import open_data, open_tokenizer
 
 BUDGETS = ('tokens', 'flops', 'seconds')
-NOT_TRAINING = ('exp', 'generate', 'plots', 'routing', 'compare', 'new')  # packages that train no model
+# packages that train no model
+NOT_TRAINING = ('exp', 'generate', 'plots', 'routing', 'evaluation', 'compare', 'new')
 PACKAGE = Path(__file__).resolve().parent.parent
 
 

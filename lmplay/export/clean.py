@@ -7,15 +7,8 @@ from pathlib import Path
 from ..cli import CommandParser, run_command
 from ..errors import UserError
 
-TRAINING = (
-    'format',
-    'lmplay',
-    'sizes',
-    'logs',
-    'log_checksums',
-    'record',
-    'aliases',
-)  # of state.json; the first three are written again
+# keys of state.json that are left out; the first three are written anew
+TRAINING = ('format', 'lmplay', 'sizes', 'logs', 'log_checksums', 'record', 'aliases')
 
 
 def parser() -> CommandParser:

@@ -71,9 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser().parse_args(in_new_words(sys.argv[1:] if argv is None else argv, GENERATOR))
-    if (
-        args.checkpoint is not None and args.model is not None
-    ):  # as in the original lmplay: PROMPT --model PATH
+    # as in the original lmplay: PROMPT --model PATH
+    if args.checkpoint is not None and args.model is not None:
         prompts = args.prompt_file if Path(args.checkpoint).is_file() else args.prompt
         prompts.append(args.checkpoint)
         args.checkpoint = None

@@ -42,8 +42,7 @@ def check_name(name: str, folder: Path) -> None:
     if name == 'list' or len(name) > 60:
         raise ExperimentError(
             "An experiment's name has at most 60 letters, and is not 'list', which lmp_trainer --exp keeps "
-            'for itself; '
-            f"given: '{name}'."
+            f"for itself; given: '{name}'."
         )
     taken = next((e for e in list_experiments() if e.name == name), None)
     if taken is not None:
@@ -103,8 +102,7 @@ def rename(folder: Path, name: str, *, base: str, all_versions: bool) -> None:
     if clash := set(classes.values()) & used:
         raise ExperimentError(
             f"The model's class would be called {min(clash)}, a name that the code of '{base}' uses for "
-            'something else; '
-            f"given: '{name}'. Choose another."
+            f"something else; given: '{name}'. Choose another."
         )
     for file in sorted(folder.rglob('*.py')):
         text = file.read_text(encoding='utf-8')

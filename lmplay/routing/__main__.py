@@ -46,6 +46,11 @@ def parser() -> CommandParser:
         help='measure the load of the experts in every checkpoint of the run too; how many it keeps, --keep '
         'of lmp_trainer says',
     )
+    p.add_argument(
+        '--trace',
+        metavar='PROMPT',
+        help='let the model continue a text, and show which experts served each token of it',
+    )
     p.add_argument('--out', metavar='DIR', help="output directory (default: routing in the run's directory)")
     p.add_argument(
         '--exp',
@@ -78,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
             amp=args.amp,
             against=args.against and Path(args.against),
             snapshots=args.snapshots,
+            prompt=args.trace,
         ).page
     )
 

@@ -103,6 +103,14 @@ def make_session(
     entry = find_entry(exp)
     for index in range(len(plan.stages)):
         plan.stage(index, None, stage)
+    _check_run_options(run)
+    folder = run_dir or Path('runs') / f'{entry.name}-{plan.name}'
+    settings = Settings(exp=exp, run_dir=str(folder), overrides=stage, model=model, **run)
+    return Session(plan, settings, console=console)
+
+
+def _check_run_options(run: dict[str, Any]) -> None:
+    """Raises UserError for options of a run that are out of range, or that exclude each other."""
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
     _check(run, 'profile', lambda steps: 1 <= steps <= 1000, 'from 1 to 1000')
@@ -119,9 +127,6 @@ def make_session(
         raise UserError(
             '--reset-history starts from the weights in --run-dir, --initial-model from others; give one.'
         )
-    folder = run_dir or Path('runs') / f'{entry.name}-{plan.name}'
-    settings = Settings(exp=exp, run_dir=str(folder), overrides=stage, model=model, **run)
-    return Session(plan, settings, console=console)
 
 
 def _check_clash(exp: str, plan: Plan) -> None:

@@ -39,9 +39,9 @@ from .stopping import StopSignal
 from .trainer import Trainer
 from .warm_start import freeze_all_but_marked, starting_model
 
-LOG_EVERY = (
-    10  # steps between logging points where reading a number waits for the device; on a CPU every step is one
-)
+# steps between logging points where reading a number waits for the device; on a CPU every step is one
+LOG_EVERY = 10
+CPU_TOKENS = 4096  # of a micro-batch on a CPU, where mini_batch_size is "auto"
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ def _tell_what_is_unusual(run: RunContext, stage: ResolvedStage, model: LMBase) 
     if not model.causal:
         run.console.line(
             f'Stage "{stage.name}": {model.name} declares itself non-causal. Its loss is not a next-token '
-            'loss, and it '
-            f'is never ranked against causal models.'
+            'loss, and it is never ranked against causal models.'
         )
 
 

@@ -60,8 +60,7 @@ class ConsoleReporter:
         data = told.dataset or ', '.join(f'{name} {share:g}' for name, share in told.datasets.items())
         self.line(
             f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps '
-            'of '
-            f'{told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}{time_left}.'
+            f'of {told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}{time_left}.'
         )
         if not self.quiet and self.out.isatty():
             self.close()

@@ -113,10 +113,8 @@ def dry_run(session: Session) -> None:
         out.print(note, highlight=False, markup=False)
     out.print(
         f'About {duration(total)} in all, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
-        'product reaches '
-        'here. Memory: weights, gradients, optimizer and activations; on a CPU Python and its libraries '
-        'take half a GiB '
-        f'more. Nothing was trained.',
+        'product reaches here. Memory: weights, gradients, optimizer and activations; on a CPU, Python and '
+        'its libraries take half a GiB more. Nothing was trained.',
         highlight=False,
     )
 

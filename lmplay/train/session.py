@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from ..base.base_model import LMBase
-from ..device import Compute, keep_freed_memory, reset_peak_memory
+from ..device import Compute, keep_freed_memory, reset_peak_memory, return_freed_memory
 from ..errors import CheckpointError, UserError
 from ..runs.checkpoint import read_state
 from ..runs.checkpoints import Checkpoints
@@ -108,8 +108,15 @@ class Session:
                 check_shardable(stage.settings, self.compute)
         left = stages[saved.train_state.stage if saved is not None and not resets else 0 :]
         check_memory(left, self.settings, self.compute, self.ranks.size)
-        how = (self.settings, self.seed, self.compute, self.console.line, self.ranks.size)
-        beginner = Beginner(self.directory, stages, *how)
+        beginner = Beginner(
+            self.directory,
+            stages,
+            self.settings,
+            self.seed,
+            self.compute,
+            tell=self.console.line,
+            ranks=self.ranks.size,
+        )
         if saved is None:
             return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
@@ -125,14 +132,26 @@ class Session:
             recorder = Recorder(
                 directory.path,
                 report_to=settings.report_to,
+                # a resumed run's logs are cut back to where they were when its checkpoint was written
                 offsets=saved.state['logs'] if saved is not None else None,
                 run_name=directory.path.name,
                 config=asdict(settings) | {'plan': self.plan.raw},
             )
-        opened = (directory, recorder, checkpoints, self.console, stop, self.ranks)
-        known = (beginning.state, beginning.record, beginning.data)
         try:
-            yield RunContext(settings, self.seed, self.compute, *known, *opened)
+            yield RunContext(
+                settings,
+                self.seed,
+                self.compute,
+                state=beginning.state,
+                record=beginning.record,
+                data=beginning.data,
+                directory=directory,
+                recorder=recorder,
+                checkpoints=checkpoints,
+                console=self.console,
+                stop=stop,
+                ranks=self.ranks,
+            )
         finally:
             checkpoints.close()
             recorder.close()
@@ -162,6 +181,7 @@ class Session:
                 run.state.begin_stage(stage.index)
             first = trainer is None
             trainer = prepare_stage(run, stage, previous=trainer, resumed=resumed)  # frees the one before
+            return_freed_memory()  # of that one, and of the checks
             if first and self.ranks.first:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
