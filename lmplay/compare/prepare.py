@@ -273,19 +273,19 @@ def apply_budget(prepared: Prepared, budget: Budget | None) -> None:
 
 def scale_lr(prepared: Prepared, factor: float) -> None:
     """Multiplies the learning rate of every stage."""
-    plan = parse_plan(prepared.plan)
-    version = find_runner(prepared.spec.exp).function().training
-    rates = {plan.stage(i, version).name: plan.stage(i, version).lr for i in range(len(plan.stages))}
-    prepared.plan = with_stages(prepared.plan, lambda name, _: {'lr': float(f'{rates[name] * factor:.6g}')})
-    prepared.digest = digest(prepared)
+    set_keys(prepared, {'lr': factor})
 
 
 def set_keys(prepared: Prepared, keys: Mapping[str, float]) -> None:
     """Gives every stage these settings; lr is a factor of the stage's own."""
-    if 'lr' in keys:
-        scale_lr(prepared, keys['lr'])
     others = {key: value for key, value in keys.items() if key != 'lr'}
-    prepared.plan = with_stages(prepared.plan, lambda *_: others)
+    plan = parse_plan(prepared.plan)
+    version = find_runner(prepared.spec.exp).function().training
+    rates = {plan.stage(i, version).name: plan.stage(i, version).lr for i in range(len(plan.stages))}
+    prepared.plan = with_stages(
+        prepared.plan,
+        lambda name, _: others | ({'lr': float(f'{rates[name] * keys["lr"]:.6g}')} if 'lr' in keys else {}),
+    )
     prepared.digest = digest(prepared)
 
 

@@ -6,11 +6,10 @@ import sys
 from ..cli import CommandParser, cell, run_command
 from ..errors import UserError
 
-EPILOG = """\
-examples:
-  lmp_eval runs/mine                                          the three tasks that come with lmplay
-  lmp_eval runs/mine --tasks agreement tasks/ arc_easy        ours, a folder of task files, one of lm_eval's
-  lmp_eval runs/mine --tasks bits_per_byte --data book.txt    on a text of your own
+EXAMPLES = """\
+lmp_eval runs/mine                                          the three tasks that come with lmplay
+lmp_eval runs/mine --tasks agreement tasks/ arc_easy        ours, a folder of task files, one of lm_eval's
+lmp_eval runs/mine --tasks bits_per_byte --data book.txt    on a text of your own
 Scores go to evaluation/ in the run, and into the reports of lmp_compare about runs that have them."""
 
 
@@ -18,8 +17,7 @@ def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_eval',
         description='Asks a trained model the tasks of lm-evaluation-harness, and keeps its scores by item.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument(
         'checkpoint', metavar='RUN', help="a run's directory (its best checkpoint) or a checkpoint"
