@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # row.
 ORDER = (
     {'new', 'compare'},
-    {'routing'},
+    {'evaluation', 'routing'},
     {'train'},
     {'plots', 'generate', 'export'},  # a run draws its curves and writes a sample when it ends
     {'checks', 'huggingface'},

@@ -77,7 +77,7 @@ def test_the_core_has_no_branch_for_an_experiment():
                     )
 
 
-MODULES = {'PyYAML': 'yaml'}  # where a package is imported under another name
+MODULES = {'PyYAML': 'yaml', 'lm-eval': 'lm_eval'}  # where a package is imported under another name
 
 
 def test_every_dependency_is_used_and_explained():

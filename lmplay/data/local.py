@@ -35,10 +35,8 @@ SUFFIXES = {
 }
 BOM = b'\xef\xbb\xbf'
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-SAVED = (
-    'dataset_dict.json',
-    'dataset_info.json',
-)  # in a folder that `datasets` saved: of several splits, of one
+# in a folder that `datasets` saved: of several splits, of one
+SAVED = ('dataset_dict.json', 'dataset_info.json')
 
 
 def _zstd(file: Path, mode: str) -> io.BufferedReader:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase, LMOutput
+from ..device import without_cudnn_attention
 from ..errors import ExperimentError, UserError
 from ..modules.matmul import speed_up_linears
 from ..tokenizers import Tokenizer, as_tokenizer
@@ -43,14 +44,15 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stop_token: int | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the prompt and without `stop_token`, at which a row ends.
 
     An empty prompt begins after the end of a text. Rows are sampled each with its own random numbers, which
     follow from (seed, row), and run unpadded: a longer prompt is fed token by token while shorter ones are
     already being continued. So a row's text does not depend on what else is in its batch. `on_token(row,
-    token)` sees each token as soon as it is chosen. Sampling: see `Sampling`.
+    token)` sees each token as soon as it is chosen, and ends the row where it returns true. Sampling: see
+    `Sampling`.
 
     Raises UserError for a setting out of range, or a prompt with an id outside of the vocabulary.
     """
@@ -82,6 +84,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], n_vocab: int) -> None:
             )
 
 
+@without_cudnn_attention()
 @torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token
 def _continue(
     model: LMBase,
@@ -89,20 +92,17 @@ def _continue(
     sampling: Sampling,
     vocab: int,
     seed: int,
-    on_token: Callable[[int, int], None],
+    on_token: Callable[[int, int], object],
 ) -> None:
     device = next(model.parameters()).device
     chosen_on = torch.device('cpu') if device.type == 'mps' else device  # mps has no float64
     generators = [_generator(seed, row) for row in range(len(texts.rows))]
     seen = texts.seen(vocab, chosen_on) if sampling.repetition_penalty != 1 else None
     window = _Window(model)
-    length = min(
-        texts.prompt_lengths
-    )  # tokens of each row that the model has been fed, once `logits` has run
+    length = min(texts.prompt_lengths)  # tokens of each row that the model has seen once `logits` has run
     while texts.unfinished:
-        logits = window.logits(texts.rows, length)[:, :vocab].to(
-            chosen_on, torch.float32
-        )  # a head may be padded
+        # a head may be padded beyond the vocabulary
+        logits = window.logits(texts.rows, length)[:, :vocab].to(chosen_on, torch.float32)
         if seen is not None:
             logits = sampling.penalise(logits, seen)
         chosen = sampling.pick(logits, _uniform(generators, length, texts.prompt_lengths).to(chosen_on))
@@ -132,7 +132,7 @@ class _Texts:
             seen[row, tokens] = True
         return seen
 
-    def take(self, chosen: list[int], length: int, on_token: Callable[[int, int], None]) -> None:
+    def take(self, chosen: list[int], length: int, on_token: Callable[[int, int], object]) -> None:
         """Appends what was chosen after the first `length` tokens, to rows that are past their prompt."""
         for row, token in enumerate(chosen):
             if length < self.prompt_lengths[row]:
@@ -144,8 +144,7 @@ class _Texts:
                 self.unfinished.remove(row)
                 continue
             self.new[row].append(token)
-            on_token(row, token)
-            if len(self.new[row]) == self.max_new_tokens:
+            if on_token(row, token) or len(self.new[row]) == self.max_new_tokens:
                 self.unfinished.remove(row)
 
 
@@ -178,8 +177,7 @@ class _Window:
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             raise ExperimentError(
                 f'forward of {type(self.model).__name__} must return logits (B, T, V), or (logits, cache) '
-                'when it is given '
-                f'a cache, to generate text; given: {type(logits).__name__}.'
+                f'when it is given a cache, to generate text; given: {type(logits).__name__}.'
             )
         return logits[:, -1]
 

@@ -689,6 +689,7 @@ def some_figures(world):
     assert '1.0187 | 2.77' in readme and '0.8720 | 2.39' in readme
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize('document, quote, check', ITEMS)
 def test_what_the_documents_show(document, quote, check, world):
     check(world)
