@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError, UserError
+from ..files import user_path
 from ..runs.finished import (
     NOT_SETTINGS,
     SETTINGS,
@@ -31,12 +32,12 @@ FINGERPRINTS = {
 def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
     """Every finished run at or below these directories. Raises DataError for one that has none."""
     runs: dict[Path, FinishedRun] = {}
-    for place in places:
-        if not Path(place).is_dir():
+    for place in map(user_path, places):
+        if not place.is_dir():
             raise DataError(f"No directory '{place}'.")
         found = [
             f.parent
-            for f in find_below(Path(place), SUMMARY)
+            for f in find_below(place, SUMMARY)
             if (f.parent / STAGES).is_file() and TRIALS not in f.relative_to(place).parts
         ]
         if not found:
@@ -61,8 +62,8 @@ def find_started(places: Iterable[Path]) -> dict[Path, str]:
     """Folder -> why a run at or below these directories ended early, or that it has not ended."""
     return {
         file.parent: _why_unfinished(file.parent)
-        for place in places
-        for file in find_below(Path(place), SETTINGS)
+        for place in map(user_path, places)
+        for file in find_below(place, SETTINGS)
         if not (file.parent / SUMMARY).is_file() and TRIALS not in file.relative_to(place).parts
     }
 

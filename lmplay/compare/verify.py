@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..files import user_path
 from ..runs.checkpoint import WEIGHTS
 from ..runs.finished import FinishedRun, read_run
 from ..runs.source import ORIGINS, SOURCE, changed_source
@@ -60,7 +61,8 @@ def verify(report: str | Path, *, device: str = 'auto', say: Callable[[str], Non
     report: its page or directory. The source that the runs kept is what is trained, so this runs code of that
     directory. Raises UserError for a comparison that was changed by hand or cannot be trained here.
     """
-    out = Path(report).parent if Path(report).is_file() else Path(report)
+    out = user_path(report)
+    out = out.parent if out.is_file() else out
     receipt = read_receipt(out)
     devices = devices_of(receipt['device'] if device == 'auto' else device)
     if not devices[0].startswith(receipt['device']):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..cli import CommandParser, run_command
 from ..errors import UserError
+from ..files import user_path
 
 # keys of state.json that are left out; the first three are written anew
 TRAINING = ('format', 'lmplay', 'sizes', 'logs', 'log_checksums', 'record', 'aliases')
@@ -48,8 +49,8 @@ def clean(path: Path, out: Path, *, exp: str | None = None) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
-    path = Path(args.model)
-    out = Path(args.model_out) if args.model_out else path.with_name(f'{path.name}_clean')
+    path = user_path(args.model)
+    out = user_path(args.model_out) if args.model_out else path.with_name(f'{path.name}_clean')
     print(clean(path, out, exp=args.exp))
 
 

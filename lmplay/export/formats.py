@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
 from ..errors import CheckpointError, UserError, unknown
-from ..files import new_folder
+from ..files import new_folder, user_path
 from ..runs.checkpoints import find_checkpoint
 from ..runs.finished import SETTINGS
 from ..runs.load import load_model
@@ -51,7 +51,7 @@ def export(
     model, state = load_model(path, exp=exp)
     if exp is not None:
         state = state | {'exp': find_entry(exp).name}
-    writers, folder = FORMATS | type(model).exports, Path(to)
+    writers, folder = FORMATS | type(model).exports, user_path(to)
     if format not in (HUGGINGFACE, *writers):
         raise UserError(unknown('format', format, [HUGGINGFACE, *writers], model.name))
     try:
