@@ -92,10 +92,9 @@ def test_the_page_shows_a_table(trained, tmp_path):
         run_of(tmp_path / str(number) / '0', 0, 0.5, run=run.summary['checksum'])
         runs[label] = [replace(run, folder=tmp_path / str(number) / '0')]
     findings = judge(runs) | {'title': 'base, a<b', 'plan': 'p', 'budget': None, 'tuning': None}
-    about = dict(
-        pictures={}, routing={}, tolerance=0.05, metric='loss', xrays={}, axis='tokens', out=tmp_path
-    )
-    text = page('report.html.j2', f=findings, sources={}, kept={}, **about)
+    about = dict(pictures={}, routing={}, tolerance=0.05, metric='loss', xrays={}, axis='tokens')
+    about |= dict(sources={}, kept={}, out=tmp_path)
+    text = page('report.html.j2', f=findings, **about)
     section = text[text.index('id="tasks"') : text.index('id="cost"')]
     assert 'Task scores' in section and 'acc, higher is better' in section and 'a&lt;b' in section
     assert '<a href="#tasks">' in text
@@ -103,5 +102,5 @@ def test_the_page_shows_a_table(trained, tmp_path):
     for members in runs.values():  # without scores there is no such section
         shutil.rmtree(members[0].folder)
     without = findings | {'tasks': compare_tasks(runs)}
-    assert 'id="tasks"' not in page('report.html.j2', f=without, sources={}, kept={}, **about)
+    assert 'id="tasks"' not in page('report.html.j2', f=without, **about)
     assert 'tasks.csv' not in tables(without, runs)

@@ -68,6 +68,7 @@ def test_heads_share_the_bytes_among_domains_and_documents():
     assert sizes == {'a': 30, 'b': 10, 'c': 15} and [h.whole for h in found if h.text[0] == 'b'] == [True]
     whole = heads(chosen, BytesTokenizer(), max_bytes=10_000, least=5)
     assert all(head.whole for head in whole) and sum(len(h.text.encode()) for h in whole) == 260
+    assert {len(h.text) for h in heads(chosen, BytesTokenizer(), max_bytes=999, least=5, most=7)} == {7, 5}
     assert [item['text'] for item in bits_per_byte_items(found)] == [head.text for head in found]
     with pytest.raises(DataError, match='no text'):
         bits_per_byte_items([])
