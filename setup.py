@@ -16,7 +16,12 @@ test = [
     'hypothesis>=6.100',
     'ruff>=0.6',
     'tensorboard>=2.17',
+    'optuna>=4.0',
+    'nbclient>=0.10',
+    'nbformat>=5.10',
+    'ipykernel>=6.29',
 ]
+docs = ['mkdocs>=1.6', 'mkdocs-material>=9.6']
 setup(
     name='lmplay',
     version=version,
@@ -50,15 +55,19 @@ setup(
         'jinja2>=3.1',
         'PyYAML>=6.0',
         'xxhash>=3.4',
+        'shtab>=1.7',
     ],
     extras_require={
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
         'wandb': ['wandb>=0.18'],
+        'trackio': ['trackio>=0.20'],
+        'sweep': ['optuna>=4.0'],
         'slurm': ['submitit>=1.5.2'],
         'eval': ['lm-eval>=0.4.13'],
         'benchmark': [*benchmark, 'accelerate>=1.1'],
-        'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
+        'docs': docs,
+        'dev': [*test, *docs, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={
         'console_scripts': [

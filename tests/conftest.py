@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lmplay.base import runner_list
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -37,6 +39,30 @@ def cache(tmp_path_factory) -> Path:
 def own_cache(cache, monkeypatch):
     """Token stores and tokenizers of tests go to a folder of the test session."""
     monkeypatch.setenv('LMP_DATASETS', str(cache))
+
+
+@pytest.fixture(autouse=True)
+def own_experiments():
+    """Experiments that a test names by their files are unknown to the next test."""
+    known, imported = dict(runner_list._registered), set(runner_list._imported)
+    broken, modules = dict(runner_list._broken), set(sys.modules)
+    yield
+    for registry, before in ((runner_list._registered, known), (runner_list._broken, broken)):
+        for name, new in list(registry.items()):
+            if new.module.endswith('.py') and before.get(name) is not new:
+                runner_list._imported.difference_update({Path(new.file)} - imported)
+                del registry[name]
+                registry.update({name: before[name]} if name in before else {})
+    for name in set(sys.modules) - modules:
+        if name.startswith(runner_list.USER_PACKAGE):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Runs of this process draw no curves, which takes longer than most of their training."""
+    if 'pictures' not in request.keywords:
+        monkeypatch.setattr('lmplay.train.finish.plot_run', lambda run: Path(run) / 'curves.png')
 
 
 @pytest.fixture(scope='session')

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from lmplay.device import datasheet_flops, is_out_of_memory, measured_flops
+from lmplay.device import datasheet_flops, is_out_of_memory, measured_flops, seed_all
 from lmplay.errors import UserError
 
 
@@ -94,3 +94,11 @@ def test_mixed_precision_leaves_full_precision_products_full():
         'assert not torch.backends.cuda.matmul.allow_tf32'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_seeds_are_those_of_torch():
+    seed_all(7)
+    ours = torch.rand(5)
+    torch.manual_seed(7)
+    assert torch.equal(ours, torch.rand(5))
+    assert torch.initial_seed() == 7

@@ -311,8 +311,7 @@ class BasicModelRunner:
         if model.tokenizer is None:
             raise ExperimentError(
                 f'{self.model_class.__name__} sets no tokenizer: self.tokenizer = '
-                "tiktoken.get_encoding('gpt2') "
-                f'is the usual one.'
+                "tiktoken.get_encoding('gpt2') is the usual one."
             )
         own = {k: v for k, v in self.parameters.items() if k != 'tokenizer'}
         model.hyperparameters = own | model.hyperparameters

@@ -146,9 +146,8 @@ def find_entry(name: str, *, written_in: str | None = None) -> Entry:
         if written_in is not None:
             _require_named(path[0], name, written_in)
         match = _find_in_file(*path, given=name)
-    if (
-        match is None
-    ):  # a broken file hides its names; the file's folder or entry point usually bears one of them
+    # a broken file hides its names; its folder or entry point usually bears one of them
+    if match is None:
         match = next((e for e in entries if e.error and name in (e.name, Path(e.file).parent.name)), None)
     if match is None:
         broken = ', '.join(e.name for e in entries if e.error)

@@ -8,6 +8,7 @@ import torch
 
 from ..base.base_model import BasicModelRunner, LMBase
 from ..base.runner_list import find_runner
+from ..device import seed_all
 from ..errors import UserError
 from .contract import Finding, check_contract, is_too_large, require_contract
 
@@ -36,7 +37,7 @@ def smallest_parameters(name: str) -> dict:
 
 def smallest(name: str, device: str = 'cpu') -> LMBase:
     """An experiment's model at its smallest size."""
-    torch.manual_seed(0)
+    seed_all(0)
     return find_runner(name).function(**smallest_parameters(name)).build(device)
 
 
@@ -69,7 +70,7 @@ def check_experiment(name: str) -> Iterator[Finding]:
     try:
         find_runner(name).function().build('meta')
         runner = narrow(name)
-        torch.manual_seed(0)
+        seed_all(0)
         model = runner.build()
     except Exception as error:  # noqa: BLE001  an experiment may raise anything; it becomes the finding
         problem = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'

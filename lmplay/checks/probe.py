@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..base.base_model import LMBase, LMOutput
 from ..base.fusion import fused_head
+from ..device import seed_all
 from ..tokenizers import as_tokenizer
 
 CHECK = 'check'  # the stage that steps taken here belong to
@@ -123,7 +124,7 @@ class Probe:
     def prepare(self, *, training: bool, seed: int = SEED) -> None:
         """Mode, and the random numbers of a seed for the next pass, wherever the model draws them from."""
         self.model.train(training)
-        torch.manual_seed(seed)
+        seed_all(seed)
         random.seed(seed)
         np.random.seed(seed)
         for module in self.model.modules():
@@ -213,7 +214,7 @@ class Probe:
     def rebuilt(self) -> LMBase:
         """The model built again with other random numbers; memory that nothing was written to is NaN."""
         assert self.rebuild is not None
-        torch.manual_seed(OTHER_SEED)
+        seed_all(OTHER_SEED)
         random.seed(OTHER_SEED)
         np.random.seed(OTHER_SEED)
         mode = torch.get_deterministic_debug_mode()

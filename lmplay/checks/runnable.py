@@ -59,9 +59,8 @@ def _check_same(model: LMBase, logits: Tensor, features: Tensor | LMOutput) -> N
     given = features.features if isinstance(features, LMOutput) else features
     other = model.fc(given)[..., : logits.shape[-1]].float()
     difference = float('nan') if logits.is_meta else (logits.float() - other).abs().max().item()
-    if (
-        difference > 0 and difference > 1e-5 * other.abs().max().item()
-    ):  # capped logits differ by little at first
+    # capped logits differ by little at first
+    if difference > 0 and difference > 1e-5 * other.abs().max().item():
         raise ExperimentError(
             f'{name}.forward(x) and {name}.fc({name}.features(x)) are not the same (logits differ by up to '
             f'{difference:.3g}). Drop `forward` if the second is meant, or rename `features` if the first is.'

@@ -88,9 +88,8 @@ def save(figure, name: str, folder: Path) -> str:
 
 
 def new_figure(height: float = HEIGHT):
-    from matplotlib.figure import (
-        Figure,
-    )  # unlike pyplot it needs no display and shares no state with a caller's
+    # unlike pyplot, it needs no display and shares no state with a caller's figures
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     return figure, figure.subplots()

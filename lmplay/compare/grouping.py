@@ -18,6 +18,7 @@ from ..runs.finished import (
 )
 from ..runs.recorder import read_metrics
 
+TRIALS = 'tuning'  # the folder in which a comparison keeps the runs of its search for a learning rate
 METRICS = {'loss': 'nats per token', 'bits_per_byte': 'bits per byte'}
 FINGERPRINTS = {
     'data': 'the training data or its order',
@@ -36,8 +37,8 @@ def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
         found = [
             f.parent
             for f in find_below(Path(place), SUMMARY)
-            if (f.parent / STAGES).is_file() and 'tuning' not in f.relative_to(place).parts
-        ]  # 'tuning' holds the trials of a comparison
+            if (f.parent / STAGES).is_file() and TRIALS not in f.relative_to(place).parts
+        ]
         if not found:
             raise DataError(f"'{place}' holds no finished run, here or below.")
         runs |= {f.resolve(): read_run(f) for f in found}
@@ -62,7 +63,7 @@ def find_started(places: Iterable[Path]) -> dict[Path, str]:
         file.parent: _why_unfinished(file.parent)
         for place in places
         for file in find_below(Path(place), SETTINGS)
-        if not (file.parent / SUMMARY).is_file() and 'tuning' not in file.relative_to(place).parts
+        if not (file.parent / SUMMARY).is_file() and TRIALS not in file.relative_to(place).parts
     }
 
 

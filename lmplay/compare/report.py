@@ -23,6 +23,7 @@ from .judge import TOLERANCE
 from .numbers import figure_text, number, visible
 from .prepare import safe
 from .statistics import FEW_DOCUMENTS
+from .sweep import told_settings
 from .words import FIGURES, seeds_text, sequence_text, signed
 
 PAGE, NUMBERS = 'report.html', 'results.json'
@@ -255,6 +256,7 @@ def page(template: str, **content) -> str:
         'number': number,
         'signed': signed,
         'visible': visible,
+        'settings': told_settings,
         'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>'))),
     }
     environment.globals |= {

@@ -17,9 +17,8 @@ from .statistics import t_quantile
 FIRST, MAXIMUM, MOST = 3, 20, 100  # the first look; the default maximum, and the largest that can be given
 TAU = 2.0  # effects that `auto:open` is tuned to, in standard deviations
 PATHS = 200_000  # simulated for the level of `auto`
-TEXT_LIMITS = (
-    0.25  # more seeds do not help where their part of the interval is that small beside the documents'
-)
+# more seeds do not help where their part of the interval is below this share of the documents' part
+TEXT_LIMITS = 0.25
 
 
 @functools.cache

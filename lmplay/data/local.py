@@ -33,10 +33,8 @@ SUFFIXES = {
     '.md': 'text',
 }
 BOM = b'\xef\xbb\xbf'
-SAVED = (
-    'dataset_dict.json',
-    'dataset_info.json',
-)  # in a folder that `datasets` saved: of several splits, of one
+# in a folder that `datasets` saved: of several splits, of one
+SAVED = ('dataset_dict.json', 'dataset_info.json')
 
 
 def _zstd(file: Path, mode: str) -> io.BufferedReader:

@@ -6,20 +6,16 @@ import sys
 from ..cli import CommandParser, cell, run_command
 from ..errors import UserError
 
-EPILOG = """\
-examples:
-  lmp_eval runs/mine                                          the three tasks that come with lmplay
-  lmp_eval runs/mine --tasks agreement tasks/ arc_easy        ours, a folder of task files, one of lm_eval's
-  lmp_eval runs/mine --tasks bits_per_byte --data book.txt    on a text of your own
-Scores go to evaluation/ in the run, and into the reports of lmp_compare about runs that have them."""
-
 
 def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_eval',
-        description='Asks a trained model the tasks of lm-evaluation-harness, and keeps its scores by item.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Asks a trained model the tasks of lm-evaluation-harness. Its scores, by item, go to '
+        'evaluation/ in the run, and into reports of lmp_compare.',
+        examples="""
+            lmp_eval runs/mine                                        the three tasks that come with lmplay
+            lmp_eval runs/mine --tasks agreement my_tasks/ arc_easy   ours, a folder of task files, lm_eval's
+            lmp_eval runs/mine --tasks bits_per_byte --data book.txt  on a text of your own""",
     )
     p.add_argument(
         'checkpoint', metavar='RUN', help="a run's directory (its best checkpoint) or a checkpoint"

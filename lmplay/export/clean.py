@@ -7,14 +7,8 @@ from pathlib import Path
 from ..cli import CommandParser, run_command
 from ..errors import UserError
 
-TRAINING = (
-    'format',
-    'lmplay',
-    'sizes',
-    'logs',
-    'record',
-    'aliases',
-)  # of state.json; the first three are written again
+# keys of state.json that are left out; the first three are written anew
+TRAINING = ('format', 'lmplay', 'sizes', 'logs', 'log_checksums', 'record', 'aliases')
 
 
 def parser() -> CommandParser:
@@ -22,6 +16,9 @@ def parser() -> CommandParser:
         'lmp_cleanmodel',
         description='Writes a checkpoint without what only training needs: the state of the optimizer. The '
         'result, a third of the size, serves lmp_generator, lmp_routing, lmp_export and --initial-model.',
+        examples="""
+            lmp_cleanmodel runs/gpt2ish-quickstart
+            lmp_cleanmodel runs/gpt2ish-quickstart/checkpoints/last --model-out small""",
     )
     p.add_argument('model', metavar='RUN', help="a run's directory (its best checkpoint) or a checkpoint")
     p.add_argument('--model-out', metavar='DIR', help='a new folder (default: RUN_clean)')

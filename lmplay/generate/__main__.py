@@ -15,6 +15,9 @@ def parser() -> CommandParser:
     p = CommandParser(
         'lmp_generator',
         description='Continues prompts with a trained model. The checkpoint names experiment and tokenizer.',
+        examples="""
+            lmp_generator runs/gpt2ish-quickstart --prompt 'def main('
+            lmp_generator runs/gpt2ish-quickstart --prompt-file story.txt --temperature 0.5""",
     )
     _add_model_options(p)
     _add_prompt_options(p)
@@ -68,9 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser().parse_args(in_new_words(sys.argv[1:] if argv is None else argv, GENERATOR))
-    if (
-        args.checkpoint is not None and args.model is not None
-    ):  # as in the original lmplay: PROMPT --model PATH
+    # as in the original lmplay: PROMPT --model PATH
+    if args.checkpoint is not None and args.model is not None:
         prompts = args.prompt_file if Path(args.checkpoint).is_file() else args.prompt
         prompts.append(args.checkpoint)
         args.checkpoint = None

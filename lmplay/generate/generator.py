@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase, LMOutput
+from ..device import without_cudnn_attention
 from ..errors import ExperimentError, UserError
 from ..modules.matmul import speed_up_linears
 from ..tokenizers import Tokenizer, as_tokenizer
@@ -83,6 +84,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], n_vocab: int) -> None:
             )
 
 
+@without_cudnn_attention()
 @torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token
 def _continue(
     model: LMBase,
@@ -97,13 +99,10 @@ def _continue(
     generators = [_generator(seed, row) for row in range(len(texts.rows))]
     seen = texts.seen(vocab, chosen_on) if sampling.repetition_penalty != 1 else None
     window = _Window(model)
-    length = min(
-        texts.prompt_lengths
-    )  # tokens of each row that the model has been fed, once `logits` has run
+    length = min(texts.prompt_lengths)  # tokens of each row that the model has seen once `logits` has run
     while texts.unfinished:
-        logits = window.logits(texts.rows, length)[:, :vocab].to(
-            chosen_on, torch.float32
-        )  # a head may be padded
+        # a head may be padded beyond the vocabulary
+        logits = window.logits(texts.rows, length)[:, :vocab].to(chosen_on, torch.float32)
         if seen is not None:
             logits = sampling.penalise(logits, seen)
         chosen = sampling.pick(logits, _uniform(generators, length, texts.prompt_lengths).to(chosen_on))
@@ -178,8 +177,7 @@ class _Window:
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             raise ExperimentError(
                 f'forward of {type(self.model).__name__} must return logits (B, T, V), or (logits, cache) '
-                'when it is given '
-                f'a cache, to generate text; given: {type(logits).__name__}.'
+                f'when it is given a cache, to generate text; given: {type(logits).__name__}.'
             )
         return logits[:, -1]
 

@@ -249,9 +249,8 @@ def _finish(axes, x: str, title: str, unit: str, pad: float = 6):
 
 
 def _figure(rows: int, columns: int):
-    from matplotlib.figure import (
-        Figure,
-    )  # unlike pyplot it needs no display and shares no state with a caller's
+    # unlike pyplot, it needs no display and shares no state with a caller's figures
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4 * columns, 4.2 * rows + 0.5), layout='constrained', dpi=120)
     return figure, figure.subplots(rows, columns, squeeze=False)

@@ -32,10 +32,8 @@ def _areas(step, load_PE, name):
         step, load_EP = np.repeat(step, 2) + [-0.5, 0.5], np.repeat(load_EP, 2, 1)
     ends = [0.0]
     for e, band in enumerate(axes.stackplot(step, load_EP, edgecolor=FACE, lw=0.4)):
-        hue, shade = (
-            COLOURS[(e + e // HUES * 3) % HUES],
-            (0.9, 0.5, 0.25)[e // HUES],
-        )  # neighbours differ in hue
+        # neighbours differ in hue
+        hue, shade = COLOURS[(e + e // HUES * 3) % HUES], (0.9, 0.5, 0.25)[e // HUES]
         band.set_facecolor((*to_rgb(hue), shade))
         ends.append(ends[-1] + load_EP[e, -1])
         if load_EP[e, -1] > 0.02:

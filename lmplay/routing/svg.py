@@ -57,9 +57,8 @@ def themed(picture: str) -> str:
 
 
 def new_figure(width: float, height: float, rows: int = 1):
-    from matplotlib.figure import (
-        Figure,
-    )  # unlike pyplot it needs no display and shares no state with a caller's
+    # unlike pyplot, it needs no display and shares no state with a caller's figures
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout='constrained')
     return figure, figure.subplots(rows, 1, squeeze=False)[:, 0]

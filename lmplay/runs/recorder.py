@@ -4,25 +4,26 @@ metrics.jsonl         everything, one object per line; `kind` is train, validati
 train_stats.csv       the original lmplay's columns: iter (samples), accuracy, loss, tokens
 validate_stats.csv    the same
 samples.jsonl         now and then a prompt, its truth and the model's prediction
-tensorboard/, wandb/  on request; their step axis is samples
+tensorboard/, wandb/  on request (trackers.py); their step axis is samples
 """
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..errors import DataError, UserError, unknown
+import xxhash
+
+from ..errors import DataError
 from ..files import from_json
 from .formats import Record, checked
+from .trackers import TrackedRun, Trackers, find_trackers
 
 log = logging.getLogger(__name__)
 
@@ -100,68 +101,15 @@ def _numbers(value: Sequence) -> Iterator[float]:
             yield v
 
 
-class _TensorBoard:
-    def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        folder = run_dir / 'tensorboard'
-        if resumed_at is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        # purges what an interrupted run wrote after its last checkpoint
-        self.writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
-        if resumed_at is None and config:
-            self.writer.add_text('config', f'```json\n{json.dumps(plain(config), indent=1)}\n```')
-
-    def scalars(self, scalars: dict[str, float], samples: int):
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, samples)
-
-    def flush(self):
-        self.writer.flush()
-
-    def close(self):
-        self.writer.close()
-
-
-class _Wandb:
-    def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        import wandb  # pyright: ignore[reportMissingImports]  an optional dependency
-
-        id_file = run_dir / 'wandb_id'
-        if resumed_at is None or not id_file.is_file():
-            id_file.write_text(secrets.token_hex(4), encoding='utf-8')
-        # W&B drops records of steps it already has, which are those that a resumed run repeats.
-        self.run = wandb.init(
-            project='lmplay',
-            id=id_file.read_text(encoding='utf-8').strip(),
-            resume='allow',
-            name=run_name or None,
-            dir=str(run_dir),
-            config=plain(config),
-        )
-
-    def scalars(self, scalars: dict[str, float], samples: int):
-        self.run.log(scalars, step=samples)
-
-    def flush(self):
-        pass  # a process of its own does that
-
-    def close(self):
-        self.run.finish()
-
-
-REPORTERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
-
-
 class Recorder:
     """Writes what a run records into its directory.
 
-    report_to  any of 'tensorboard', 'wandb'
+    report_to  names of trackers (trackers.py)
     offsets    what `offsets()` returned for the checkpoint that is resumed: logs are cut back to it, so that
                nothing is recorded twice. None for a fresh start, which removes the logs of an earlier
                history.
 
-    Raises UserError for an unknown or uninstalled reporter.
+    Raises UserError for a tracker that is unknown, is not installed, or can't be started.
     """
 
     def __init__(
@@ -173,22 +121,17 @@ class Recorder:
         run_name: str = '',
         config: dict | None = None,
     ):
-        for name in report_to:
-            if name not in REPORTERS:
-                raise UserError(unknown('reporter', name, REPORTERS, '--report-to'))
-            if importlib.util.find_spec(name) is None:
-                raise UserError(f'Reporting to {name} needs the package {name}: pip install lmplay[{name}].')
+        makers = find_trackers(report_to)
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._digests = {name: xxhash.xxh3_128() for name in LOGS}  # of all that the logs hold
         self._files = {name: self._open(name, (offsets or {}).get(name, 0)) for name in LOGS}
         self._flushed = time.monotonic()
         resumed_at = None
         if offsets is not None:
             resumed_at = max((r.get('samples') or 0 for r in read_metrics(self.run_dir)), default=0)
-        self._reporters = [
-            REPORTERS[name](self.run_dir, resumed_at, run_name, config or {})
-            for name in dict.fromkeys(report_to)
-        ]
+        tracked = TrackedRun(self.run_dir, run_name, plain(config or {}), resumed_at)
+        self._trackers = Trackers(makers, tracked)
 
     def _open(self, name: str, offset: int):
         path = self.run_dir / name
@@ -200,13 +143,19 @@ class Recorder:
             )
             offset = path.read_bytes().rfind(b'\n') + 1
         file.truncate(offset)
-        file.seek(offset)
+        file.seek(0)
+        self._digests[name].update(file.read())
         if name.endswith('.csv') and not offset:
-            file.write(CSV_HEADER.encode())
+            self._append(file, name, CSV_HEADER)
         return file
 
+    def _append(self, file: IO[bytes], name: str, line: str):
+        written = line.encode('utf-8', 'backslashreplace')  # what JSON calls lone surrogates
+        file.write(written)
+        self._digests[name].update(written)
+
     def _write(self, name: str, line: str, *, flush: bool):
-        self._files[name].write(line.encode('utf-8', 'backslashreplace'))  # what JSON calls lone surrogates
+        self._append(self._files[name], name, line)
         if flush or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -225,10 +174,9 @@ class Recorder:
         )
         self._write(csv, ','.join(values) + '\n', flush=False)
         self._write(METRICS, to_json({'kind': kind, **record}) + '\n', flush=rare)
-        if self._reporters:
+        if self._trackers:
             scalars = {f'{kind}/{tag}': value for tag, value in _scalars(record)}
-            for reporter in self._reporters:
-                reporter.scalars(scalars, int(record['samples']))
+            self._trackers.log(scalars, int(record['samples']))
 
     def train(self, record: Mapping[str, Any]) -> None:
         """A point of the training curve: samples, tokens, loss, and any other numbers, tensors and lists."""
@@ -253,9 +201,12 @@ class Recorder:
         self.flush()
         for file in self._files.values():
             os.fsync(file.fileno())
-        for reporter in self._reporters:
-            reporter.flush()
+        self._trackers.flush()
         return {name: file.tell() for name, file in self._files.items()}
+
+    def checksums(self) -> dict[str, str]:
+        """XXH3-128 of each log as it stands, for the checkpoint that is written next."""
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
     def removed(self) -> str | None:
         """The name of the first log that is no longer where it is written; None where all are."""
@@ -277,8 +228,7 @@ class Recorder:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        for reporter in self._reporters:
-            reporter.close()
+        self._trackers.close()
 
 
 class NoRecorder:
@@ -295,6 +245,9 @@ class NoRecorder:
     def offsets(self) -> dict[str, int]:
         return {}
 
+    def checksums(self) -> dict[str, str]:
+        return {}
+
     def flush(self) -> None: ...
 
     def removed(self) -> None: ...
@@ -302,6 +255,18 @@ class NoRecorder:
     def copy(self, folder: Path) -> None: ...
 
     def close(self) -> None: ...
+
+
+def changed_log(run_dir: Path, offsets: Mapping[str, int], checksums: Mapping[str, str]) -> str | None:
+    """The name of the first log that does not begin with the `offsets[name]` bytes that were written; None
+    where all do."""
+    for name, expected in checksums.items():
+        written = b''
+        with contextlib.suppress(FileNotFoundError), open(run_dir / name, 'rb') as file:
+            written = file.read(offsets[name])
+        if xxhash.xxh3_128(written).hexdigest() != expected:
+            return name
+    return None
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

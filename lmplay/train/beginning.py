@@ -73,6 +73,7 @@ class Beginner:
 
     def resumed(self, saved: SavedRun) -> Beginning:
         """Where the checkpoint stands; a run that may not change as it has is refused."""
+        saved.check_logs()
         state, before = saved.train_state, saved.record
         model, data, now = self._at(self.stages[state.stage], saved)
         require_same(self.directory.path, before, now)

@@ -9,10 +9,12 @@ import torch
 
 from ..data.held_out import HeldOut
 from ..data.rows import IGNORE, Batch
-from ..device import Compute
+from ..device import Compute, without_cudnn_attention
 from ..tokenizers import as_tokenizer
 from .objective import Objective
 from .ranks import ALONE, Ranks
+
+Examples = dict[str, tuple[tuple[bool, int], tuple]]  # domain -> where it stands, (x, y, prediction)
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Evaluator:
     compute: Compute
     padding_scored: bool = False
 
+    @without_cudnn_attention()
     @torch.no_grad()
     def evaluate(
         self, objective: Objective, *, sequences_per_batch: int = 8, ranks: Ranks = ALONE
@@ -73,7 +76,7 @@ class Evaluator:
         device = self.compute.device
         documents = self.held_out.documents
         sums = _Sums(len(documents))
-        examples: dict[str, tuple[tuple[bool, int], tuple]] = {}
+        examples: Examples = {}
         batches = enumerate(self.held_out.batches(sequences_per_batch))
         for (number, batch), own in ranks.dealt(batches):
             x, y, lengths = (t.to(device) for t in (batch.x, batch.y, batch.lengths))
@@ -96,13 +99,7 @@ class Evaluator:
                 sums.add_padding(losses, scored & ~mask)
         if not ranks.alone:
             sums.join(ranks)
-            found = [item for own in ranks.gathered(examples) for item in own.items()]
-            examples = {
-                domain: min((e for d, e in found if d == domain), key=lambda e: e[0]) for domain, _ in found
-            }
-            examples = {
-                domain: examples[domain] for domain in sorted(examples, key=lambda d: examples[d][0][1])
-            }
+            examples = _first_of_all(ranks.gathered(examples))
         table = {
             'hash': np.array([d['hash'] for d in documents], np.uint64),
             'domain': np.array([d['domain'] for d in documents]),
@@ -116,6 +113,15 @@ class Evaluator:
             metrics |= sums.with_padding()
         shown = {domain: example for domain, (_, example) in examples.items()}
         return Evaluation(metrics, sums.model_metrics(), table, shown)
+
+
+def _first_of_all(of_ranks: list[Examples]) -> Examples:
+    """The first example of each domain, in the order of the batches that hold them."""
+    first: Examples = {}
+    for domain, example in (item for own in of_ranks for item in own.items()):
+        if domain not in first or example[0] < first[domain][0]:
+            first[domain] = example
+    return dict(sorted(first.items(), key=lambda item: item[1][0][1]))
 
 
 class _Sums:

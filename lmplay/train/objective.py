@@ -74,9 +74,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_features[start : start + len(x)] = (
                         matmul(grad, w.t()) * (scored.to(dtype) * row_scale)[:, None]
                     )
-                if (
-                    grad_weight_DV is not None
-                ):  # this way around the product is up to 1.4 times as fast on a CPU
+                if grad_weight_DV is not None:
+                    # this way around, the product is up to 1.4 times as fast on a CPU
                     grad_weight_DV.add_(
                         matmul(torch.where(scored[:, None], x, 0.0).t(), grad.t()), alpha=scale
                     )
@@ -145,9 +144,8 @@ def _share_right(logits_NV: Tensor, picked_N1: Tensor, largest_N1: Tensor) -> Te
     right = (picked_N1 == largest_N1).to(logits_NV.dtype)
     if logits_NV.device.type != 'cpu':
         return right / (logits_NV == largest_N1).sum(-1, keepdim=True).clamp(min=1)
-    hits = right[:, 0].nonzero()[
-        :, 0
-    ]  # counting ties in every row would take a tenth of the time of the head
+    # counting ties in every row would take a tenth of the time of the head
+    hits = right[:, 0].nonzero()[:, 0]
     right[hits] /= (logits_NV[hits] == largest_N1[hits]).sum(-1, keepdim=True)
     return right
 

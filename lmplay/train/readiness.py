@@ -1,5 +1,6 @@
 """What a plan's stages need, checked before the first step: models, starts, data."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -108,7 +109,9 @@ def _try_start(stage: ResolvedStage, source: Start) -> None:
     for device in ('meta', 'cpu'):
         try:
             model = stage.runner.build(device)
-            warm_start(model, source(device) if callable(source) else source)
+            with warnings.catch_warnings():  # that weights don't get onto the meta device is what is wanted
+                warnings.filterwarnings('ignore', '.*copying from a non-meta parameter')
+                warm_start(model, source(device) if callable(source) else source)
             return
         except UserError as error:
             raise type(error)(f'Stage "{stage.name}": {error}') from error

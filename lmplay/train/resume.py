@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..runs.checkpoint import OPTIMIZER, STATE, load_optimizer, load_weights, read_state, save_checkpoint
 from ..runs.directory import RunDirectory
 from ..runs.links import LAST, point, restore_links
+from ..runs.recorder import changed_log
 from ..tokenizers import as_tokenizer, load_tokenizer
 from .resolve import ResolvedStage
 from .state import TrainState
@@ -71,10 +72,18 @@ class SavedRun:
         if self.state['stage'] not in list(stages)[at : at + 1]:
             raise CheckpointError(
                 f'The run in \'{self.run_dir}\' has reached stage {at + 1}, "{self.state["stage"]}", and '
-                "this plan's "
-                f'stages are {", ".join(stages)}. Use another --run-dir, or --reset-history to start this '
-                'plan with '
-                f'its weights.'
+                f"this plan's stages are {', '.join(stages)}. Use another --run-dir, or --reset-history to "
+                'start this plan with its weights.'
+            )
+
+    def check_logs(self) -> None:
+        """Raises CheckpointError where a log of the run is not as it was when the checkpoint was written."""
+        checksums = self.state.get('log_checksums') or {}  # which older runs lack
+        if (name := changed_log(self.run_dir, self.state['logs'], checksums)) is not None:
+            raise CheckpointError(
+                f"The run in '{self.run_dir}' can't be resumed, because {name} is not as it was when its "
+                'last checkpoint was written (the checksum differs). Put it back, use another --run-dir, or '
+                "give --reset-history to start the run's history again from its weights."
             )
 
     def load_model(self, stage: ResolvedStage, device: torch.device) -> LMBase:
@@ -111,8 +120,7 @@ class SavedRun:
         if changed:
             raise CheckpointError(
                 f"The run in '{self.run_dir}' is of another architecture: {'; '.join(changed)}. Use another "
-                '--run-dir '
-                f'for this model.'
+                '--run-dir for this model.'
             )
 
 
@@ -153,7 +161,6 @@ def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
     if last.is_symlink() or any(checkpoints.glob('step-*')):
         raise CheckpointError(
             f"The run in '{run_dir}' has no usable checkpoint '{last}': it is missing or points to a damaged "
-            'one. Point it '
-            f"to another (ln -sfn step-... '{last}'), or use another --run-dir."
+            f"one. Point it to another (ln -sfn step-... '{last}'), or use another --run-dir."
         )
     return None

@@ -38,7 +38,8 @@ class StageCheckpoints:
         if not (self.ranks.first or self.sharded):
             return
         states = {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
-        header = self.header | {'progress': self.state.to_dict(), 'logs': self.recorder.offsets()}
+        logs = {'logs': self.recorder.offsets(), 'log_checksums': self.recorder.checksums()}
+        header = self.header | {'progress': self.state.to_dict()} | logs
         # `last` is linked last: resuming trusts it
         links = [*(['best'] if best else []), *([link] if link else []), 'last']
         what = self.state.total_step, self.model, states, header, links

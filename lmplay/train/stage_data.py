@@ -204,6 +204,5 @@ def save_datasets(stages: Sequence[ResolvedStage], *, seed: int, tell: Callable[
         tell(f'Stage "{stage.name}": {ready} are ready.')
     tell(
         f"Tokens are in '{cache_dir()}': copy it, and set LMP_DATASETS to it, on a machine without a "
-        'network. '
-        'Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
+        'network. Pretrained weights are in the Hugging Face cache (~/.cache/huggingface or HF_HOME).'
     )

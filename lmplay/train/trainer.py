@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..base.base_model import LMBase, StepContext
 from ..base.routed import RoutedLM
 from ..data.rows import Batch
-from ..device import Compute, is_out_of_memory, memory_in_use
+from ..device import Compute, is_out_of_memory, memory_in_use, seed_all, without_cudnn_attention
 from ..errors import UserError
 from ..runs.recorder import NoRecorder, Recorder
 from .collapse import CollapseAlarm
@@ -32,6 +32,7 @@ from .objective import Objective
 from .optimizer import clip_gradients, learning_rate, skips_by_itself
 from .parallel import Engine
 from .plan import Stage
+from .profiling import StepProfile
 from .saving import StageCheckpoints
 from .state import TrainState
 from .stopping import StopSignal, StopTraining
@@ -65,15 +66,15 @@ class Trainer:
     console: ConsoleReporter
     checkpoints: StageCheckpoints
     stop: StopSignal
+    profile: StepProfile | None = None
     evaluation: Evaluation | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.ranks = self.engine.ranks
         self.metrics = MetricAccumulator(self.compute.device, self.ranks)
-        self._failed = torch.zeros(
-            (), dtype=torch.int64, device=self.compute.device
-        )  # steps since last logged
+        # steps since the last logging point whose gradient was not finite
+        self._failed = torch.zeros((), dtype=torch.int64, device=self.compute.device)
 
     @property
     def objective(self) -> Objective:
@@ -83,7 +84,9 @@ class Trainer:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
         state, length = self.state, self.length
         self.model.train()
-        with self.loader as batches:
+        lengths_vary = self.stage.packing == 'pad'
+        attention = without_cudnn_attention() if lengths_vary else contextlib.nullcontext()
+        with self.loader as batches, attention, self.profile or contextlib.nullcontext():
             reached = length.reached(state)
             while not reached:
                 self.stop.check()
@@ -96,12 +99,13 @@ class Trainer:
                 state.advance(sequences, batch.tokens, self.flops_per_token * batch.tokens)
                 log_due = length.log_due(state, sequences, total_steps)
                 if log_due and self.compute.device.type == 'cuda':
-                    torch.cuda.synchronize(
-                        self.compute.device
-                    )  # the only place where the loop waits for the device
+                    # the only place where the loop waits for the device
+                    torch.cuda.synchronize(self.compute.device)
                 elapsed = self._agree(time.perf_counter() - began)
                 state.add_seconds(elapsed)
                 self.metrics.end_step(batch, norm, seconds=elapsed, waited=waited)
+                if self.profile is not None:
+                    self.profile.step()
                 if log_due:
                     reached, due = length.reached(state), length.due(state, sequences)
                     self.log(lr)
@@ -119,7 +123,7 @@ class Trainer:
         "auto"; raises UserError otherwise. `before_step` may therefore run more than once for a step.
         """
         context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
-        with self.ranks.joined():
+        with self.ranks.joined():  # a model's own sums, if any, go over all ranks
             while not self._gradient_fits(batch, context, lr):
                 self._release_memory()
             if self.scaler.is_enabled():
@@ -155,7 +159,7 @@ class Trainer:
             return False
 
     def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
-        torch.manual_seed(step_seed(self.seed, self.stage.name, context.step, self.ranks.rank))
+        seed_all(step_seed(self.seed, self.stage.name, context.step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group['lr'] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,9 +169,8 @@ class Trainer:
         self.forward_backward(batch)
 
     def _halve_mini_batch(self, batch: Batch, error: BaseException) -> None:
-        fixed = (
-            self.stage.mini_batch_size != 'auto' or not self.ranks.alone
-        )  # others would wait for this pass
+        # of several ranks, the others would wait for the pass that failed here
+        fixed = self.stage.mini_batch_size != 'auto' or not self.ranks.alone
         if fixed or self.state.mini_batch_size == 1:
             auto = '--mini-batch-size auto, ' if self.ranks.alone else '--mini-batch-size with '
             raise UserError(
@@ -197,6 +200,7 @@ class Trainer:
                 x, y, mask = self._on_device(part)
                 share, last = part.tokens / batch.tokens, part is parts[-1]
                 with self.compute.autocast():
+                    # on one process, the engine calls the objective and does no more
                     micro = self.engine(x, y, mask, scored=batch.scored, tokens_share=share, last=last)
                 self.scaler.scale(micro.objective).backward()
                 if self.scaler.is_enabled():
@@ -270,7 +274,7 @@ class Trainer:
         speed, peak = measured['tokens_per_second'], self.compute.peak_flops
         if peak and speed:
             record['mfu'] = self.flops_per_token * speed / peak
-        self.recorder.train(record)
+        self.recorder.train(record)  # a line of metrics.jsonl, one of train_stats.csv
         self.console.train(record, state, self.length)
         if failed:
             step = state.total_step
@@ -278,8 +282,7 @@ class Trainer:
             if stage.on_nan == 'stop' or state.skipped_in_a_row >= MAX_SKIPPED:
                 raise StopTraining(
                     f'the gradient was not finite at step {step} of stage "{stage.name}"; the weights are '
-                    'those '
-                    f'before it. A lower --lr or a longer --warmup may help'
+                    'those before it. A lower --lr or a longer --warmup may help'
                 )
 
     def _pop_failed(self, skipped: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from ..base.base_model import LMBase
 from ..base.pretrained import take_tokenizer
 from ..base.runner_list import saved_runner
+from ..device import seed_all
 from ..errors import CheckpointError
 from ..runs.checkpoint import load_weights, read_state
 from ..runs.checkpoints import find_checkpoint
@@ -30,7 +31,7 @@ def starting_model(
 
     tell: is given each line about a warm start. Raises UserError where the weights do not fit.
     """
-    torch.manual_seed(seed)
+    seed_all(seed)
     if stage.continues and previous is not None:
         return previous
     model = stage.runner.build(device)

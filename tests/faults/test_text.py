@@ -156,6 +156,7 @@ OPTIONS = ['--exp', 'test_runner', '--tokenizer', 'bytes', '--device', 'cpu', '-
 OPTIONS += ['--embed-dim', '16', '--num-heads', '2', '--max-len', '32']
 
 
+@pytest.mark.pictures
 def test_every_command_shows_hostile_names(hostile, tmp_path_factory, monkeypatch, capfd):
     folder, plan = hostile
     monkeypatch.setenv('LMP_DATASETS', str(folder / 'cache'))

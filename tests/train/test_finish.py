@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import progress, summary
 
 
+@pytest.mark.pictures
 def test_a_summary_says_how_it_went(train):
     _, run = train(exp='mean')
     found = summary(run)
@@ -27,6 +28,7 @@ def test_where_it_is_is_told_and_kept(train, capsys):
     assert 'Samples, each after the end of a held-out prompt:' in error
 
 
+@pytest.mark.pictures
 def test_a_picture_that_can_not_be_drawn_fails_no_run(train, tmp_path):
     (tmp_path / 'run' / 'curves.png').mkdir(parents=True)
     (tmp_path / 'run' / '.lock').touch()  # the directory is a run's

@@ -15,7 +15,7 @@ from lmplay.errors import CheckpointError
 from lmplay.files import sealed
 from lmplay.runs.checkpoint import save_checkpoint
 from lmplay.runs.links import point
-from lmplay.runs.recorder import read_metrics
+from lmplay.runs.recorder import LOGS, read_metrics
 from lmplay.train.plan import parse_plan
 from lmplay.train.resolve import ResolvedStage, Settings, resolve
 from lmplay.train.resume import SavedRun, find_saved
@@ -205,3 +205,22 @@ def test_a_state_that_lacks_a_part_is_damaged(saved, mangled, part):
     file.write_text(json.dumps(sealed({k: v for k, v in state.items() if k != 'checksum'})))
     with pytest.raises(CheckpointError, match=f'is damaged: .*state.json.*{part}'):
         find_saved(saved.run_dir, saved.run_dir / 'checkpoints')
+
+
+@pytest.mark.parametrize('log', LOGS)
+def test_a_log_that_has_changed_is_told_before_anything_is_written(train, log):
+    """One byte of the right form is another: every line reads, and none is what was recorded."""
+    _, run = train(stage={'steps': 6, 'save_interval': 4})
+    (run / 'summary.json').unlink()  # as of a run that has not ended
+    content = (run / log).read_bytes()
+    at = max(i for i, byte in enumerate(content) if chr(byte).isdigit())
+    (run / log).write_bytes(content[:at] + b'%d' % (9 - int(content[at : at + 1])) + content[at + 1 :])
+    before = _contents(run)
+    code, _ = train(stage={'steps': 8, 'save_interval': 4})
+    assert code == 2 and _contents(run) == before
+    (run / log).write_bytes(content)
+    assert train(stage={'steps': 8, 'save_interval': 4})[0] == 0
+
+
+def _contents(run):
+    return {f: f.read_bytes() for f in run.rglob('*') if f.is_file() and f.name != '.lock'}

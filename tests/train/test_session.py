@@ -1,5 +1,6 @@
 """Runs from their first stage to text generated from them; stages in order; models without a cache."""
 
+import gc
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from lmplay.generate.__main__ import main as generate
 from lmplay.runs.load import load_model
 from lmplay.runs.recorder import read_metrics
+from lmplay.train.trainer import Trainer
 from tests.helpers import (
     EXPERIMENTS,
     assert_equal,
@@ -182,3 +184,19 @@ def test_text_of_a_run_is_that_of_the_generator(train, capsys):
     capsys.readouterr()
     assert generate([str(run / 'checkpoints/last'), *options, '--json']) == 0
     assert json.loads(capsys.readouterr().out)['text'] == first['sample']
+
+
+def test_a_stage_that_is_over_is_freed(train, monkeypatch):
+    """Its model, gradients and moments take no memory while the next one trains."""
+    alive = []
+
+    def fit(trainer):
+        gc.collect()
+        alive.append(sum(type(o) is Trainer for o in gc.get_objects()))
+        return whole_fit(trainer)
+
+    whole_fit = Trainer.fit
+    monkeypatch.setattr(Trainer, 'fit', fit)
+    stages = {'one': {}, 'two': {'init_from': 'scratch'}, 'three': {'init_from': 'stage:one'}}
+    code, _ = train(stages={name: stage | {'steps': 1} for name, stage in stages.items()})
+    assert code == 0 and len(alive) == 3 and len(set(alive)) == 1

@@ -302,7 +302,6 @@ def _with_causality(trunk: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
             f'An attention_mask must cover cached and new positions; given: {list(mask.shape)} for {T} new.'
         )
     seen_TS = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
-    own_TS = torch.eye(S, dtype=torch.bool, device=mask.device)[
-        S - T :
-    ]  # padding attends to itself, not to nothing
+    # padding attends to itself, not to nothing
+    own_TS = torch.eye(S, dtype=torch.bool, device=mask.device)[S - T :]
     return args, kwargs | {'attention_mask': (seen_TS & mask.bool()[:, None] | own_TS)[:, None]}

@@ -204,9 +204,8 @@ class Keys(nn.Module):
             keys_ED = F.normalize(keys_ED, dim=1)
         if self.respawn_threshold:
             keys_ED, usage_E, pull_E = self._respawned(keys_ED, usage_E, pull_E)
-        stepped = torch.as_tensor(
-            stepped, device=keys_ED.device
-        )  # not read here: that would wait for the device
+        # not read here: that would wait for the device
+        stepped = torch.as_tensor(stepped, device=keys_ED.device)
         for state, moved in (
             (self.vectors, keys_ED),
             (self.usage, usage_E),
