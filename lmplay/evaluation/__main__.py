@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..cli import CommandParser, cell, run_command
+from ..cli import CommandParser, cell, console, run_command
 from ..errors import UserError
 
 
@@ -96,7 +96,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(results: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table('task', 'metric', 'score', '± standard error', 'items')
@@ -108,7 +107,7 @@ def _print(results: dict) -> None:
             table.add_row(cell(name), cell(metric), f'{scores.value:.4f}', error, f'{result.items:,}')
             for part, value in scores.parts.items() if len(scores.parts) > 1 else ():
                 table.add_row('', cell(f'  {part}'), f'{value:.4f}', '', '')
-    Console().print(table)
+    console().print(table)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -68,7 +68,7 @@ def test_one_seed_has_no_interval_but_the_test_of_its_items(tmp_path):
     assert row['items'] == ITEMS and entry['low'] is None and entry['by_seed']['0']['p'] < 0.01
 
 
-@pytest.mark.parametrize('right, wrong', [(0, 0), (5, 0), (9, 3), (7, 7), (30, 10)])
+@pytest.mark.parametrize('right, wrong', [(0, 0), (1, 0), (0, 1), (1, 1), (5, 0), (9, 3), (7, 7), (30, 10)])
 def test_the_test_is_mcnemars_where_items_are_right_or_wrong(right, wrong):
     from scipy.stats import binomtest
 
