@@ -76,15 +76,17 @@ def evaluate(
         set_examples(loaded, num_fewshot)
         by_name = {task.task_name: task for task in loaded}
         found = lm_evaluate(lm=model, task_dict={'tasks': by_name}, limit=limit, bootstrap_iters=0)
-    assert found is not None
+    assert found is not None and 'samples' in found
     folder = Path(out) if out else subject.folder / FOLDER
-    contents = [subject.about | scored(task, found) | {'limit': limit} for task in loaded]
+    contents = {
+        name: subject.about | scored(task, found) | {'limit': limit} for name, task in by_name.items()
+    }
     try:
-        for content in contents:
-            write_result(folder, content, items_of(found['samples'][content['task']]))
+        for name, content in contents.items():
+            write_result(folder, content, items_of(found['samples'][name]))
     except OSError as error:
         raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
-    return {content['task']: as_result(content) for content in contents}
+    return {name: as_result(content) for name, content in contents.items()}
 
 
 def require_lm_eval() -> None:
