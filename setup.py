@@ -16,7 +16,12 @@ test = [
     'hypothesis>=6.100',
     'ruff>=0.6',
     'tensorboard>=2.17',
+    'optuna>=4.0',
+    'nbclient>=0.10',
+    'nbformat>=5.10',
+    'ipykernel>=6.29',
 ]
+docs = ['mkdocs>=1.6', 'mkdocs-material>=9.6']
 setup(
     name='lmplay',
     version=version,
@@ -50,14 +55,19 @@ setup(
         'jinja2>=3.1',
         'PyYAML>=6.0',
         'xxhash>=3.4',
+        'shtab>=1.7',
     ],
     extras_require={
         'test': test,
         'tensorboard': ['tensorboard>=2.17'],
         'wandb': ['wandb>=0.18'],
+        'trackio': ['trackio>=0.20'],
+        'sweep': ['optuna>=4.0'],
         'slurm': ['submitit>=1.5.2'],
+        'eval': ['lm-eval>=0.4.13'],
         'benchmark': [*benchmark, 'accelerate>=1.1'],
-        'dev': [*test, 'pyright>=1.1.380', 'pytest-cov>=5'],
+        'docs': docs,
+        'dev': [*test, *docs, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={
         'console_scripts': [
@@ -67,6 +77,7 @@ setup(
             'lmp_verify_moe=lmplay.exp.gpt2_moe.verify:main',
             'lmp_routing=lmplay.routing.__main__:main',
             'lmp_compare=lmplay.compare.__main__:main',
+            'lmp_eval=lmplay.evaluation.__main__:main',
             'lmp_export=lmplay.export.__main__:main',
             'lmp_cleanmodel=lmplay.export.clean:main',
             'lmp_new=lmplay.new.__main__:main',

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,12 +78,58 @@ def plain_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A parser that raises a mistake as a UserError of one sentence and never guesses abbreviated flags."""
+def console():
+    """A rich console for standard output; where that is no terminal, as wide as COLUMNS says, else 160."""
+    from rich.console import Console
 
-    def __init__(self, prog: str, **settings):
-        super().__init__(prog, allow_abbrev=False, **settings)
+    out = Console()
+    if not out.is_terminal and 'COLUMNS' not in os.environ:
+        out.width = 160
+    return out
+
+
+EXIT_CODES = """\
+exit codes: 0 done; 2 a mistake in what was given, in a sentence; 130 Ctrl-C; 143 SIGTERM; 1 anything else"""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fills paragraphs, and leaves lines as they are where there are several."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        raw = super()._fill_text(text, width, indent)
+        return raw if '\n' in text else argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the completion of a command for a shell, and exits."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        import shtab
+
+        print(shtab.complete(parser, str(values)))
+        parser.exit()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that raises a mistake as a UserError of one sentence and never guesses abbreviated flags.
+
+    examples: lines for the end of its help.
+    """
+
+    def __init__(self, prog: str, *, description: str, examples: str):
+        epilog = f'examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), "  ")}\n\n{EXIT_CODES}'
+        super().__init__(
+            prog, allow_abbrev=False, description=description, epilog=epilog, formatter_class=_HelpFormatter
+        )
         self.add_argument('--version', action='version', version=f'{prog} (lmplay {__version__})')
+        self.add_argument(
+            '--print-completion',
+            choices=('bash', 'zsh', 'fish'),
+            action=_PrintCompletion,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            help='print the completion of this command for a shell, and exit',
+        )
 
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)

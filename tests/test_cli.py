@@ -1,5 +1,7 @@
-import importlib.metadata
+import importlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +11,13 @@ import numpy as np
 import pytest
 
 import lmplay
-from lmplay.cli import CommandParser, run_command
+from lmplay.cli import CommandParser, console, run_command
 from lmplay.errors import PlanError, UserError
 from tests.helpers import ROOT
 
 
 def parser():
-    p = CommandParser('lmp_test', description='A test.')
+    p = CommandParser('lmp_test', description='A test.', examples='lmp_test x\nlmp_test x --number 3')
     p.add_argument('name')
     p.add_argument('--number', type=int)
     p.add_argument('--kind', choices=('a', 'b'))
@@ -43,7 +45,8 @@ def test_mistakes_are_one_sentence(arguments, sentence):
 
 
 def test_good_options_pass():
-    assert vars(parser().parse_args(['x', '--number', '3'])) == {'name': 'x', 'number': 3, 'kind': None}
+    given = vars(parser().parse_args(['x', '--number', '3']))
+    assert given == {'name': 'x', 'number': 3, 'kind': None}
 
 
 def test_exit_codes(capsys):
@@ -97,18 +100,90 @@ def test_a_closed_standard_error_changes_no_exit_code():
     assert subprocess.run([sys.executable, '-c', code]).returncode == 2
 
 
-def test_every_command_tells_its_version(capsys):
-    commands = [
-        c for c in importlib.metadata.entry_points(group='console_scripts') if c.name.startswith('lmp_')
-    ]
-    assert len(commands) > 8
-    for command in commands:
+SCRIPTS = dict(re.findall(r"'(lmp_\w+)=([\w.:]+)'", (ROOT / 'setup.py').read_text()))
+
+
+@pytest.fixture(params=SCRIPTS)
+def told(request, capsys):
+    """A command's name, and what it prints for an option before it exits with 0."""
+
+    def tell(*options: str) -> str:
+        module, function = SCRIPTS[request.param].split(':')
         with pytest.raises(SystemExit) as ended:
-            command.load()(['--version'])
-        assert (
-            ended.value.code == 0
-            and f'{command.name} (lmplay {lmplay.__version__})' in capsys.readouterr().out
-        )
+            getattr(importlib.import_module(module), function)(list(options))
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return request.param, tell
+
+
+def test_every_command_tells_its_version(told):
+    name, tell = told
+    assert f'{name} (lmplay {lmplay.__version__})' in tell('--version')
+
+
+def test_help_is_as_wide_as_asked_and_ends_with_examples_and_exit_codes(told, monkeypatch):
+    name, tell = told
+    monkeypatch.setenv('COLUMNS', '70')
+    options, _, examples = tell('--help').partition('\nexamples:\n')
+    assert max(map(len, options.splitlines())) <= 70
+    assert examples.count(f'  {name}') >= 2 and 'exit codes: 0 done; 2 ' in examples
+    for option in re.findall(r'--[a-z-]+', examples):
+        assert option in ''.join(options.split()), option
+
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_every_command_prints_its_completion(told, shell, tmp_path):
+    name, tell = told
+    script = tell('--print-completion', shell)
+    assert name in script and 'version' in script
+    if shutil.which(shell):
+        (tmp_path / 'script').write_text(script)
+        parsed = subprocess.run([shell, '-n', str(tmp_path / 'script')], capture_output=True, text=True)
+        assert parsed.returncode == 0, parsed.stderr
+
+
+def test_bash_completes_an_option(tmp_path):
+    if not shutil.which('bash'):
+        pytest.skip('bash is not here')
+    code = 'from lmplay.train.__main__ import main; main()'
+    script = subprocess.run(
+        [sys.executable, '-c', code, '--print-completion', 'bash'], capture_output=True, text=True
+    ).stdout
+    ask = 'COMP_WORDS=(lmp_trainer --valid) COMP_CWORD=1; _shtab_lmp_trainer; echo "${COMPREPLY[@]}"'
+    found = subprocess.run(['bash', '-c', f'{script}\n{ask}'], capture_output=True, text=True)
+    assert found.stdout.split() == [
+        '--validation-bytes',
+        '--validation-document-bytes',
+        '--validation-interval',
+    ], found.stderr
+
+
+@pytest.mark.parametrize('no_color', [False, True])
+def test_colours_are_left_out_where_asked(monkeypatch, capsys, no_color):
+    """NO_COLOR, see no-color.org; a terminal is stood in for by FORCE_COLOR."""
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setenv('TERM', 'xterm-256color')
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    if no_color:
+        monkeypatch.setenv('NO_COLOR', '1')
+    console().print('red', style='red')
+    assert ('\x1b[31m' in capsys.readouterr().out) is not no_color
+    colours = subprocess.run(
+        ['grep', '-rnE', r'\\(x1b|033|e)\[', str(ROOT / 'lmplay'), '--include=*.py'],
+        capture_output=True,
+        text=True,
+    )
+    assert not colours.stdout, 'colours are for rich, which asks NO_COLOR'
+
+
+@pytest.mark.parametrize('columns, width', [(None, 160), ('60', 60)])
+def test_tables_in_a_pipe_are_as_wide_as_columns_says(monkeypatch, capsys, columns, width):
+    monkeypatch.delenv('COLUMNS', raising=False)
+    if columns:
+        monkeypatch.setenv('COLUMNS', columns)
+    console().print('x ' * 200)
+    assert width - 2 <= max(map(len, capsys.readouterr().out.splitlines())) <= width
 
 
 NAMES = ['a\0b', '\ud800', 'x' * 5000, '/'.join('y' * 200 for _ in range(40)), '/dev/null/x', '/proc/1/mem/x']

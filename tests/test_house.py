@@ -4,61 +4,13 @@ never on each other."""
 import ast
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / 'lmplay'
-FILES = sorted(PACKAGE.rglob('*.py'))
+from tests.layers import FILES, FOR_EXPERIMENTS, ORDER, PACKAGE, graph, imported_packages, imports, package_of
+
 EXPERIMENTS = sorted(f.name for f in (PACKAGE / 'exp').iterdir() if (f / 'versions.py').is_file())
-
-
-def imports(file: Path) -> set[str]:
-    """Absolute names of the modules of lmplay that a file imports, inside functions too."""
-    package = ('lmplay', *file.relative_to(PACKAGE).parent.parts)
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(package[: len(package) - node.level + 1]) if node.level else ''
-            module = '.'.join(filter(None, [base, node.module or '']))
-            found |= {module, *(f'{module}.{a.name}' for a in node.names)}
-    return {name for name in found if name.startswith('lmplay.')}
-
-
-# Top to bottom: what stands in one row imports what stands in rows below it, never the reverse, never its own
-# row.
-ORDER = (
-    {'new', 'compare'},
-    {'routing'},
-    {'train'},
-    {'plots', 'generate', 'export'},  # a run draws its curves and writes a sample when it ends
-    {'checks', 'huggingface'},
-    {'runs'},
-    {'data'},
-    {'base'},
-    {'modules'},
-    {'tokenizers'},
-    {'files', 'cli', 'utils', 'callable_package', 'original'},
-    {'device'},
-    {'errors'},
-)
 LEVEL = {package: level for level, row in enumerate(reversed(ORDER)) for package in row}
-FOR_EXPERIMENTS = {'base', 'modules', 'tokenizers', 'errors', 'cli', 'files', 'device', 'utils'}
-FORMER_HOMES = (
-    'base/errors.py',
-    'base/runners.py',
-    'data/tokenizers.py',
-)  # aliases of before
-
-
-def imported_packages(file: Path) -> set[str]:
-    return {name.split('.')[1] for name in imports(file)} - {'__version__'}
-
-
-def package_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).with_suffix('').parts[0]
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -82,16 +34,19 @@ def test_every_package_has_its_place():
     assert {package_of(f) for f in FILES} - {'__init__', 'exp'} == LEVEL.keys()
 
 
+def test_the_architecture_page_shows_the_layers():
+    page = (PACKAGE.parent / 'docs' / 'architecture.md').read_text()
+    rows = page.split('<!-- layers -->\n```\n')[1].split('\n```')[0].splitlines()
+    assert [set(row.split(', ')) for row in rows] == list(ORDER)
+
+
 def test_no_two_packages_import_each_other():
     """Circles of any length, found by taking away what imports nothing that is left."""
-    graph = {}
-    for file in FILES:
-        graph.setdefault(package_of(file), set()).update(imported_packages(file) - {package_of(file)})
-    graph.pop('__init__')
-    while free := [package for package, others in graph.items() if not others & graph.keys()]:
+    left = graph()
+    while free := [package for package, others in left.items() if not others & left.keys()]:
         for package in free:
-            del graph[package]
-    assert not graph, f'these import each other: {graph}'
+            del left[package]
+    assert not left, f'these import each other: {left}'
 
 
 def test_experiments_import_their_siblings_relatively():
@@ -122,7 +77,7 @@ def test_the_core_has_no_branch_for_an_experiment():
                     )
 
 
-MODULES = {'PyYAML': 'yaml'}  # where a package is imported under another name
+MODULES = {'PyYAML': 'yaml', 'lm-eval': 'lm_eval'}  # where a package is imported under another name
 
 
 def test_every_dependency_is_used_and_explained():

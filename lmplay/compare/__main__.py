@@ -7,14 +7,13 @@ from pathlib import Path
 from ..cli import CommandParser, run_command
 from ..errors import UserError
 
-EPILOG = """\
-examples:
-  lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
-  lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
-  lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
-  lmp_compare --runs runs/a runs/b runs/c              judge finished runs
-  lmp_compare --verify compare/DIR                     train one seed again: is the result the same?
-  lmp_compare --leaderboard runs                       every finished run below, best first
+EXAMPLES = """\
+lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
+lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
+lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
+lmp_compare --runs runs/a runs/b runs/c              judge finished runs
+lmp_compare --verify compare/DIR                     train one seed again: is the result the same?
+lmp_compare --leaderboard runs                       every finished run below, best first
 To resume an interrupted comparison, rerun the same command."""
 
 
@@ -26,8 +25,7 @@ def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_compare',
         description='Compares experiments with a baseline, the first one given, and writes a report.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument(
         'experiments',
@@ -97,9 +95,16 @@ def _add_training_options(parser: CommandParser) -> None:
     )
     p.add_argument(
         '--tune',
-        choices=('lr',),
-        help='search the learning rate first: the same search for every experiment, at full length, on seeds '
-        'and held-out documents of its own; 15 more runs each',
+        metavar='KEY[,KEY...]',
+        help='search settings first (lr, weight_decay, warmup, final_lr, clip), the same search for every '
+        'experiment, at full length, on seeds and held-out documents of its own; lr alone takes 15 more runs '
+        'each, several settings go through Optuna',
+    )
+    p.add_argument(
+        '--trials',
+        type=int,
+        metavar='N',
+        help='with --tune of several settings: trials of each experiment (default: 20)',
     )
     p.add_argument(
         '--set',
@@ -118,6 +123,7 @@ def _add_training_options(parser: CommandParser) -> None:
     p.add_argument(
         '--dry-run', action='store_true', help='say what would be trained and for how long, and train nothing'
     )
+    p.add_argument('--yes', action='store_true', help='train although the memory is estimated not to suffice')
     p.add_argument('--amp', action='store_true', help='mixed precision')
     p.add_argument(
         '--jobs',

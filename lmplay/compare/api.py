@@ -14,6 +14,7 @@ from .outcome import Comparison
 from .prepare import parse_budget
 from .rungs import TOKENS_PER_PARAMETER, parse_ladder
 from .sequential import parse_seeds
+from .sweep import TRIALS, parse_tune
 from .verify import Verification
 from .verify import verify as verified
 
@@ -27,9 +28,11 @@ def compare(
     budget: str | None = None,
     metric: Literal['loss', 'bits_per_byte'] = 'loss',
     settings: Sequence[str] = (),
-    tune: Literal['lr'] | None = None,
+    tune: str | None = None,
+    trials: int | None = None,
     device: str = 'auto',
     amp: bool = False,
+    yes: bool = False,
     jobs: int = 1,
     launcher: Literal['local', 'slurm'] = 'local',
     slurm: str = '',
@@ -47,6 +50,7 @@ def compare(
                  smallest_effect, until no larger difference is possible
     budget       'tokens=20M', 'flops=1e15' or 'seconds=600' for each run (default: the plan's)
     settings     'KEY=VALUE' for every experiment
+    tune         settings to search first, 'lr' or 'lr,weight_decay,warmup'; trials: of a search of several
     runs         judge finished runs in these directories or below instead of training; baseline: the label of
                  one of them
     say          is given each line about what happens (default: printed to standard error)
@@ -66,7 +70,9 @@ def compare(
         metric=metric,
         device=device,
         amp=amp,
+        yes=yes,
         tune=tune,
+        trials=trials,
         settings=settings,
         jobs=jobs,
         launcher=launcher,
@@ -116,6 +122,8 @@ def _session(
     tokens_per_parameter: float | None = None,
     budget: str | None = None,
     settings: Sequence[str] = (),
+    tune: str | None = None,
+    trials: int | None = None,
     jobs: int = 1,
     out: str | Path | None = None,
     say: Callable[[str], None] | None = None,
@@ -128,12 +136,20 @@ def _session(
         raise UserError(
             f'--tokens-per-parameter takes a number above 0, up to 1e6; given: {tokens_per_parameter:g}.'
         )
+    keys = parse_tune(tune) if tune else []
+    if trials is not None and (len(keys) < 2 or not 1 <= trials <= 1000):
+        raise UserError(
+            f'--trials takes a whole number from 1 to 1000, and goes with --tune of several settings; given: '
+            f'{trials}.'
+        )
     request = Request(
         experiments=list(experiments),
         plan=str(plan),
         seeds=parse_seeds(seeds, smallest_effect),
         budget=parse_budget(budget) if budget is not None else None,
         settings=list(settings),
+        tune=keys,
+        trials=trials or TRIALS,
         jobs=jobs,
         out=Path(out) if out else None,
         ladder=parse_ladder(ladder) if ladder is not None else None,

@@ -19,9 +19,10 @@ from .receipt import write_receipt
 from .report import NUMBERS, write_report
 from .rungs import TOKENS_PER_PARAMETER
 from .runner import Job, Workers, run_jobs
-from .search import search, trials_of
+from .search import runs_of, tune
 from .sequential import Sequential
 from .statistics import ALPHA
+from .sweep import TRIALS
 from .tuning import check_text, part_of
 from .words import few_documents, so_far, title
 
@@ -38,7 +39,8 @@ class Request:
     metric: str = 'loss'
     device: str = 'auto'
     amp: bool = False
-    tune: str | None = None
+    tune: list[str] = field(default_factory=list)  # settings to search first
+    trials: int = TRIALS
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
     jobs: int = 1
     launcher: str = 'local'
@@ -47,6 +49,7 @@ class Request:
     ladder: tuple[int, float] | None = None  # rungs, and the span of their compute
     tokens_per_parameter: float = TOKENS_PER_PARAMETER
     stop_early: bool = False
+    yes: bool = False  # train although the memory is estimated not to suffice
 
     @property
     def asked(self) -> dict:
@@ -58,7 +61,8 @@ class Request:
             'budget': str(self.budget) if self.budget else None,
             'metric': self.metric,
             'amp': self.amp,
-            'tune': self.tune,
+            'tune': ','.join(self.tune) or None,
+            'trials': self.trials if self.tune not in ([], ['lr']) else None,
             'set': self.settings,
             'rule for seeds': str(rule) if rule else None,
             'smallest effect': rule.smallest_effect if rule else None,
@@ -105,7 +109,7 @@ class ComparisonSession:
         check_different(self.specs)
         labels = '+'.join(safe(spec.label) for spec in self.specs)
         self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}'
-        self.folder = Folder(self.out, self.plan.name, say)
+        self.folder = Folder(self.out, self.plan.name, say, yes=request.yes)
         self.launcher = launcher_of(request, self.out, say)
         if request.budget and request.budget.kind == 'seconds':
             self.launcher.check_timed('--budget seconds')
@@ -151,17 +155,32 @@ class ComparisonSession:
         from .rehearsal import comparison_text
 
         prepared = self._prepare()
-        trials = [t for p in prepared for t in trials_of(p, self.folder)] if self.request.tune else []
+        search, verdict = self._all_runs(prepared)
         return comparison_text(
             self.request,
             out=self.out,
             plan=self.plan.name,
             device=self.launcher.devices[0],
             speed=self.launcher.speed(self.request.amp),
-            verdict=[(p, self._jobs(p, self.first)) for p in prepared],
-            search=[(t.prepared, t.jobs) for t in trials],
+            verdict=verdict,
+            search=search,
             notes=self._few_documents(prepared),
         )
+
+    def _all_runs(self, prepared: list[Prepared]) -> tuple[list, list]:
+        """(runs of the search, runs of the verdict): experiment, as it would be trained -> its jobs."""
+        search = [runs for p in prepared for runs in runs_of(self.request, p, self.folder)]
+        return search, [(p, self._jobs(p, self.first)) for p in prepared]
+
+    def _say_what_it_takes(self, prepared: list[Prepared]) -> None:
+        """Where that is much."""
+        from .rehearsal import in_all, may_be_long
+
+        if self.launcher.local and may_be_long(prepared, self.first + self.request.trials):
+            search, verdict = self._all_runs(prepared)
+            self.jobs.clear()  # which a search may change
+            speed = self.launcher.speed(self.request.amp)
+            self.say(in_all((*search, *verdict), self.request.jobs, speed))
 
     @staticmethod
     def _few_documents(prepared: list[Prepared]) -> list[str]:
@@ -172,9 +191,10 @@ class ComparisonSession:
         self._remember()
         for warning in self._few_documents(prepared):
             self.say(warning)
+        self._say_what_it_takes(prepared)
         tuning = None
         if self.request.tune:
-            tuning, notes = search(prepared, self.folder, self.launcher, metric=self.request.metric)
+            tuning, notes = tune(self.request, prepared, self.folder, self.launcher)
             self.notes += notes
             write_strict_json(self.out / 'tuning.json', tuning)
         seeds = {p.spec.label: self.first for p in prepared}

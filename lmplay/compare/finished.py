@@ -86,7 +86,7 @@ def _tuned(runs: list[FinishedRun], apart: list[FinishedRun]) -> list[str]:
     if left == whole:
         return []
     return [
-        f'A learning rate of these runs was chosen with {whole - left} of the {whole} held-out documents; '
+        f'Settings of these runs were chosen with {whole - left} of the {whole} held-out documents; '
         f'only the other {left} are judged by.'
     ]
 

@@ -66,11 +66,13 @@ def read_job(job: Job) -> FinishedRun:
 
 @dataclass
 class Folder:
-    """The directory `path`; plan: the name of the plan; say: receives lines about what happens."""
+    """The directory `path`; plan: the name of the plan; say: receives lines about what happens; yes: whether
+    its runs are given --yes."""
 
     path: Path
     plan: str
     say: Callable[[str], None]
+    yes: bool = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -98,7 +100,7 @@ class Folder:
     def job(self, p: Prepared, kind: str, seed: int, name: str) -> Job:
         """The run of an experiment as it is prepared now; kind: 'runs' or 'tuning'."""
         arguments = ['--exp', p.spec.exp, '--training-plan', str(self.plan_file(p))]
-        arguments += ['--amp'] if p.amp else []
+        arguments += ['--amp'] * p.amp + ['--yes'] * self.yes
         for key, value in p.spec.model.items():
             arguments += ['--set', f'{key}={json.dumps(value)}']
         return Job(

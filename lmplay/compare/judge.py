@@ -26,6 +26,7 @@ from .statistics import (
     skewness,
     verdict,
 )
+from .tasks import compare_tasks
 from .words import FIGURES, sentence, warnings
 
 Stopped = Mapping[str, Mapping[int, str]]  # label -> seed -> why its run ended early, or never ended
@@ -77,6 +78,7 @@ def judge(
         'experiments': experiments,
         'noise': noise(baseline, runs[baseline], metric, alpha=alpha),
         'domains': _domains(runs, metric, {k: stopped[k] | given_up[k] for k in runs}, design),
+        'tasks': compare_tasks(runs),
         'load': load,
         'settings': settings,
         'held_out': _held_out(runs[baseline][0]),
@@ -394,8 +396,3 @@ def _routing(runs: dict[str, list[FinishedRun]]) -> dict[str, list[list[float]]]
     last = {label: members[0].validations[-1] for label, members in runs.items()}
     found = {label: record.get(metric_key(record, 'expert_load')) for label, record in last.items()}
     return {label: load for label, load in found.items() if load}
-
-
-def _spread(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return plain_statistics.stdev(known) if len(known) > 1 else None

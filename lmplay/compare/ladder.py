@@ -19,7 +19,7 @@ from .prepare import Spec, parse_spec, safe
 from .rungs import Rung, plan_rungs
 from .runner import Job, run_jobs
 from .scaling import Ladder, predict_next
-from .search import search, trials_of
+from .search import runs_of, tune
 from .tuning import check_text, part_of
 
 
@@ -60,7 +60,7 @@ class LadderSession:
         check_different(self.specs)
         labels = '+'.join(safe(spec.label) for spec in self.specs)
         self.out = request.out or Path('compare') / f'{labels}-{self.plan.name}-ladder'
-        self.folder = Folder(self.out, self.plan.name, say)
+        self.folder = Folder(self.out, self.plan.name, say, yes=request.yes)
         self.launcher = launcher_of(request, self.out, say)
 
     def _prepare(self) -> list[Rung]:
@@ -117,9 +117,8 @@ class LadderSession:
 
         ladder = self._prepare()
         runs = [(p, jobs) for rung in ladder for p, jobs in zip(rung.prepared, self._jobs(rung).values())]
-        if self.request.tune:
-            trials = [t for rung in ladder for p in rung.prepared for t in trials_of(p, self.folder)]
-            runs += [(t.prepared, t.jobs) for t in trials]
+        for rung in ladder:
+            runs += [found for p in rung.prepared for found in runs_of(self.request, p, self.folder)]
         return ladder_text(
             ladder,
             self.request,
@@ -144,7 +143,7 @@ class LadderSession:
         """Gives every experiment of a rung its learning rate, where that was asked for."""
         if not self.request.tune:
             return []
-        log, notes = search(rung.prepared, self.folder, self.launcher, metric=self.request.metric)
+        log, notes = tune(self.request, rung.prepared, self.folder, self.launcher)
         write_strict_json(self.out / f'tuning-{rung.index + 1}.json', log)
         return [f'Rung {rung.index + 1}: {note}' for note in notes]
 

@@ -4,7 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
-from ..cli import cell
+from ..cli import cell, console
 from ..errors import UserError
 from ..files import write_text
 from ..runs.finished import FinishedRun
@@ -81,12 +81,9 @@ def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
 
 
 def _show(tables: list[dict], metric: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    out = console()
     for t in tables:
         table = Table(title=cell(heading(t)), title_justify='left')
         for name in ('', 'experiment', 'seeds', METRICS[metric], 'sd', *HEADINGS):
@@ -100,8 +97,8 @@ def _show(tables: list[dict], metric: str) -> None:
                 number(row['sd'], 2),
                 *(figure_text(c, row[c]) for c in COLUMNS),
             )
-        console.print(table)
-    console.print(NO_VERDICT, highlight=False)
+        out.print(table)
+    out.print(NO_VERDICT, highlight=False)
 
 
 def _write(tables: list[dict], metric: str, left_out: list[str], out: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from ..train.resolve import ResolvedStage, Settings, resolve
 from ..train.stage_data import open_data, open_tokenizer
 
 BUDGETS = ('tokens', 'flops', 'seconds')
-NOT_TRAINING = ('exp', 'generate', 'plots', 'routing', 'compare', 'new')  # packages that train no model
+# packages that train no model
+NOT_TRAINING = ('exp', 'generate', 'plots', 'routing', 'evaluation', 'compare', 'new')
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -276,6 +277,15 @@ def scale_lr(prepared: Prepared, factor: float) -> None:
     version = find_runner(prepared.spec.exp).function().training
     rates = {plan.stage(i, version).name: plan.stage(i, version).lr for i in range(len(plan.stages))}
     prepared.plan = with_stages(prepared.plan, lambda name, _: {'lr': float(f'{rates[name] * factor:.6g}')})
+    prepared.digest = digest(prepared)
+
+
+def set_keys(prepared: Prepared, keys: Mapping[str, float]) -> None:
+    """Gives every stage these settings; lr is a factor of the stage's own."""
+    if 'lr' in keys:
+        scale_lr(prepared, keys['lr'])
+    others = {key: value for key, value in keys.items() if key != 'lr'}
+    prepared.plan = with_stages(prepared.plan, lambda *_: others)
     prepared.digest = digest(prepared)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cli import count, duration
+from ..train.cost import LONG, SLOW
 from .prepare import Prepared
 from .rungs import Rung
 from .runner import Job
@@ -45,19 +46,25 @@ def comparison_text(
         f'The comparison, with {_seeds(request.seeds, verdict)}: {_counted(verdict)}. For each experiment:'
     ]
     lines += [_line(p.spec.label, [(p, jobs)], speed) for p, jobs in verdict]
-    left = [(p, job) for p, jobs in (*search, *verdict) for job in jobs if not job.finished]
-    whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
+    lines += [in_all((*search, *verdict), request.jobs, speed), *notes, 'Nothing was trained or written.']
+    return '\n'.join(lines)
+
+
+def in_all(runs: Runs, at_a_time: int, speed: float) -> str:
+    """How many runs are left to train, their tokens and time."""
+    left = [(p, job) for p, jobs in runs for job in jobs if not job.finished]
+    whole = sum(_seconds(p, speed) for p, _ in left) / at_a_time
     tokens = [_tokens(p) for p, _ in left]
     about = f'{count(sum(t for t in tokens if t))} tokens, ' if all(tokens) and tokens else ''
     basis = f', at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here'
     basis = basis if all(tokens) else ''
-    lines += [
-        f'In all: {len(left)} runs to train, {about}about {duration(whole)} with {request.jobs} at a time'
-        f'{basis}.',
-        *notes,
-        'Nothing was trained or written.',
-    ]
-    return '\n'.join(lines)
+    about += f'about {duration(whole)} with {at_a_time} at a time'
+    return f'In all: {len(left)} runs to train, {about}{basis}.'
+
+
+def may_be_long(prepared: Sequence[Prepared], runs: int) -> bool:
+    """Whether so many runs of each may take more than an hour; without measuring this machine."""
+    return runs * sum(_seconds(p, SLOW) for p in prepared) > LONG
 
 
 def _seeds(seeds: int | Sequential, verdict: Runs) -> str:

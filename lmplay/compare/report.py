@@ -23,6 +23,7 @@ from .judge import TOLERANCE
 from .numbers import figure_text, number, visible
 from .prepare import safe
 from .statistics import FEW_DOCUMENTS
+from .sweep import told_settings
 from .words import FIGURES, seeds_text, sequence_text, signed
 
 PAGE, NUMBERS = 'report.html', 'results.json'
@@ -84,7 +85,17 @@ def tables(findings: dict, runs: dict[str, list[FinishedRun]]) -> dict[str, list
             for row in findings['domains']
             for label, entry in row['experiments'].items()
         ],
-    }
+    } | ({'tasks.csv': _task_rows(findings['tasks'])} if findings['tasks']['rows'] else {})
+
+
+def _task_rows(tasks: dict) -> list[dict]:
+    return [
+        {key: row[key] for key in ('task', 'metric', 'items')}
+        | {'experiment': label}
+        | {key: entry.get(key, '') for key in ('score', 'difference', 'low', 'high')}
+        for row in tasks['rows']
+        for label, entry in row['experiments'].items()
+    ]
 
 
 def _run_row(findings: dict, label: str, run: FinishedRun) -> dict:
@@ -245,6 +256,7 @@ def page(template: str, **content) -> str:
         'number': number,
         'signed': signed,
         'visible': visible,
+        'settings': told_settings,
         'soft': lambda text: Markup(escape(text).replace(',', Markup(',<wbr>'))),
     }
     environment.globals |= {

@@ -3,12 +3,17 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .folder import Folder, read_job
 from .launcher import Launcher
 from .prepare import Prepared, scale_lr
 from .runner import Job, run_jobs
+from .sweep import expected, run_sweep
 from .tuning import FACTORS, SEEDS, choose, part_of, search_sentence
+
+if TYPE_CHECKING:
+    from .comparison import Request
 
 
 @dataclass
@@ -33,6 +38,25 @@ def trials_of(p: Prepared, folder: Folder) -> list[Trial]:
         jobs = [folder.job(trial, 'tuning', seed, f'{name} {seed}') for seed in SEEDS]
         found.append(Trial(p, trial, factor, rates, jobs))
     return found
+
+
+def tune(
+    request: 'Request', prepared: Sequence[Prepared], folder: Folder, launcher: Launcher
+) -> tuple[dict, list[str]]:
+    """The search that was asked for; see `search` and `run_sweep`."""
+    if request.tune == ['lr']:
+        return search(prepared, folder, launcher, metric=request.metric)
+    keys, trials = request.tune, request.trials
+    return run_sweep(prepared, folder, launcher, keys=keys, trials=trials, metric=request.metric)
+
+
+def runs_of(request: 'Request', p: Prepared, folder: Folder) -> list[tuple[Prepared, list[Job]]]:
+    """The runs of an experiment's search; none where none was asked for."""
+    if not request.tune:
+        return []
+    if request.tune == ['lr']:
+        return [(t.prepared, t.jobs) for t in trials_of(p, folder)]
+    return expected(p, folder, keys=request.tune, trials=request.trials)
 
 
 def search(

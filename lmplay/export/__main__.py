@@ -7,7 +7,13 @@ from ..cli import CommandParser, run_command
 
 
 def parser() -> CommandParser:
-    p = CommandParser('lmp_export', description='Writes a trained model in a format for use elsewhere.')
+    p = CommandParser(
+        'lmp_export',
+        description='Writes a trained model in a format for use elsewhere.',
+        examples="""
+            lmp_export runs/gpt2ish-quickstart --to my_model        for AutoModelForCausalLM
+            lmp_export runs/gpt2ish-quickstart --to weights --format safetensors""",
+    )
     p.add_argument(
         'checkpoint',
         metavar='RUN',

@@ -16,6 +16,9 @@ def parser() -> CommandParser:
         'lmp_cleanmodel',
         description='Writes a checkpoint without what only training needs: the state of the optimizer. The '
         'result, a third of the size, serves lmp_generator, lmp_routing, lmp_export and --initial-model.',
+        examples="""
+            lmp_cleanmodel runs/gpt2ish-quickstart
+            lmp_cleanmodel runs/gpt2ish-quickstart/checkpoints/last --model-out small""",
     )
     p.add_argument('model', metavar='RUN', help="a run's directory (its best checkpoint) or a checkpoint")
     p.add_argument('--model-out', metavar='DIR', help='a new folder (default: RUN_clean)')

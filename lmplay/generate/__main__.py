@@ -15,6 +15,9 @@ def parser() -> CommandParser:
     p = CommandParser(
         'lmp_generator',
         description='Continues prompts with a trained model. The checkpoint names experiment and tokenizer.',
+        examples="""
+            lmp_generator runs/gpt2ish-quickstart --prompt 'def main('
+            lmp_generator runs/gpt2ish-quickstart --prompt-file story.txt --temperature 0.5""",
     )
     _add_model_options(p)
     _add_prompt_options(p)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.base_model import LMBase, LMOutput
+from ..device import without_cudnn_attention
 from ..errors import ExperimentError, UserError
 from ..modules.matmul import speed_up_linears
 from ..tokenizers import Tokenizer, as_tokenizer
@@ -43,14 +44,15 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stop_token: int | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the prompt and without `stop_token`, at which a row ends.
 
     An empty prompt begins after the end of a text. Rows are sampled each with its own random numbers, which
     follow from (seed, row), and run unpadded: a longer prompt is fed token by token while shorter ones are
     already being continued. So a row's text does not depend on what else is in its batch. `on_token(row,
-    token)` sees each token as soon as it is chosen. Sampling: see `Sampling`.
+    token)` sees each token as soon as it is chosen, and ends the row where it returns true. Sampling: see
+    `Sampling`.
 
     Raises UserError for a setting out of range, or a prompt with an id outside of the vocabulary.
     """
@@ -82,6 +84,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], n_vocab: int) -> None:
             )
 
 
+@without_cudnn_attention()
 @torch.no_grad()  # not inference_mode: there autocast would cast the weights again for every token
 def _continue(
     model: LMBase,
@@ -89,7 +92,7 @@ def _continue(
     sampling: Sampling,
     vocab: int,
     seed: int,
-    on_token: Callable[[int, int], None],
+    on_token: Callable[[int, int], object],
 ) -> None:
     device = next(model.parameters()).device
     chosen_on = torch.device('cpu') if device.type == 'mps' else device  # mps has no float64
@@ -129,7 +132,7 @@ class _Texts:
             seen[row, tokens] = True
         return seen
 
-    def take(self, chosen: list[int], length: int, on_token: Callable[[int, int], None]) -> None:
+    def take(self, chosen: list[int], length: int, on_token: Callable[[int, int], object]) -> None:
         """Appends what was chosen after the first `length` tokens, to rows that are past their prompt."""
         for row, token in enumerate(chosen):
             if length < self.prompt_lengths[row]:
@@ -141,8 +144,7 @@ class _Texts:
                 self.unfinished.remove(row)
                 continue
             self.new[row].append(token)
-            on_token(row, token)
-            if len(self.new[row]) == self.max_new_tokens:
+            if on_token(row, token) or len(self.new[row]) == self.max_new_tokens:
                 self.unfinished.remove(row)
 
 

@@ -10,18 +10,17 @@ from ..errors import ExperimentError, UserError
 from .copying import copy_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
-EPILOG = """\
-examples:
-  lmp_new my_experiment --from gpt2ish      copies lmplay/exp/gpt2ish to lmplay/exp/my_experiment
-  lmp_new --check my_experiment             after an edit: does the model still keep the contract?"""
+EXAMPLES = """\
+lmp_new my_experiment                     copies gpt2ish to lmplay/exp/my_experiment
+lmp_new my_llama --from modern --to ~/experiments
+lmp_new --check my_experiment             after an edit: does the model still keep the contract?"""
 
 
 def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_new',
         description='Copies an experiment under a new name, ready to be changed and compared.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument(
         'name', nargs='?', metavar='NAME', help='new experiment: lower-case letters, digits and underscores'
@@ -32,6 +31,9 @@ def make_parser() -> CommandParser:
         dest='origin',
         default='gpt2ish',
         help='experiment to copy (default: %(default)s)',
+    )
+    p.add_argument(
+        '--all', action='store_true', help='copy all versions of that experiment, not the named one alone'
     )
     p.add_argument(
         '--to', metavar='DIR', help='folder to put it in, anywhere (default: lmplay/exp of this checkout)'
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not folder.is_dir():
         raise ExperimentError(f"No directory '{folder}' for the experiment.")
-    new = copy_experiment(args.name, origin=args.origin, folder=folder)
+    new = copy_experiment(args.name, origin=args.origin, folder=folder, all_versions=args.all)
     print(f'{new} is a copy of {args.origin}.', flush=True)
     exp = args.name if args.to is None else str(new / 'versions.py')
     code = report_checks(exp)

@@ -13,7 +13,22 @@ from pathlib import Path
 
 from ..base.runner_list import find_entry, list_experiments
 from ..errors import ExperimentError
+from .versions import calls, only_version, runners_of
 
+README = """\
+# {name}
+
+Begun as a copy of `{base}`.
+
+- change: what is different
+- expected: why it should help, and by how much
+- measured: what came of it, with its command and date
+
+```bash
+lmp_new --check {name}                                    # after every edit
+lmp_compare {base} {name} --plan quickstart --seeds 3     # did it help?
+```
+"""
 IGNORED = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
 
 
@@ -41,9 +56,9 @@ def class_name(name: str) -> str:
     return ''.join(part.capitalize() for part in name.split('_'))
 
 
-def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
-    """Copies the folder of experiment `origin` to folder/name and renames; returns the new folder, which
-    appears whole or not at all.
+def copy_experiment(name: str, *, origin: str, folder: Path, all_versions: bool = False) -> Path:
+    """Copies the folder of experiment `origin` to folder/name, with that version or with all, and renames;
+    returns the new folder, which appears whole or not at all.
 
     Raises ExperimentError for an unknown origin, a bad or taken name, and a folder that can't be written.
     """
@@ -55,7 +70,7 @@ def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
         try:
             new = temporary / name
             shutil.copytree(source.parent, new, ignore=IGNORED)
-            rename(new, name, base=entry.name)
+            rename(new, name, base=entry.name, all_versions=all_versions)
             os.rename(new, folder / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -64,11 +79,17 @@ def copy_experiment(name: str, *, origin: str, folder: Path) -> Path:
     return folder / name
 
 
-def rename(folder: Path, name: str, *, base: str) -> None:
-    """Gives the copy in `folder` its name: strings that are names of runners, the model classes,
-    the README's title."""
-    versions = ast.parse((folder / 'versions.py').read_text(encoding='utf-8'))
-    runners = {r: _runner_name(r, name, base) for r in _runners(versions)}
+def rename(folder: Path, name: str, *, base: str, all_versions: bool) -> None:
+    """Gives the copy in `folder` its name, strings that are names of runners and the model classes, and its
+    README."""
+    file = folder / 'versions.py'
+    text = file.read_text(encoding='utf-8')
+    every = runners_of(ast.parse(text))
+    text = text if all_versions else only_version(text, base)
+    file.write_text(text, encoding='utf-8')
+    versions = ast.parse(text)
+    left = runners_of(versions)
+    runners = {r: _runner_name(r, name, base) if r in left else name for r in every}
     models = list(dict.fromkeys(_models(versions)))
     classes = {m: class_name(name) + (m.removeprefix(models[0]) if m != models[0] else '') for m in models}
     sources = [file.read_text(encoding='utf-8') for file in folder.rglob('*.py')]
@@ -86,16 +107,7 @@ def rename(folder: Path, name: str, *, base: str) -> None:
     for file in sorted(folder.rglob('*.py')):
         text = file.read_text(encoding='utf-8')
         file.write_text(_replace(text, runners, classes, base), encoding='utf-8')
-    readme = folder / 'README.md'
-    rest = readme.read_text(encoding='utf-8') if readme.is_file() else ''
-    rest = re.sub(r'\A\s*#[^\n]*\n', '', rest)
-    readme.write_text(
-        f'# {name}\n\nBegun as a copy of `{base}`. What is different, why it should help, and what came of '
-        'it:\n\n'
-        f'- change:\n- expected:\n- measured (`lmp_compare {base} {name}`):\n'
-        + (f'\n{rest.lstrip()}' if rest.strip() else ''),
-        encoding='utf-8',
-    )
+    (folder / 'README.md').write_text(README.format(name=name, base=base), encoding='utf-8')
 
 
 def _runner_name(runner: str, name: str, base: str) -> str:
@@ -104,31 +116,14 @@ def _runner_name(runner: str, name: str, base: str) -> str:
     return runner.replace(base, name) if base in runner else f'{name}_{runner}'
 
 
-def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
-    """Calls of a function of that name, whatever module it is taken from."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            function = node.func
-            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, 'id', None)
-            if called == name:
-                found.append(node)
-    return found
-
-
-def _runners(tree: ast.Module) -> list[str]:
-    names = [call.args[0] for call in _calls(tree, 'expose_runner') if call.args]
-    return [name.value for name in names if isinstance(name, ast.Constant) and isinstance(name.value, str)]
-
-
 def _models(tree: ast.Module) -> list[str]:
-    models = [call.args[0] for call in _calls(tree, 'BasicModelRunner') if call.args]
+    models = [call.args[0] for call in calls(tree, 'BasicModelRunner') if call.args]
     return [model.id for model in models if isinstance(model, ast.Name)]
 
 
 def _descriptions(text: str) -> set[tuple[int, int]]:
     """Where the descriptions of runners stand, as the parser counts: (line, byte)."""
-    keywords = [k for call in _calls(ast.parse(text), 'expose_runner') for k in call.keywords]
+    keywords = [k for call in calls(ast.parse(text), 'expose_runner') for k in call.keywords]
     values = [k.value for k in keywords if k.arg == 'description']
     return {(v.lineno, v.col_offset) for v in values if isinstance(v, ast.Constant)}
 

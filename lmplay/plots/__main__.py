@@ -21,6 +21,9 @@ def parser() -> CommandParser:
     p = CommandParser(
         'lmp_plotstats',
         description='Draws loss and accuracy of runs, and their differences from one of them.',
+        examples="""
+            lmp_plotstats runs/*
+            lmp_plotstats runs/a runs/b --baseline a --out curves.png""",
     )
     p.add_argument(
         'runs',

@@ -13,6 +13,9 @@ def parser() -> CommandParser:
         'lmp_routing',
         description='Shows what the experts of a trained model do: which text goes where, how that '
         'developed, how far they have moved. Writes pictures, CSV tables and one page, index.html.',
+        examples="""
+            lmp_routing runs/gpt2_moe-moe_emergence
+            lmp_routing runs/gpt2_moe-moe_emergence --data my_text.txt""",
     )
     p.add_argument(
         'checkpoint', metavar='CHECKPOINT', help="a run's directory (its best checkpoint) or a checkpoint"
@@ -42,6 +45,11 @@ def parser() -> CommandParser:
         action='store_true',
         help='measure the load of the experts in every checkpoint of the run too; how many it keeps, --keep '
         'of lmp_trainer says',
+    )
+    p.add_argument(
+        '--trace',
+        metavar='PROMPT',
+        help='let the model continue a text, and show which experts served each token of it',
     )
     p.add_argument('--out', metavar='DIR', help="output directory (default: routing in the run's directory)")
     p.add_argument(
@@ -75,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
             amp=args.amp,
             against=args.against and Path(args.against),
             snapshots=args.snapshots,
+            prompt=args.trace,
         ).page
     )
 

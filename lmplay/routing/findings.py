@@ -14,6 +14,7 @@ from .drift import Drift
 from .history import History
 from .svg import FEW
 from .token_types import TYPES
+from .trace import Trace
 
 FAVOURITES = 8
 IN_CONTEXT = 3  # of a few experts' favourites; 1 of many's
@@ -29,6 +30,7 @@ class Report:
     drifts            one per layer, None where its experts are frozen; empty where all are
     reference         what drift is measured from, in words
     snapshots         the load at each saved checkpoint, measured on the same text
+    trace             a text that the model wrote, token by token
     other             another model on the same text, to be shown beside this one
     """
 
@@ -42,6 +44,7 @@ class Report:
     drifts: list[Drift | None]
     reference: str
     snapshots: History | None = None
+    trace: Trace | None = None
     other: 'Report | None' = None
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from .collect import RoutedTokens
 from .findings import Findings
 from .history import History
+from .trace import Trace
 
 Rows = Iterable[Iterable]
 
@@ -51,6 +52,9 @@ def tables(findings: Findings) -> Iterator[tuple[str, tuple[list[str], Rows]]]:
     if findings.coactivation:
         pairs = (row for row in _pairs(findings.coactivation) if row[-1])
         yield 'coactivation', (['layer', 'expert', 'other', 'fraction'], pairs)
+    if trace := findings.report.trace:
+        header = ['layer', 'position', 'token', 'token_id', 'written', 'rank', 'expert', 'weight']
+        yield 'trace', (header, _traced(trace))
     header = ['layer', 'expert', 'rank', 'token', 'token_id', 'count', 'share', 'lift', 'before', 'after']
     yield 'favourites', (header, _favourites(findings))
 
@@ -100,6 +104,13 @@ def _keys(findings: Findings) -> Rows:
     for key in findings.keys:
         for e, (point, usage, g) in enumerate(zip(key.points, key.usage, key.favours)):
             yield key.layer.name, e, *point, usage, domains[g] if g >= 0 else ''
+
+
+def _traced(trace: Trace) -> Rows:
+    for name, tokens in trace.layers:
+        for t in tokens:
+            for rank, (expert, weight) in enumerate(t.experts, 1):
+                yield name, t.position, t.text, t.token, int(t.written), rank, expert, weight
 
 
 def _favourites(findings: Findings) -> Rows:

@@ -21,6 +21,7 @@ from .findings import Report
 from .history import History, lineage, read_history
 from .page import XRay, write
 from .text import given_text, own_text
+from .trace import trace
 
 
 def xray(
@@ -34,12 +35,14 @@ def xray(
     amp: bool = False,
     against: Path | None = None,
     snapshots: bool = False,
+    prompt: str | None = None,
 ) -> XRay:
     """X-rays the checkpoint at `path`.
 
     data: names of datasets and files; by default the held-out text of the run's own plan. against: another
-    model, shown beside it on the same text. snapshots: measure the checkpoints of the run too. Raises
-    UserError for a model without experts, and for what cannot be read or written.
+    model, shown beside it on the same text. snapshots: measure the checkpoints of the run too. prompt: a text
+    for the model to continue, whose tokens are traced through the experts. Raises UserError for a model
+    without experts, and for what cannot be read or written.
     """
     keep_freed_memory()
     where = find_device(device)
@@ -56,6 +59,8 @@ def xray(
         return observe(model, held_out, device=where, dtype=dtype)
 
     report = _report(subject, text, seen)
+    if prompt is not None:
+        report.trace = trace(subject.model, prompt, device=where, dtype=dtype)
     if against is not None:
         other = _open(against, str(where), exp)
         _require_same_tokens(subject, other)

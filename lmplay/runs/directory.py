@@ -34,7 +34,7 @@ WRITTEN = (
         'curves.png',
         'held_out-*.npz',
     ),
-    *(SOURCE, f'{SOURCE}-before-*', 'tensorboard', 'wandb', 'wandb_id', CHECKPOINTS),
+    *(SOURCE, f'{SOURCE}-before-*', 'profile', 'tensorboard', 'wandb', 'wandb_id', CHECKPOINTS),
 )
 
 

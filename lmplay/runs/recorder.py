@@ -4,16 +4,14 @@ metrics.jsonl         everything, one object per line; `kind` is train, validati
 train_stats.csv       the original lmplay's columns: iter (samples), accuracy, loss, tokens
 validate_stats.csv    the same
 samples.jsonl         now and then a prompt, its truth and the model's prediction
-tensorboard/, wandb/  on request; their step axis is samples
+tensorboard/, wandb/  on request (trackers.py); their step axis is samples
 """
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +20,10 @@ from typing import IO, Any
 
 import xxhash
 
-from ..errors import DataError, UserError, unknown
+from ..errors import DataError
 from ..files import from_json
 from .formats import Record, checked
+from .trackers import TrackedRun, Trackers, find_trackers
 
 log = logging.getLogger(__name__)
 
@@ -102,68 +101,15 @@ def _numbers(value: Sequence) -> Iterator[float]:
             yield v
 
 
-class _TensorBoard:
-    def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        folder = run_dir / 'tensorboard'
-        if resumed_at is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        # purges what an interrupted run wrote after its last checkpoint
-        self.writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
-        if resumed_at is None and config:
-            self.writer.add_text('config', f'```json\n{json.dumps(plain(config), indent=1)}\n```')
-
-    def scalars(self, scalars: dict[str, float], samples: int):
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, samples)
-
-    def flush(self):
-        self.writer.flush()
-
-    def close(self):
-        self.writer.close()
-
-
-class _Wandb:
-    def __init__(self, run_dir: Path, resumed_at: int | None, run_name: str, config: dict):
-        import wandb  # pyright: ignore[reportMissingImports]  an optional dependency
-
-        id_file = run_dir / 'wandb_id'
-        if resumed_at is None or not id_file.is_file():
-            id_file.write_text(secrets.token_hex(4), encoding='utf-8')
-        # W&B drops records of steps it already has, which are those that a resumed run repeats.
-        self.run = wandb.init(
-            project='lmplay',
-            id=id_file.read_text(encoding='utf-8').strip(),
-            resume='allow',
-            name=run_name or None,
-            dir=str(run_dir),
-            config=plain(config),
-        )
-
-    def scalars(self, scalars: dict[str, float], samples: int):
-        self.run.log(scalars, step=samples)
-
-    def flush(self):
-        pass  # a process of its own does that
-
-    def close(self):
-        self.run.finish()
-
-
-REPORTERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
-
-
 class Recorder:
     """Writes what a run records into its directory.
 
-    report_to  any of 'tensorboard', 'wandb'
+    report_to  names of trackers (trackers.py)
     offsets    what `offsets()` returned for the checkpoint that is resumed: logs are cut back to it, so that
                nothing is recorded twice. None for a fresh start, which removes the logs of an earlier
                history.
 
-    Raises UserError for an unknown or uninstalled reporter.
+    Raises UserError for a tracker that is unknown, is not installed, or can't be started.
     """
 
     def __init__(
@@ -175,11 +121,7 @@ class Recorder:
         run_name: str = '',
         config: dict | None = None,
     ):
-        for name in report_to:
-            if name not in REPORTERS:
-                raise UserError(unknown('reporter', name, REPORTERS, '--report-to'))
-            if importlib.util.find_spec(name) is None:
-                raise UserError(f'Reporting to {name} needs the package {name}: pip install lmplay[{name}].')
+        makers = find_trackers(report_to)
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._digests = {name: xxhash.xxh3_128() for name in LOGS}  # of all that the logs hold
@@ -188,10 +130,8 @@ class Recorder:
         resumed_at = None
         if offsets is not None:
             resumed_at = max((r.get('samples') or 0 for r in read_metrics(self.run_dir)), default=0)
-        self._reporters = [
-            REPORTERS[name](self.run_dir, resumed_at, run_name, config or {})
-            for name in dict.fromkeys(report_to)
-        ]
+        tracked = TrackedRun(self.run_dir, run_name, plain(config or {}), resumed_at)
+        self._trackers = Trackers(makers, tracked)
 
     def _open(self, name: str, offset: int):
         path = self.run_dir / name
@@ -234,10 +174,9 @@ class Recorder:
         )
         self._write(csv, ','.join(values) + '\n', flush=False)
         self._write(METRICS, to_json({'kind': kind, **record}) + '\n', flush=rare)
-        if self._reporters:
+        if self._trackers:
             scalars = {f'{kind}/{tag}': value for tag, value in _scalars(record)}
-            for reporter in self._reporters:
-                reporter.scalars(scalars, int(record['samples']))
+            self._trackers.log(scalars, int(record['samples']))
 
     def train(self, record: Mapping[str, Any]) -> None:
         """A point of the training curve: samples, tokens, loss, and any other numbers, tensors and lists."""
@@ -262,8 +201,7 @@ class Recorder:
         self.flush()
         for file in self._files.values():
             os.fsync(file.fileno())
-        for reporter in self._reporters:
-            reporter.flush()
+        self._trackers.flush()
         return {name: file.tell() for name, file in self._files.items()}
 
     def checksums(self) -> dict[str, str]:
@@ -290,8 +228,7 @@ class Recorder:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        for reporter in self._reporters:
-            reporter.close()
+        self._trackers.close()
 
 
 class NoRecorder:
@@ -321,13 +258,14 @@ class NoRecorder:
 
 
 def changed_log(run_dir: Path, offsets: Mapping[str, int], checksums: Mapping[str, str]) -> str | None:
-    """The name of the first log whose first `offsets[name]` bytes are not those that were written; None where
-    all are. A log that is shorter now is for the Recorder to tell."""
+    """The name of the first log that does not begin with the `offsets[name]` bytes that were written; None
+    where all do."""
     for name, expected in checksums.items():
+        written = b''
         with contextlib.suppress(FileNotFoundError), open(run_dir / name, 'rb') as file:
             written = file.read(offsets[name])
-            if len(written) == offsets[name] and xxhash.xxh3_128(written).hexdigest() != expected:
-                return name
+        if xxhash.xxh3_128(written).hexdigest() != expected:
+            return name
     return None
 
 

@@ -1,7 +1,6 @@
 """lmp_trainer: lists, describes and trains experiments."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,18 +10,28 @@ from typing import Any
 import yaml
 
 from ..base.parameters import read_parameters, read_yaml, typed_parameters
-from ..base.runner_list import Entry, find_entry, find_runner, list_experiments
-from ..cli import CommandParser, cell, run_command
+from ..base.runner_list import find_entry, find_runner, list_experiments
+from ..cli import CommandParser, run_command
 from ..errors import UserError, unknown
 from ..original import TRAINER, in_new_words
-from .plan import DEFAULT_EXPERIMENT, PARALLEL, SETTABLE, key_kind, load_plan, stage_help, stage_value
+from .listing import show_experiments
+from .plan import (
+    DEFAULT_EXPERIMENT,
+    PARALLEL,
+    SETTABLE,
+    Plan,
+    default_plan,
+    key_kind,
+    load_plan,
+    stage_help,
+    stage_value,
+)
 
-EPILOG = """\
-examples:
-  lmp_trainer --exp list                                 what can be trained
-  lmp_trainer --exp gpt2ish --training-plan quickstart   a first real run, under 3 minutes on a laptop
-  lmp_trainer --exp gpt2ish --device cuda --amp --training-plan wikipedia
-  lmp_trainer --exp gpt2ish --describe --num-blocks 12   parameters, FLOPs, memory; model parameters are flags
+EXAMPLES = """\
+lmp_trainer                                            a first real run, under 3 minutes on a laptop
+lmp_trainer --exp list                                 what can be trained
+lmp_trainer --exp gpt2ish --device cuda --amp --training-plan wikipedia
+lmp_trainer --exp gpt2ish --describe --num-blocks 12   parameters, FLOPs, memory; model parameters are flags
 To resume an interrupted run, rerun the same command."""
 
 NOT_IN_A_CONFIG = ('help', 'use_config', 'dump_config', 'set')
@@ -36,8 +45,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         'lmp_trainer',
         description='Trains language-model experiments by plans.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     _add_actions(parser)
     _add_model_options(parser)
@@ -57,8 +65,8 @@ def _add_actions(parser: CommandParser) -> None:
     add(
         '--training-plan',
         metavar='PLAN',
-        default='default',
-        help='path of a plan, or name of a shipped one (default: %(default)s)',
+        help='path of a plan, or name of a shipped one (default: quickstart, which takes minutes; with '
+        '--exp, the plan "default")',
     )
     add(
         '--dataset',
@@ -77,6 +85,7 @@ def _add_actions(parser: CommandParser) -> None:
         help='fetch and prepare everything the plan needs, and exit; for machines without a network',
     )
     add('--json', action='store_true', help='machine-readable output of --exp list and --describe')
+    add('--verbose', action='store_true', help='with --exp list: parameters and modules too')
 
 
 def _add_model_options(parser: CommandParser) -> None:
@@ -139,7 +148,25 @@ def _add_run_options(parser: CommandParser) -> None:
         default=600.0,
         help='how long processes wait for one another before the run ends (default: %(default)g)',
     )
-    add('--report-to', metavar='NAME', action='append', default=[], help='tensorboard or wandb; repeatable')
+    add(
+        '--yes',
+        action='store_true',
+        help='train although the memory is estimated not to suffice',
+    )
+    add(
+        '--report-to',
+        metavar='NAME',
+        action='append',
+        default=[],
+        help='tensorboard, wandb, trackio, or the name of an installed tracker; repeatable',
+    )
+    add(
+        '--profile',
+        type=int,
+        metavar='STEPS',
+        help="record so many steps with torch's profiler: a trace and the costliest operations, in "
+        'RUN_DIR/profile',
+    )
     add(
         '--check-grads', action='store_true', help='report parameters that are frozen or received no gradient'
     )
@@ -212,7 +239,7 @@ def _model_parameters(
 ) -> dict[str, Any]:
     """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
     named = args.exp not in (None, 'list')
-    exp = args.exp if named else load_plan(args.training_plan).experiment()
+    exp = args.exp if named else _plan(args).experiment()
     runner = find_runner(exp).function()
     model = getattr(runner.model_class, '__name__', '')
     texts = []
@@ -280,40 +307,6 @@ def _check_option(action: argparse.Action, value: Any, where: str) -> None:
         raise UserError(f"In the config '{where}', {action.dest} must be {what}; given: {value!r}.")
 
 
-def show_experiments(entries: list[Entry], *, as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {
-                'name': e.name,
-                'description': e.description,
-                'module': e.module,
-                'where': e.where,
-                'parameters': e.parameters,
-                'error': e.error,
-            }
-            for e in entries
-        ]
-        print(json.dumps(rows, indent=1, default=str))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title='Experiments', title_justify='left')
-    for heading in ('name', 'description', 'from', 'parameters'):
-        table.add_column(heading, no_wrap=heading == 'name', overflow='fold')
-    for e in entries:
-        what = cell(e.description)
-        if e.error is not None:
-            what = cell(f'broken: {e.error}')
-            what.stylize('red')
-        parameters = ' '.join(f'{k}={v}' for k, v in e.parameters.items())
-        table.add_row(cell(e.name), what, cell(e.module), cell(parameters))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-
-
 def dump_config(args: argparse.Namespace) -> str:
     """The options that differ from the defaults, as YAML."""
     parser = make_parser()
@@ -324,8 +317,12 @@ def dump_config(args: argparse.Namespace) -> str:
     return yaml.safe_dump(chosen, sort_keys=True) if chosen else '{}\n'
 
 
+def _plan(args: argparse.Namespace) -> Plan:
+    return load_plan(args.training_plan or default_plan(args.exp))
+
+
 def run(args: argparse.Namespace) -> int:
-    plan = load_plan(args.training_plan)  # mistakes in a plan or a name are reported before torch is imported
+    plan = _plan(args)  # mistakes in a plan or a name are reported before torch is imported
     find_entry(plan.experiment(args.exp))
 
     from .api import RUN_OPTIONS, make_session
@@ -345,7 +342,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.describe:
         # a plan's tokenizer may have to be trained; only a plan that was asked for does that
-        asked = args.training_plan != 'default'
+        asked = args.training_plan not in (None, 'default')
         describe_stage(session.plan, session.settings, with_tokenizer=asked, as_json=args.json)
     elif args.dry_run:
         dry_run(session)
@@ -368,7 +365,7 @@ def _main(argv: list[str] | None) -> int:
             raise UserError(f"Can't write the config '{args.dump_config}': {error.strerror}.") from error
         return 0
     if args.exp == 'list':
-        show_experiments(list_experiments(), as_json=args.json)
+        show_experiments(list_experiments(), verbose=args.verbose, as_json=args.json)
         return 0
     return run(args)
 

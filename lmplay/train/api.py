@@ -8,8 +8,9 @@ from typing import Any
 from ..base.runner_list import find_entry, find_runner
 from ..errors import UserError, unknown
 from ..runs.finished import FinishedRun, read_run
+from ..runs.trackers import find_trackers
 from .console import ConsoleReporter
-from .plan import PARALLEL, STAGE_KEYS, Plan, load_plan, parse_plan
+from .plan import PARALLEL, STAGE_KEYS, Plan, default_plan, load_plan, parse_plan
 from .resolve import Settings
 from .session import Session
 
@@ -19,7 +20,7 @@ RUN_OPTIONS = [f.name for f in fields(Settings) if f.name not in ('exp', 'run_di
 def train(
     exp: str | None = None,
     *,
-    plan: str | Path | dict = 'default',
+    plan: str | Path | dict | None = None,
     dataset: str | None = None,
     run_dir: str | Path | None = None,
     quiet: bool = False,
@@ -28,7 +29,8 @@ def train(
     """Trains an experiment by a plan, or continues the run in `run_dir`, and returns the finished run.
 
     exp      name of an experiment, or the path of a versions.py (default: the plan's, else gpt2ish)
-    plan     name of a shipped plan, path of a JSON file, or its content as a dict
+    plan     name of a shipped plan, path of a JSON file, or its content as a dict (default: "quickstart";
+             with an experiment, "default")
     dataset  train on this in all stages
     run_dir  default: runs/EXPERIMENT-PLAN
     options  whatever lmp_trainer has a flag for, by its name: run options (device, amp, seed, keep, ...),
@@ -38,6 +40,7 @@ def train(
     Raises UserError where a command would exit with code 2, and where training had to stop (its state is
     saved).
     """
+    plan = default_plan(exp) if plan is None else plan
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))
     run, stage, model = sort_options(parsed.experiment(exp), options)
     session = make_session(
@@ -110,6 +113,7 @@ def _check_run_options(run: dict[str, Any]) -> None:
     """Raises UserError for options of a run that are out of range, or that exclude each other."""
     _check(run, 'seed', lambda seed: 0 <= seed < 2**32, 'at least 0 and below 2^32')
     _check(run, 'keep', lambda keep: keep >= 1, 'at least 1')
+    _check(run, 'profile', lambda steps: 1 <= steps <= 1000, 'from 1 to 1000')
     if run.get('parallel', 'ddp') not in PARALLEL:
         raise UserError(unknown('kind', run['parallel'], PARALLEL, '--parallel'))
     if run.get('parallel', 'ddp') != 'ddp' and run.get('check_grads'):
@@ -118,6 +122,7 @@ def _check_run_options(run: dict[str, Any]) -> None:
         )
     if not 0 < run.get('rank_timeout', 1) < 1e6:
         raise UserError(f'--rank-timeout must be a number of seconds above 0; given: {run["rank_timeout"]}.')
+    find_trackers(run.get('report_to', ()))
     if run.get('reset_history') and run.get('initial_model'):
         raise UserError(
             '--reset-history starts from the weights in --run-dir, --initial-model from others; give one.'

@@ -20,6 +20,7 @@ from ..runs.links import LAST
 from ..runs.recorder import NoRecorder, Recorder
 from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
+from .cost import first_mini_batch
 from .evaluate import Evaluator
 from .length import SampleLength, TimeLength, stage_length
 from .loader import Loader
@@ -210,7 +211,7 @@ def _trainer(
     engine = Engine(objective, ranks, kind=run.settings.parallel, compute=compute)
     optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
     if not state.mini_batch_size or settings.mini_batch_size != 'auto':
-        state.mini_batch_size = _first_mini_batch(stage, compute, ranks)  # else what "auto" settled on
+        state.mini_batch_size = first_mini_batch(stage, compute, ranks.size)  # else what "auto" settled on
     return Trainer(
         model=model,
         optimizer=optimizer,
@@ -261,18 +262,6 @@ def _compiles(
     if isinstance(length, TimeLength):
         return compiling_pays(compute.device, length.seconds)
     return compiling_pays(compute.device, expected_seconds(compute.device, step_flops * length.steps))
-
-
-def _first_mini_batch(stage: ResolvedStage, compute: Compute, ranks: Ranks) -> int:
-    """Where "auto" begins: a rank's share of the batch on a GPU, halved when memory runs out;
-    on a CPU about CPU_TOKENS tokens."""
-    settings = stage.settings
-    share = -(-settings.batch_size // ranks.size)
-    if settings.mini_batch_size != 'auto':
-        return min(int(settings.mini_batch_size), share)
-    if not compute.is_cpu:
-        return share
-    return max(1, min(share, CPU_TOKENS // stage.row_length))
 
 
 def checkpoint_header(

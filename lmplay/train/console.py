@@ -47,14 +47,20 @@ class ConsoleReporter:
         return True
 
     def stage(
-        self, stage: ResolvedStage, model: LMBase, length: StageLength, state: TrainState, compute: Compute
+        self,
+        stage: ResolvedStage,
+        model: LMBase,
+        length: StageLength,
+        state: TrainState,
+        compute: Compute,
+        time_left: str = '',
     ) -> None:
         """A stage begins."""
         told = stage.settings
         data = told.dataset or ', '.join(f'{name} {share:g}' for name, share in told.datasets.items())
         self.line(
             f'Stage "{stage.name}": {model.name} on {data}, {length} of {stage.row_length} tokens in steps '
-            f'of {told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}.'
+            f'of {told.batch_size}; {told.optimizer}, lr {told.lr:g} {told.schedule}; {compute}{time_left}.'
         )
         if not self.quiet and self.out.isatty():
             self.close()

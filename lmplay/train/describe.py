@@ -1,66 +1,20 @@
 """--describe and --dry-run: what a model is and what a plan will do, told before anything is trained."""
 
 import json
-import sys
-
-import torch
 
 from ..base.base_model import LMBase
 from ..checks import check_runnable
-from ..cli import cell, count, duration, plain
+from ..cli import cell, console, count, duration, plain
 from ..device import measured_flops
 from ..tokenizers import as_tokenizer
+from .cost import training_memory
 from .length import TimeLength, stage_length
-from .objective import Objective
 from .optimizer import assignments, unfinished_warmup
 from .plan import Plan, Stage
 from .readiness import check_model, check_starts, open_stages
 from .resolve import ResolvedStage, Settings, resolve
 from .session import Session
 from .stage_data import StageData, open_tokenizer
-
-
-def console():
-    """A rich console for standard output; of a width that fits its tables where that is no terminal."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
-def activation_bytes(model: LMBase, *, rows: int, length: int) -> int:
-    """Bytes that autograd keeps from the forward pass of `rows` rows, without the model's own.
-
-    The meta device will do.
-    """
-    seen: dict[int, int] = {}
-
-    def pack(t):
-        storage = t.untyped_storage()
-        seen[storage._cdata] = storage.nbytes()
-        return t
-
-    x = torch.zeros(rows, length, dtype=torch.int64, device=next(model.parameters()).device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        mask = torch.ones_like(x, dtype=torch.bool)
-        out = Objective(model).output(x, mask)  # noqa: F841  kept alive
-    # after the pass, which may have brought them to its precision
-    for t in [*model.parameters(), *model.buffers()]:
-        seen.pop(t.untyped_storage()._cdata, None)
-    return sum(seen.values())
-
-
-def training_memory(model: LMBase, *, rows: int, length: int, amp: bool) -> dict[str, int]:
-    """Bytes needed to train with AdamW: weights, gradients, optimizer,
-    activations of a micro-batch (halved by AMP, roughly)."""
-    activations = activation_bytes(model, rows=rows, length=length)
-    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    return {
-        'weights': weights,
-        'gradients': trainable,
-        'optimizer': 2 * trainable,
-        'activations': activations // 2 if amp else activations,
-    }
 
 
 def describe(model: LMBase, *, rows: int, length: int, amp: bool) -> dict:

@@ -9,7 +9,7 @@ import torch
 
 from ..data.held_out import HeldOut
 from ..data.rows import IGNORE, Batch
-from ..device import Compute
+from ..device import Compute, without_cudnn_attention
 from ..tokenizers import as_tokenizer
 from .objective import Objective
 from .ranks import ALONE, Ranks
@@ -65,6 +65,7 @@ class Evaluator:
     compute: Compute
     padding_scored: bool = False
 
+    @without_cudnn_attention()
     @torch.no_grad()
     def evaluate(
         self, objective: Objective, *, sequences_per_batch: int = 8, ranks: Ranks = ALONE

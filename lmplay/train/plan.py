@@ -50,6 +50,7 @@ __all__ = [  # also for those who ask for a key of a stage here
     'StageKeys',
     'allowed_values',
     'check_dataset',
+    'default_plan',
     'key_kind',
     'load_plan',
     'parse_plan',
@@ -175,6 +176,11 @@ def _sentence(error: ValidationError, where: str, given: dict) -> str:
     if first['type'] == 'extra_forbidden':
         return f'{where}: {unknown("key", key, STAGE_KEYS)}'
     return refusal(key, given[key], f'{where}: {key}')
+
+
+def default_plan(exp: str | None) -> str:
+    """The plan where none is named: one of minutes, or for an experiment that was chosen a neutral one."""
+    return 'quickstart' if exp is None else 'default'
 
 
 def shipped_plans() -> dict[str, Path]:

@@ -25,6 +25,8 @@ class Settings:
     seed           None: the plan's
     overrides      stage keys from the command line, for every stage
     model          model parameters from there
+    profile        steps to profile
+    yes            train although the memory is estimated not to suffice
     """
 
     exp: str = 'gpt2ish'
@@ -42,6 +44,8 @@ class Settings:
     keep: int = 2
     parallel: str = 'ddp'
     rank_timeout: float = 600.0
+    yes: bool = False
+    profile: int | None = None
     overrides: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
 

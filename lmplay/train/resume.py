@@ -81,9 +81,9 @@ class SavedRun:
         checksums = self.state.get('log_checksums') or {}  # which older runs lack
         if (name := changed_log(self.run_dir, self.state['logs'], checksums)) is not None:
             raise CheckpointError(
-                f"The run in '{self.run_dir}' can't be resumed, because {name} has changed since it was "
-                'written (its checksum differs). Put it back as it was, use another --run-dir, or give '
-                "--reset-history to start the run's history again from its weights."
+                f"The run in '{self.run_dir}' can't be resumed, because {name} is not as it was when its "
+                'last checkpoint was written (the checksum differs). Put it back, use another --run-dir, or '
+                "give --reset-history to start the run's history again from its weights."
             )
 
     def load_model(self, stage: ResolvedStage, device: torch.device) -> LMBase:

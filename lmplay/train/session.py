@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from ..base.base_model import LMBase
-from ..device import Compute, keep_freed_memory, reset_peak_memory
+from ..device import Compute, keep_freed_memory, reset_peak_memory, return_freed_memory
 from ..errors import CheckpointError, UserError
 from ..runs.checkpoint import read_state
 from ..runs.checkpoints import Checkpoints
@@ -15,9 +15,11 @@ from ..runs.recorder import NoRecorder, Recorder
 from .assemble import RunContext, prepare_stage
 from .beginning import Beginner, Beginning, write_down
 from .console import ConsoleReporter
+from .cost import check_memory, time_left
 from .finish import finish
 from .parallel import check_shardable
 from .plan import Plan
+from .profiling import StepProfile
 from .ranks import Ranks
 from .readiness import check_stages
 from .resolve import ResolvedStage, Settings, resolve
@@ -104,6 +106,8 @@ class Session:
         if self.settings.parallel != 'ddp':
             for stage in stages:
                 check_shardable(stage.settings, self.compute)
+        left = stages[saved.train_state.stage if saved is not None and not resets else 0 :]
+        check_memory(left, self.settings, self.compute, self.ranks.size)
         beginner = Beginner(
             self.directory,
             stages,
@@ -177,10 +181,14 @@ class Session:
                 run.state.begin_stage(stage.index)
             first = trainer is None
             trainer = prepare_stage(run, stage, previous=trainer, resumed=resumed)  # frees the one before
+            return_freed_memory()  # of that one, and of the checks
             if first and self.ranks.first:
                 write_down(beginning, run, plan=self.plan.raw)
             if resumed is not None:
                 self.console.line(f'Resuming stage "{stage.name}" after {run.state.step:,} steps.')
+            if first and self.settings.profile and self.ranks.first:
+                folder = self.directory.path / 'profile'
+                trainer.profile = StepProfile(self.settings.profile, folder, self.compute, self.console.line)
             resumed = None  # later stages start from the one before
             self._train_stage(run, stage, trainer)
             if run.sharded:
@@ -196,7 +204,8 @@ class Session:
         return SavedRun(self.directory.path, last, read_state(last)).load_model(stage, self.compute.device)
 
     def _train_stage(self, run: RunContext, stage: ResolvedStage, trainer: Trainer) -> None:
-        self.console.stage(stage, trainer.model, trainer.length, run.state, self.compute)
+        left = time_left(trainer)
+        self.console.stage(stage, trainer.model, trainer.length, run.state, self.compute, left)
         with run.stop.waits_for_the_step():
             try:
                 trainer.fit()

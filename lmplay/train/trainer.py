@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..base.base_model import LMBase, StepContext
 from ..base.routed import RoutedLM
 from ..data.rows import Batch
-from ..device import Compute, is_out_of_memory, memory_in_use, seed_all
+from ..device import Compute, is_out_of_memory, memory_in_use, seed_all, without_cudnn_attention
 from ..errors import UserError
 from ..runs.recorder import NoRecorder, Recorder
 from .collapse import CollapseAlarm
@@ -32,6 +32,7 @@ from .objective import Objective
 from .optimizer import clip_gradients, learning_rate, skips_by_itself
 from .parallel import Engine
 from .plan import Stage
+from .profiling import StepProfile
 from .saving import StageCheckpoints
 from .state import TrainState
 from .stopping import StopSignal, StopTraining
@@ -65,6 +66,7 @@ class Trainer:
     console: ConsoleReporter
     checkpoints: StageCheckpoints
     stop: StopSignal
+    profile: StepProfile | None = None
     evaluation: Evaluation | None = field(default=None, init=False)
 
     def __post_init__(self):
@@ -82,7 +84,9 @@ class Trainer:
         """Runs the stage to its end. Raises StopTraining when it must end early; the caller saves."""
         state, length = self.state, self.length
         self.model.train()
-        with self.loader as batches:
+        lengths_vary = self.stage.packing == 'pad'
+        attention = without_cudnn_attention() if lengths_vary else contextlib.nullcontext()
+        with self.loader as batches, attention, self.profile or contextlib.nullcontext():
             reached = length.reached(state)
             while not reached:
                 self.stop.check()
@@ -100,6 +104,8 @@ class Trainer:
                 elapsed = self._agree(time.perf_counter() - began)
                 state.add_seconds(elapsed)
                 self.metrics.end_step(batch, norm, seconds=elapsed, waited=waited)
+                if self.profile is not None:
+                    self.profile.step()
                 if log_due:
                     reached, due = length.reached(state), length.due(state, sequences)
                     self.log(lr)

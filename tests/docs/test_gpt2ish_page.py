@@ -12,6 +12,24 @@ from tests.helpers import ROOT
 PAGE = ROOT / 'docs' / 'gpt2ish.md'
 
 
+def prose(text: str) -> list[str]:
+    """Lines outside code, without marks of deletion."""
+    return re.sub(r'</?del>', '', re.sub(r'```.*?```', '', text, flags=re.S)).splitlines()
+
+
+def test_the_words_that_the_page_began_with_are_kept(shared_data):
+    """Each line of them stands in the page, in order; what is wrong in it is struck out, not removed."""
+    documents = [*(shared_data.parent / 'seeds').glob('003_*.txt'), PAGE]
+    if len(documents) < 2:
+        pytest.skip('the document is not here')
+    wanted, page = (prose(file.read_text(encoding='utf-8')) for file in documents)
+    at = -1
+    for line in filter(str.strip, wanted):
+        found = [i for i in range(at + 1, len(page)) if line in page[i]]
+        assert found, f'not kept, or not in its place: {line}'
+        at = found[0]
+
+
 @pytest.fixture
 def experiment(tmp_path):
     """The files of steps 2 and 3, each as the page names it, in a folder of their own."""

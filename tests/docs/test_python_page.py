@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lmplay
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,7 +22,15 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, cache):
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert 'gpt2ish 0 ' in done.stdout and 'report.html' in done.stdout
+    assert 'gpt2ish 0 ' in done.stdout and 'report.html' in done.stdout and 'curves.png' in done.stdout
+    assert (tmp_path / 'exported' / 'model.safetensors').is_file()
+
+
+def test_it_has_every_function():
+    page = (ROOT / 'docs' / 'python.md').read_text(encoding='utf-8')
+    compatible = {'MODEL_RUNNERS'}  # for experiments of the original lmplay
+    assert [n for n in lmplay.__all__ if n not in compatible and not re.search(rf'\b{n}\b', page)] == []
+    assert all(getattr(lmplay, name) for name in re.findall(r'`lmplay\.(\w+)\(', page))
 
 
 def test_importing_lmplay_imports_no_torch():

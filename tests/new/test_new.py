@@ -1,17 +1,20 @@
 """lmp_new as a user runs it: a copy that trains at once under its own name; bad names are refused,
 nothing is written over."""
 
+import ast
 import json
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 
-from lmplay.base.runner_list import find_runner
+from lmplay.base.runner_list import find_runner, list_experiments
 from lmplay.checks import check_experiment
 from lmplay.new.__main__ import main
-from lmplay.new.copying import class_name, copy_experiment
+from lmplay.new.copying import README, class_name, copy_experiment
+from lmplay.new.versions import only_version, runners_of
 
 
 def test_help_is_quick_and_imports_no_torch():
@@ -31,7 +34,7 @@ def test_help_is_quick_and_imports_no_torch():
     ],
 )
 def test_a_copy_has_its_own_names_and_keeps_the_contract(tmp_path, capsys, origin, name, others):
-    assert main([name, '--from', origin, '--to', str(tmp_path)]) == 0
+    assert main([name, '--from', origin, '--all', '--to', str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count('  ok ') == 13 and 'WRONG' not in out and f'lmp_compare {origin}' in out
     versions = tmp_path / name / 'versions.py'
@@ -39,7 +42,7 @@ def test_a_copy_has_its_own_names_and_keeps_the_contract(tmp_path, capsys, origi
     for other in others:
         assert find_runner(f'{versions}:{other}').name == other
     assert find_runner(f'{versions}:{others[0]}').function().build('meta').name.startswith(others[0])
-    assert (tmp_path / name / 'README.md').read_text().startswith(f'# {name}\n\nBegun as a copy of')
+    assert (tmp_path / name / 'README.md').read_text() == README.format(name=name, base=origin)
     assert not list(tmp_path.glob('.*'))
 
 
@@ -137,12 +140,72 @@ def test_the_check_finds_what_is_broken(tmp_path, capsys, before, after, wrong):
 
 
 def test_the_version_that_was_asked_for_gets_the_name(tmp_path):
-    folder = copy_experiment('little', origin='test_runner', folder=tmp_path)
+    folder = copy_experiment('little', origin='test_runner', folder=tmp_path, all_versions=True)
     text = (folder / 'versions.py').read_text()
     assert (
         "@expose_runner('little', description='From test_runner: " in text
         and "@expose_runner('little_gpt2ish'," in text
     )
+
+
+@pytest.mark.parametrize(
+    'entry', [e for e in list_experiments() if e.module.startswith('lmplay.')], ids=lambda e: e.name
+)
+def test_one_version_is_left_and_nothing_that_it_does_not_use(entry):
+    source = Path(entry.file).read_text()
+    text = only_version(source, entry.name)
+    assert runners_of(ast.parse(text)) == [entry.name]
+    built = {}
+    for code in (source, text):
+        module = {'__name__': entry.module, '__package__': entry.module.rpartition('.')[0]}
+        exec(code.replace('from lmplay.base.runner_list import expose_runner', EXPOSE), module)
+        built[code] = module['exposed'][entry.name]()
+        assert built[code].model_class
+    assert built[text].given == built[source].given and built[text].training == built[source].training
+    defined = {
+        a.asname or a.name for s in ast.parse(text).body if isinstance(s, ast.ImportFrom) for a in s.names
+    }
+    defined |= {t.id for s in ast.parse(text).body if isinstance(s, ast.Assign) for t in s.targets}
+    used = {
+        n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
+    assert defined <= used
+
+
+EXPOSE = """
+exposed = {}
+def expose_runner(name, description=''):
+    return lambda function: exposed.setdefault(name, function)
+"""
+
+
+def test_a_version_that_the_chosen_one_is_made_of_is_kept():
+    text = """
+A, B = 1, 2
+# about C
+C = 3
+@expose_runner('one')
+def one(**k):
+    return BasicModelRunner(M, **k)
+@expose_runner('two')
+def two(**k):
+    return one(**k)
+@expose_runner('three')
+def three(**k):
+    return BasicModelRunner(M, c=C, **k)
+"""
+    assert runners_of(ast.parse(only_version(text, 'two'))) == ['one', 'two']
+    assert 'C' not in only_version(text, 'one') and 'A, B' in only_version(text, 'one')
+
+
+def test_a_copy_of_one_version(tmp_path, capsys):
+    assert main(['llama', '--from', 'modern', '--to', str(tmp_path)]) == 0
+    assert 'WRONG' not in capsys.readouterr().out
+    versions = (tmp_path / 'llama' / 'versions.py').read_text()
+    assert versions.count('@expose_runner') == 1 and 'smollm2' not in versions
+    assert 'BasicModelRunner(Llama,' in versions
+    model = find_runner(f'{tmp_path}/llama/versions.py').function().build('meta')
+    assert model.name.startswith('llama_')
 
 
 def test_class_names():

@@ -318,6 +318,7 @@ def test_a_checkpoint_alone(trained, capsys, tmp_path):
         (['RUN', '--max-bytes', '0'], 'at least 1'),
         (['RUN', '--data', 'tinystory'], "Did you mean 'tinystories'"),
         (['RUN', '--out', 'FILE'], "Can't write"),
+        (['RUN', '--trace', 'a' * 32], '32 tokens; at most 31'),
     ],
 )
 def test_mistakes_are_one_sentence(trained, capsys, tmp_path, arguments, message):
@@ -390,3 +391,27 @@ def test_snapshots_are_measured_again(trained, tmp_path):
 def test_alarms_call_a_layer_as_the_page_does(trained):
     told = [r['message'] for r in rows(trained / 'moe' / 'routing', 'alarms')]
     assert all('of layer 1 takes' in message for message in told)
+
+
+@pytest.mark.parametrize('name, prompt', [('moe', 'the <b>old</b>'), ('some', '')])
+def test_a_text_is_traced_through_the_experts(trained, tmp_path, name, prompt):
+    """The prompt and what the model wrote after it, each token with the experts that `routing` names."""
+    assert main([str(trained / name), '--trace', prompt, '--device', 'cpu', '--out', str(tmp_path)]) == 0
+    found = rows(tmp_path, 'trace')
+    model, _ = load_model(find_checkpoint(trained / name))
+    tokens = {int(r['position']): int(r['token_id']) for r in found}
+    written = {int(r['position']) for r in found if r['written'] == '1'}
+    given = list(prompt.encode()) or [256]
+    assert list(tokens) == list(range(len(tokens))) and written == set(range(len(given), len(tokens)))
+    assert list(tokens.values())[: len(given)] == given and written
+    with torch.no_grad():
+        layers = model.eval().routing(torch.tensor([list(tokens.values())]))
+    for layer in layers:
+        own = [r for r in found if r['layer'] == layer.name]
+        for t in tokens:
+            served = [(int(r['expert']), float(r['weight'])) for r in own if int(r['position']) == t]
+            expected = dict(zip(layer.expert_ids[0, t].tolist(), layer.weights[0, t].tolist()))
+            assert dict(served) == pytest.approx(expected, rel=1e-4)
+            assert [w for _, w in served] == sorted((w for _, w in served), reverse=True)
+    page = (tmp_path / 'index.html').read_text()
+    assert page.count('class="written"') == len(written) * len(layers) and '<b>old' not in page

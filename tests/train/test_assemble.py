@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lmplay.train.__main__ import main
-from lmplay.train.assemble import CPU_TOKENS
+from lmplay.train.cost import CPU_TOKENS
 from tests.helpers import EXPERIMENTS, events, losses, progress, summary
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lmplay.train.__main__ import main
-from lmplay.train.describe import activation_bytes, describe, training_memory
+from lmplay.train.cost import activation_bytes, training_memory
+from lmplay.train.describe import describe
 from tests.helpers import EXPERIMENTS, experiment, tiny
 
 

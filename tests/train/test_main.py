@@ -15,7 +15,7 @@ import yaml
 
 from lmplay.errors import UserError
 from lmplay.runs.recorder import read_metrics
-from lmplay.train.__main__ import dump_config, main, parse
+from lmplay.train.__main__ import _plan, dump_config, main, parse
 from lmplay.train.plan import SETTABLE
 
 TINY = [
@@ -61,6 +61,27 @@ def test_list_for_machines(capsys):
     assert main(['--exp', 'list', '--json']) == 0
     rows = {r['name']: r for r in json.loads(capsys.readouterr().out)}
     assert rows['gpt2ish_med']['parameters']['num_blocks'] == 24 and rows['gpt2ish']['error'] is None
+
+
+def test_the_list_fits_a_screen_and_says_all_on_request(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '120')
+    assert main(['--exp', 'list']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 45 and max(map(len, lines)) <= 120 and not any('embed_dim' in line for line in lines)
+    assert main(['--exp', 'list', '--verbose']) == 0
+    out = capsys.readouterr().out
+    assert 'embed_dim=768' in out and max(map(len, out.splitlines())) <= 120
+
+
+def test_what_is_trained_where_nothing_is_named():
+    """A first run takes minutes; an experiment that is named is trained as it is."""
+    for flags, name in (
+        ([], 'quickstart'),
+        (['--seed', '1'], 'quickstart'),
+        (['--exp', 'gpt2_moe'], 'default'),
+    ):
+        assert _plan(parse(flags)).name == name
+    assert parse(['--num-blocks', '2']).model == {'num_blocks': 2}
 
 
 def test_describe(capsys):

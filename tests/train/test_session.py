@@ -53,6 +53,7 @@ def test_a_model_without_a_cache_trains_and_generates(train, command, exp):
         '--json',
         *long,
     )
+    assert several.returncode == 0, several.stderr
     texts = [json.loads(line)['text'] for line in several.stdout.splitlines()]
     assert done.stdout == f'Ada saw {texts[0]}\n' and several.stderr.count('slower') == 1
 

@@ -17,6 +17,7 @@ from lmplay.data.rows import Batch
 from lmplay.device import Compute
 from lmplay.errors import UserError
 from lmplay.exp.some.keys import Keys
+from lmplay.generate.generator import generate
 from lmplay.runs.checkpoint import read_state
 from lmplay.runs.recorder import read_metrics
 from lmplay.train import trainer as trainer_module
@@ -36,6 +37,7 @@ from tests.helpers import (
     progress,
     stop_at,
     summary,
+    tiny,
     train_records,
     weights,
 )
@@ -544,3 +546,20 @@ def test_what_a_run_measured_is_strict_json(train):
     _, run = train(nan_from=3, nan_to=5)
     lines = (run / 'metrics.jsonl').read_text().splitlines()
     assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
+
+
+@pytest.mark.parametrize('packing', ['pack', 'pad'])
+def test_texts_of_many_lengths_do_without_cudnn_attention(tmp_path, packing):
+    """Its plans, one for each shape, cost most of a second."""
+    model, seen = tiny(), []
+    model.blocks[0].register_forward_pre_hook(
+        lambda *_: seen.append((model.training, torch.backends.cuda.cudnn_sdp_enabled()))
+    )
+    fitted = make_trainer(model, tmp_path, packing=packing, steps=1)
+    seen.clear()
+    fitted.fit()
+    fitted.final_evaluation()
+    generate(model, [[1, 2]], max_new_tokens=2)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert {on for training, on in seen if training} == {packing == 'pack'}
+    assert {on for training, on in seen if not training} == {False}

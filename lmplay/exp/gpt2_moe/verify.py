@@ -24,6 +24,9 @@ def parser() -> CommandParser:
         'lmp_verify_moe',
         description='Upcycles a dense model, or takes an upcycled one as it was trained, and runs ten '
         'checks, each with what it measures.',
+        examples="""
+            lmp_verify_moe                                  GPT-2, upcycled as the study does
+            lmp_verify_moe runs/gpt2_moe-moe_emergence      a trained model""",
     )
     p.add_argument(
         'source',
