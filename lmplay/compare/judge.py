@@ -160,11 +160,8 @@ def compare_pair(
     design: Sequential | None = None,
 ) -> dict:
     """Differences of two experiments, paired by seed, and the verdict; no mean where a run diverged or ended
-    early, because those that are left are a biased sample.
-
-    stopped: seed -> why, of the baseline and the other; design: the rule by which seeds were added, whose
-    looks are then shown.
-    """
+    early, because those that are left are a biased sample. stopped: seed -> why, of both; design: the rule
+    by which seeds were added, whose looks are then shown."""
     of_seed = {r.seed: r for r in baseline}
     pairs = [(of_seed[r.seed], r) for r in members if r.seed in of_seed]
     differences = {str(r.seed): _finite(r.loss(metric) - b.loss(metric)) for b, r in pairs}
