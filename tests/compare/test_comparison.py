@@ -366,11 +366,11 @@ def test_different_tokenizers_are_refused_before_anything_is_trained(capsys, tmp
     'lengths, arguments, message',
     [
         ([{'seconds': 5}, {'seconds': 5}], ['--jobs', '2'], 'needs a device for every job'),
-        ([{'seconds': 5}, {'tokens': 500}], [], 'some stages have a length in seconds and some have not'),
+        ([{'seconds': 5}, {'tokens': 500}], [], 'some stages have a length in seconds and others do not'),
         (
             [{'seconds': 5}, {'tokens': 500}],
             ['--budget', 'tokens=500'],
-            'some stages have a length in seconds and some have not',
+            'some stages have a length in seconds and others do not',
         ),
     ],
 )
