@@ -133,11 +133,11 @@ class EvaluatedModel(TemplateLM):
         """
         alike = defaultdict(list)  # settings -> indices of requests
         for i, request in enumerate(requests):
-            alike[repr(sorted(request.args[1].items()))].append(i)
+            alike[repr(sorted(request.arguments[1].items()))].append(i)
         answers = [''] * len(requests)
         with tqdm(total=len(requests), desc='generated', disable=None, leave=False) as bar:
             for members in alike.values():
-                settings = requests[members[0]].args[1]
+                settings = requests[members[0]].arguments[1]
                 contexts = [self.tok_encode(requests[i].args[0]) for i in members]
                 order = sorted(range(len(members)), key=lambda i: -len(contexts[i]))
                 for start in range(0, len(order), self.rows_per_batch):

@@ -67,7 +67,8 @@ class Ranks:
                 f'WORLD_SIZE is {size} in the environment, as torchrun sets it, without '
                 f'{" and ".join(missing)}. Start with: torchrun --nproc-per-node {size} -m lmplay.train ...'
             )
-        return cls(*map(int, given.values()), timeout)
+        rank, ranks, local, node = map(int, given.values())
+        return cls(rank, ranks, local, node, timeout)
 
     @property
     def first(self) -> bool:
