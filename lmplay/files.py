@@ -28,6 +28,12 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file 
 CHECKSUM, CHECKSUMS = 'checksum', 'checksums'
 
 
+def user_path(given: str | Path) -> Path:
+    """The path that a user gives; `~` is the home directory, which no shell fills in in plans, in Python or
+    behind `--out=`."""
+    return Path(os.path.expanduser(given))
+
+
 def _temporary(file: Path) -> Path:
     short = os.fsencode(file.name)[:100].decode(errors='ignore')  # names may have 255 bytes
     return file.with_name(f'.{short}.writing-{secrets.token_hex(6)}')

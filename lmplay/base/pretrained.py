@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError
-from ..files import from_json
+from ..files import from_json, user_path
 from ..tokenizers import BPETokenizer, Tokenizer, as_tokenizer
 from .base_model import LMBase
 
@@ -28,7 +28,9 @@ OTHER_TOKENIZERS = ('tokenizer.model', 'vocab.json')
 
 def find_folder(source: str) -> Path:
     """The folder of 'pretrained:NAME', fetched if need be, or of a path. Raises CheckpointError."""
-    return fetch(source.removeprefix('pretrained:')) if source.startswith('pretrained:') else Path(source)
+    return (
+        fetch(source.removeprefix('pretrained:')) if source.startswith('pretrained:') else user_path(source)
+    )
 
 
 def fetch(name: str) -> Path:

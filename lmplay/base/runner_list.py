@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import ExperimentError, UserError, unknown
+from ..files import user_path
 
 ENTRY_POINT_GROUP = 'lmplay.experiments'
 USER_PACKAGE = 'lmplay_user_'  # the folder of a file given by its path is imported as a package of this name
@@ -202,11 +203,11 @@ def _as_path(name: str) -> tuple[Path, str] | None:
     spellings = ((name, ''), name.rpartition(':')[::2])
     for path, version in spellings:
         if path.endswith('.py'):
-            return Path(path), version
+            return user_path(path), version
     for path, version in spellings:
-        if path and (Path(path) / 'versions.py').is_file():
-            return Path(path) / 'versions.py', version
-    return (Path(name) / 'versions.py', '') if os.sep in name else None
+        if path and (user_path(path) / 'versions.py').is_file():
+            return user_path(path) / 'versions.py', version
+    return (user_path(name) / 'versions.py', '') if os.sep in name else None
 
 
 def _find_in_file(file: Path, version: str, *, given: str) -> Entry:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..cli import plain
 from ..errors import UserError
+from ..files import user_path
 from .comparison import ComparisonSession, Request
 from .finished import compare_runs
 from .ladder import Climb, LadderSession
@@ -58,7 +59,7 @@ def compare(
     The rest as the options of lmp_compare. Raises UserError for what cannot be compared.
     """
     if runs:
-        folder = Path(out) if out else None
+        folder = user_path(out) if out else None
         return compare_runs([str(r) for r in runs], metric=metric, baseline=baseline, out=folder)
     session = _session(
         experiments,
@@ -151,7 +152,7 @@ def _session(
         tune=keys,
         trials=trials or TRIALS,
         jobs=jobs,
-        out=Path(out) if out else None,
+        out=user_path(out) if out else None,
         ladder=parse_ladder(ladder) if ladder is not None else None,
         tokens_per_parameter=tokens_per_parameter or TOKENS_PER_PARAMETER,
         **others,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError, UserError
+from ..files import user_path
 from ..runs.finished import (
     NOT_SETTINGS,
     SETTINGS,
@@ -31,16 +32,16 @@ FINGERPRINTS = {
 def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
     """Every finished run at or below these directories. Raises DataError for one that has none."""
     runs: dict[Path, FinishedRun] = {}
-    for place in places:
-        if not Path(place).is_dir():
-            raise DataError(f"No directory '{place}'.")
+    for place in map(user_path, places):
+        if not place.is_dir():
+            raise DataError(f"There is no directory '{place}'.")
         found = [
             f.parent
-            for f in find_below(Path(place), SUMMARY)
+            for f in find_below(place, SUMMARY)
             if (f.parent / STAGES).is_file() and TRIALS not in f.relative_to(place).parts
         ]
         if not found:
-            raise DataError(f"'{place}' holds no finished run, here or below.")
+            raise DataError(f"There is no finished run in '{place}' or below it.")
         runs |= {f.resolve(): read_run(f) for f in found}
     return list(runs.values())
 
@@ -61,8 +62,8 @@ def find_started(places: Iterable[Path]) -> dict[Path, str]:
     """Folder -> why a run at or below these directories ended early, or that it has not ended."""
     return {
         file.parent: _why_unfinished(file.parent)
-        for place in places
-        for file in find_below(Path(place), SETTINGS)
+        for place in map(user_path, places)
+        for file in find_below(place, SETTINGS)
         if not (file.parent / SUMMARY).is_file() and TRIALS not in file.relative_to(place).parts
     }
 
@@ -119,7 +120,7 @@ def check_comparable(fingerprints: dict[str, dict[str, str]], metric: str) -> No
                 raise UserError(
                     f'{other} and {baseline} were evaluated on different held-out texts; bits per byte '
                     'compare across tokenizers and training data, but not across texts. A tokenizer that '
-                    'does not give back its text (lower case, unknown characters) predicts another one.'
+                    'does not reproduce its text (lower case, unknown characters) predicts another one.'
                 )
             continue
         for name in ('data', 'tokenizer', 'evaluation'):
@@ -163,5 +164,5 @@ def check_contracts(runs: dict[str, list[FinishedRun]]) -> None:
             if run.broken_contract:
                 raise UserError(
                     f"{label} cannot be compared: the trained model of '{run.folder}' breaks the contract "
-                    f'({run.broken_contract[0]})'
+                    f'({run.broken_contract[0]}).'
                 )

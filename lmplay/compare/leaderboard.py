@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..cli import cell, console
 from ..errors import UserError
-from ..files import write_text
+from ..files import user_path, write_text
 from ..runs.finished import FinishedRun
 from .grouping import METRICS, find_runs, find_started, group
 from .numbers import figure_text, number
@@ -63,7 +63,7 @@ def _row(label: str, runs: list[FinishedRun], metric: str) -> dict:
 
 def leaderboard(places: list[str], *, metric: str, out: Path | None) -> None:
     """Prints the ranking of all finished runs at or below `places`; writes it as HTML and CSV to `out`."""
-    folders = [Path(p) for p in places]
+    folders = [user_path(p) for p in places]
     found = find_runs(folders)
     left_out = [
         f"the trained model of '{run.folder}' breaks the contract ({run.broken_contract[0]})"

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import user_path
 
 
 def cache_dir() -> Path:
     """$LMP_DATASETS, else lmplay under the user's cache folder."""
     if os.environ.get('LMP_DATASETS'):
-        return Path(os.environ['LMP_DATASETS'])
+        return user_path(os.environ['LMP_DATASETS'])
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lmplay'
 
 

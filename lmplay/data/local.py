@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
+from ..files import user_path
 
 SUFFIXES = {
     '.json': 'json',
@@ -33,6 +34,7 @@ SUFFIXES = {
     '.md': 'text',
 }
 BOM = b'\xef\xbb\xbf'
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # in a folder that `datasets` saved: of several splits, of one
 SAVED = ('dataset_dict.json', 'dataset_info.json')
 
@@ -62,7 +64,7 @@ def loader_of(path: str) -> str | None:
 
     Raises DataError for a folder with files of several kinds.
     """
-    folder = Path(os.path.expanduser(path))
+    folder = user_path(path)
     if not path or not folder.is_dir():
         return SUFFIXES.get(Path(plain_name(path)).suffix.lower())
     if any((folder / name).is_file() for name in SAVED):
@@ -117,7 +119,7 @@ def _path(given: str, where: str) -> Path:
         if '\0' in given:
             raise ValueError('it holds a null character')
         os.fsencode(given)
-        return Path(os.path.expanduser(given))
+        return user_path(given)
     except (ValueError, RuntimeError) as error:
         raise DataError(f'{where}: {ascii(given)} is not a path: {error}.') from error
 
@@ -143,7 +145,7 @@ def _errors(file: Path):
 def _open(file: Path) -> Any:
     """The bytes of a file, decompressed by its suffix; UTF-16, known by its first bytes, comes as UTF-8."""
     stream = DECOMPRESSORS.get(file.suffix.lower(), open)(file, 'rb')
-    if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if stream.peek(2)[:2] not in UTF16:
         return stream
     with stream:
         try:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import user_path
 from . import embedded, local
 from .conversations import conversation, string_of
 from .specs import LIMITS, PATH_KEYS, resolve
@@ -63,7 +63,7 @@ class Source:
         if self.spec['loader'] == 'embedded':
             contents = [embedded.content()]
         elif self.spec['loader'] in ('hub', 'saved'):
-            folder = Path(os.path.expanduser(self.spec.get('hub') or self.spec['path']))
+            folder = user_path(self.spec.get('hub') or self.spec['path'])
             if folder.is_dir():
                 contents = [local.digest(sorted(p for p in folder.rglob('*') if p.is_file()))]
         else:
@@ -181,7 +181,7 @@ class Source:
         from . import hub
 
         own = self.spec['validation'] if split == 'validation' else self.spec.get('split', 'train')
-        folder = str(Path(os.path.expanduser(self.spec['path'])))
+        folder = str(user_path(self.spec['path']))
         return hub.read_saved(self.name, folder, split=own, columns=columns)
 
     def _file_records(self, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:

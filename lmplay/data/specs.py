@@ -1,13 +1,12 @@
 """What a dataset's spec may say, and its resolution: loader, named dataset, form of the original lmplay."""
 
 import json
-import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, unknown
+from ..files import user_path
 from . import embedded, local
 from .named import NAMED
 
@@ -96,7 +95,7 @@ def _spec_of_name(name: str) -> dict[str, Any]:
     loader = local.loader_of(name)
     if loader:
         return {'loader': loader, 'path': name}
-    if name and Path(os.path.expanduser(name)).exists():
+    if name and user_path(name).exists():
         raise DataError(
             f"dataset '{name}': its name does not say what it holds (known: {', '.join(local.SUFFIXES)}, a "
             f'folder of such files, or one saved by `datasets`). Define it in the plan with a loader: '

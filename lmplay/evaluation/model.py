@@ -25,7 +25,8 @@ from ..generate.generator import TextStream, generate
 from ..tokenizers import as_tokenizer
 from ..train.objective import Objective
 
-Scored = tuple[Any, list[int], list[int]]  # (request, context, continuation), the latter two as tokens
+# (context and continuation as text, None of a whole text; the same as tokens)
+Scored = tuple[tuple[str, str] | None, list[int], list[int]]
 CHUNK = 1024  # tokens whose logits are in memory together
 SAMPLING = ('temperature', 'top_k', 'top_p', 'repetition_penalty')
 
@@ -108,11 +109,12 @@ class EvaluatedModel(TemplateLM):
         return all_losses, torch.ones_like(scored).masked_scatter(scored, torch.cat(right))
 
     def _rows(
-        self, number: int, request: Any, context: list[int], continuation: list[int]
+        self, number: int, request: tuple[str, str] | None, context: list[int], continuation: list[int]
     ) -> 'Iterator[_Row]':
         """A continuation behind as much of the end of its context as fits. One of more than max_len tokens
         goes in windows that predict each token once, the last of them with a full context."""
         if not continuation:
+            assert request is not None
             raise UserError(
                 f'The continuation {request[1]!r} adds no token to its context, with which it merges: let it '
                 'begin with a space.'

@@ -1,4 +1,4 @@
-"""The formats that a model can be exported in, a function for each: (model, folder, facts) -> files.
+"""The formats in which a model can be exported, a function for each: (model, folder, facts) -> files.
 
 Formats of one kind of model are its class's own: `LMBase.exports`.
 """
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
 from ..errors import CheckpointError, UserError, unknown
-from ..files import new_folder
+from ..files import new_folder, user_path
 from ..runs.checkpoints import find_checkpoint
 from ..runs.finished import SETTINGS
 from ..runs.load import load_model
@@ -51,12 +51,12 @@ def export(
     model, state = load_model(path, exp=exp)
     if exp is not None:
         state = state | {'exp': find_entry(exp).name}
-    writers, folder = FORMATS | type(model).exports, Path(to)
+    writers, folder = FORMATS | type(model).exports, user_path(to)
     if format not in (HUGGINGFACE, *writers):
         raise UserError(unknown('format', format, [HUGGINGFACE, *writers], model.name))
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"'{folder}' is not empty: --to names a new folder.")
+            raise UserError(f"'{folder}' is not empty; give --to a new folder.")
         with new_folder(folder) as temporary:
             if format == HUGGINGFACE:
                 files = write_huggingface(model, temporary, state, _run_of(path))
@@ -81,6 +81,6 @@ def _run_of(path: str | Path) -> Path | None:
     """The directory of the run that a path or its checkpoint belongs to; None for one that was moved out."""
     try:
         run = find_checkpoint(path).parent.parent
-    except CheckpointError:  # a file in a format of others
+    except CheckpointError:  # a model file in another format
         return None
     return run if (run / SETTINGS).is_file() else None

@@ -4,10 +4,10 @@ import argparse
 import io
 import os
 import sys
-from pathlib import Path
 
 from ..cli import CommandParser, json_line, plain, run_command
 from ..errors import DataError, UserError
+from ..files import user_path
 from ..original import GENERATOR, in_new_words
 
 
@@ -73,7 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser().parse_args(in_new_words(sys.argv[1:] if argv is None else argv, GENERATOR))
     # as in the original lmplay: PROMPT --model PATH
     if args.checkpoint is not None and args.model is not None:
-        prompts = args.prompt_file if Path(args.checkpoint).is_file() else args.prompt
+        prompts = args.prompt_file if user_path(args.checkpoint).is_file() else args.prompt
         prompts.append(args.checkpoint)
         args.checkpoint = None
     if args.checkpoint is None and args.model is None:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
     keep_freed_memory()
     device = find_device(args.device)
-    model, _ = load_model(Path(args.checkpoint or args.model), device=str(device), exp=args.exp)
+    model, _ = load_model(args.checkpoint or args.model, device=str(device), exp=args.exp)
     tokenizer = as_tokenizer(model.tokenizer)
     texts = [text for text in texts for _ in range(args.num_samples)]
     single = len(texts) == 1 and not args.json
@@ -136,13 +136,19 @@ def _print_all(texts: list[str], continued: list[str], lengths: list[int], args:
 
 
 def read_prompt(name: str) -> str:
-    """The text of a file, or of standard input, without byte-order mark and the line end that closes it."""
+    """The text of a file, or of standard input, read as training text is: UTF-8, or UTF-16 with its mark.
+
+    Without byte-order mark and the line end that closes it.
+    """
+    from ..data.local import UTF16
+
     try:
-        data = sys.stdin.buffer.read() if name == '-' else Path(os.path.expanduser(name)).read_bytes()
-        return data.decode('utf-8-sig').removesuffix('\n').removesuffix('\r')
+        data = sys.stdin.buffer.read() if name == '-' else user_path(name).read_bytes()
+        encoding = 'utf-16' if data[:2] in UTF16 else 'utf-8-sig'
+        return data.decode(encoding).removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
         raise DataError(
-            f"The prompt file '{name}' is not UTF-8: {error.reason} at byte {error.start}."
+            f"The prompt file '{name}' is not {error.encoding.upper()}: {error.reason} at byte {error.start}."
         ) from error
     except OSError as error:
         raise DataError(f"Can't read the prompt file '{name}': {error.strerror}.") from error

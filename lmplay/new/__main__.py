@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..cli import CommandParser, run_command
 from ..errors import ExperimentError, UserError
+from ..files import user_path
 from .copying import copy_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / 'exp'
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('Give the name of a new experiment, or --check EXP. See lmp_new --help.')
     if args.check is not None:
         return report_checks(args.check)
-    folder = Path(args.to) if args.to else EXPERIMENTS
+    folder = user_path(args.to) if args.to else EXPERIMENTS
     checkout = (EXPERIMENTS.parent.parent / 'setup.py').is_file() and os.access(EXPERIMENTS, os.W_OK)
     if args.to is None and not checkout:
         raise ExperimentError(

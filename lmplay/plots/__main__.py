@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..cli import CommandParser, run_command
 from ..errors import DataError, UserError, unknown
+from ..files import user_path
 from ..original import PLOTSTATS, in_new_words
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _baseline(given: str, runs: dict[Path, 'Curves']) -> 'Curves':
 
     if named := [run for run in runs.values() if run.name == given]:
         return named[0]
-    if not Path(given).exists():
+    if not user_path(given).exists():
         raise UserError(unknown('baseline', given, (run.name for run in runs.values())))
     found = find_curves(given)
     if len(found) > 1:
@@ -165,7 +166,7 @@ def output(args: argparse.Namespace, runs: int) -> Path:
     if args.out is None:
         one = runs == 1 and len(args.runs) == 1 and Path(args.runs[0]).is_dir()
         return (Path(args.runs[0]) if one else Path()) / 'curves.png'
-    out = Path(args.out)
+    out = user_path(args.out)
     return out / 'curves.png' if out.is_dir() or not out.suffix or args.out.endswith('/') else out
 
 

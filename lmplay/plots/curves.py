@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, UserError
+from ..files import user_path
 from ..runs.finished import find_below, metric_key, read_fingerprints
 from ..runs.recorder import METRICS, read_metrics
 
@@ -73,7 +74,7 @@ def find_curves(path: str | Path) -> list[Curves]:
 
     Raises DataError where there is none.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_file() and path.name.endswith((TRAIN_TABLE, VALIDATION_TABLE)):
         prefix = str(path).removesuffix(TRAIN_TABLE).removesuffix(VALIDATION_TABLE)
         return [_read_tables(prefix, Path(prefix.rstrip('_')).name)]

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from ..cli import CommandParser, run_command
 from ..errors import UserError
+from ..files import user_path
 
 
 def parser() -> CommandParser:
@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> None:
 
     print(
         xray(
-            Path(args.checkpoint),
+            user_path(args.checkpoint),
             data=args.data,
             max_bytes=args.max_bytes,
-            out=args.out and Path(args.out),
+            out=args.out and user_path(args.out),
             exp=args.exp,
             device=args.device,
             amp=args.amp,
-            against=args.against and Path(args.against),
+            against=args.against and user_path(args.against),
             snapshots=args.snapshots,
             prompt=args.trace,
         ).page

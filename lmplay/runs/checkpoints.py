@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..base.base_model import LMBase
 from ..errors import CheckpointError
+from ..files import user_path
 from ..tokenizers import as_tokenizer
 from .checkpoint import HALF, untied, write_checkpoint, write_sharded_checkpoint
 from .links import LAST, STATE, named, point
@@ -141,7 +142,7 @@ class Checkpoints:
 
 def find_checkpoint(path: str | Path, *, prefer: str = 'best') -> Path:
     """The checkpoint a path means: itself, or a run's `prefer`, else its `last`. Raises CheckpointError."""
-    path = Path(path)
+    path = user_path(path)
     if (path / STATE).is_file():
         return path
     for checkpoints in (path / 'checkpoints', path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..files import CHECKSUMS, checksum, locked, sealed, to_json, write_bytes
+from ..files import CHECKSUMS, checksum, locked, sealed, to_json, user_path, write_bytes
 from . import formats
 from .fingerprints import STAGES
 from .recorder import LOGS, METRICS, read_metrics
@@ -42,7 +42,7 @@ class RunDirectory:
     """One run's directory; `checkpoints` is the folder of its checkpoints."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = user_path(path)
         self.checkpoints = self.path / CHECKPOINTS
         self.reset_checkpoints = self.path / RESET
         self._written: dict[str, bytes] = {}  # by this process: name -> content

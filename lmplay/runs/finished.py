@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ..errors import DataError, unknown
-from ..files import CHECKSUMS, damage, from_json, seal_is_broken
+from ..files import CHECKSUMS, damage, from_json, seal_is_broken, user_path
 from . import formats
 from .recorder import read_metrics
 from .source import changed_source, kept_source
@@ -266,7 +266,7 @@ def find_below(place: Path, pattern: str) -> list[Path]:
 
 def read_run(folder: str | Path) -> FinishedRun:
     """The finished run in a directory. Raises DataError where there is none, or a damaged one."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise DataError(f"No run at '{folder}'.")
     if not (folder / SUMMARY).is_file():
@@ -326,7 +326,7 @@ def _check(run: FinishedRun) -> None:
 
 def read_started(folder: str | Path) -> StartedRun | None:
     """The run in a directory, finished or not, or None. Raises DataError for a damaged one."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / PLAN).is_file() or not (folder / SETTINGS).is_file():
         return None
     try:

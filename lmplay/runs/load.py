@@ -7,6 +7,7 @@ from pathlib import Path
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry, find_runner, list_experiments, saved_runner
 from ..errors import CheckpointError
+from ..files import user_path
 from ..tokenizers import load_tokenizer
 from .checkpoint import NEEDED, load_weights, read_state
 from .checkpoints import find_checkpoint
@@ -23,10 +24,10 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
     try:
         folder = find_checkpoint(path)
     except CheckpointError:
-        reader = _reader(Path(path), exp)
+        reader = _reader(user_path(path), exp)
         if reader is None:
             raise
-        model, facts = reader.read_foreign(Path(path))
+        model, facts = reader.read_foreign(user_path(path))
         return model.to(device), {
             'exp': reader.__name__,
             'stage': '',

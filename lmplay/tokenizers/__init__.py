@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, unknown
+from ..files import user_path
 from .bpe import BPETokenizer
 from .protocol import MEMBERS, PIECE, Tokenizer, in_lists, pieces
 
@@ -163,7 +164,7 @@ def get_tokenizer(name) -> Tokenizer:
         return as_tokenizer(name)
     if name == 'bytes':
         return BytesTokenizer()
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == '.json' or path.is_dir():
         file = path / BPETokenizer.FILE if path.is_dir() else path
         if not file.is_file():

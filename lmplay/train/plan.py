@@ -9,7 +9,6 @@ The last is the original lmplay's.
 
 import itertools
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..data.local import loader_of, plain_name
 from ..data.named import NAMED
 from ..data.specs import check_spec
 from ..errors import PlanError, unknown
-from ..files import from_json
+from ..files import from_json, user_path
 from .original_plans import original_plan
 from .stage_keys import (
     LENGTHS,
@@ -162,7 +161,7 @@ class Plan:
 
 def _stage_name(dataset: str) -> str:
     """'data/my file.jsonl' -> 'my_file', 'owner/corpus-v1.5' -> 'corpus-v1.5'"""
-    is_file = loader_of(dataset) is not None or Path(os.path.expanduser(dataset)).is_file()
+    is_file = loader_of(dataset) is not None or user_path(dataset).is_file()
     name = Path(plain_name(dataset)).stem if is_file else Path(dataset).name
     return re.sub(r'[^\w.+-]+', '_', name).strip('_.')[:60] or 'dataset'
 
@@ -197,7 +196,7 @@ def load_plan(given: str) -> Plan:
     Raises PlanError for a file that is missing, not JSON, of no known form, or has a key, value or dataset
     that is not allowed.
     """
-    path = Path(given)
+    path = user_path(given)
     if path.suffix != '.json' and not path.is_file():
         plans = shipped_plans()
         if given not in plans:

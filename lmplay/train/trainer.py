@@ -19,7 +19,14 @@ from torch.utils._pytree import tree_leaves
 from ..base.base_model import LMBase, StepContext
 from ..base.routed import RoutedLM
 from ..data.rows import Batch
-from ..device import Compute, is_out_of_memory, memory_in_use, seed_all, without_cudnn_attention
+from ..device import (
+    Compute,
+    is_out_of_memory,
+    memory_in_use,
+    return_freed_memory,
+    seed_all,
+    without_cudnn_attention,
+)
 from ..errors import UserError
 from ..runs.recorder import NoRecorder, Recorder
 from .collapse import CollapseAlarm
@@ -111,6 +118,7 @@ class Trainer:
                     self.log(lr)
                     if due.validate:
                         self.validate()
+                        return_freed_memory()  # blocks of many sizes leave holes between them
                     if removed := self.checkpoints.removed():
                         raise StopTraining(f"'{removed}' was removed")
                     if due.save:

@@ -10,6 +10,7 @@ from ..base.pretrained import take_tokenizer
 from ..base.runner_list import saved_runner
 from ..device import seed_all
 from ..errors import CheckpointError
+from ..files import user_path
 from ..runs.checkpoint import load_weights, read_state
 from ..runs.checkpoints import find_checkpoint
 from ..runs.load import load_model
@@ -54,7 +55,7 @@ def warm_start(model: LMBase, source: LMBase | str | Path) -> list[str]:
         return list(model.import_pretrained(source) or [])
     if str(source).startswith('pretrained:'):
         return list(model.import_pretrained(str(source)) or [])
-    path = Path(source)
+    path = user_path(source)
     # a folder in Hugging Face's format, or a file in another that the model reads
     if (path / 'config.json').is_file() or type(model).reads(path):
         return list(model.import_pretrained(str(path)) or [])

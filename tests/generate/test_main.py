@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lmplay
-from lmplay.generate.__main__ import main
+from lmplay.generate.__main__ import main, read_prompt
 from lmplay.generate.generator import generate
 from lmplay.runs.load import load_model
 from lmplay.tokenizers import as_tokenizer
@@ -135,6 +135,13 @@ def test_prompts_from_files_and_standard_input(trained, command, tmp_path):
     from_pipe = command('generate', trained, '--prompt-file', '-', '--max-new-tokens', 12, input='Größe 漢\n')
     assert from_file.returncode == 0, from_file.stderr
     assert from_file.stdout == from_pipe.stdout and from_file.stdout.startswith('Größe 漢')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('end', ['', '\n', '\r\n'])
+def test_a_prompt_is_read_as_training_text_is(tmp_path, encoding, end):
+    (tmp_path / 'prompt.txt').write_bytes(f'Größe\n\n漢{end}'.encode(encoding))
+    assert read_prompt(str(tmp_path / 'prompt.txt')) == 'Größe\n\n漢'
 
 
 def test_mixed_precision(trained, capsys):
