@@ -37,7 +37,7 @@ def comparison_text(
     budget = str(request.budget) if request.budget else "the plan's own"
     lines = [f'Plan {plan}, budget {budget}, on {device}, kept in {out}.']
     if search:
-        lines += [f'The search for the learning rate: {_counted(search)}. For each experiment:']
+        lines += [f'The search over {", ".join(request.tune)}: {_counted(search)}. For each experiment:']
         by_label: dict[str, list] = {}
         for p, jobs in search:
             by_label.setdefault(p.spec.label, []).append((p, jobs))
