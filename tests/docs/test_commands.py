@@ -76,7 +76,7 @@ def check(given: list[str], capsys) -> None:
     if name == 'python':
         assert set(benchmarks_parser().parse_args(options[2:]).subset) <= {*SUBSETS}
     elif name == 'lmp_trainer' and '--help' not in options:
-        load_plan(parse_trainer(options).training_plan)
+        load_plan(parse_trainer(options).training_plan or 'default')
     elif options:
         with contextlib.suppress(Parsed, SystemExit):
             COMMANDS[name].load()(options)
