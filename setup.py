@@ -22,6 +22,7 @@ test = [
     'ipykernel>=6.29',
 ]
 docs = ['mkdocs>=1.6', 'mkdocs-material>=9.6']
+evaluation = ['lm-eval>=0.4.13']
 setup(
     name='lmplay',
     version=version,
@@ -64,10 +65,10 @@ setup(
         'trackio': ['trackio>=0.20'],
         'sweep': ['optuna>=4.0'],
         'slurm': ['submitit>=1.5.2'],
-        'eval': ['lm-eval>=0.4.13'],
+        'eval': evaluation,
         'benchmark': [*benchmark, 'accelerate>=1.1'],
         'docs': docs,
-        'dev': [*test, *docs, 'pyright>=1.1.380', 'pytest-cov>=5'],
+        'dev': [*test, *evaluation, *docs, 'pyright>=1.1.380', 'pytest-cov>=5'],
     },
     entry_points={
         'console_scripts': [

@@ -20,7 +20,7 @@ STAGES = 10
 
 
 def run(args) -> list[dict]:
-    steps, few, many, size = (60, 20, 200, 40_000) if args.quick else (6000, 1000, 100_000, 20_000_000)
+    steps, few, many, size = (20, 10, 60, 20_000) if args.quick else (6000, 1000, 100_000, 20_000_000)
     taken: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix='lmplay-benchmark-') as folder:
         plans = [

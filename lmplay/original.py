@@ -18,7 +18,6 @@ TRAINER = {
     '--optimizer-warmup-fraction': "The warm-up starts at its first step's share of the rate, or at 0 with "
     '--warmup-from-zero; --warmup says how long it is',
     '--no-grad-scale': 'Gradients are scaled where --amp computes in fp16 and nowhere else',
-    '--verbose': 'Everything is recorded in metrics.jsonl of --run-dir DIR; --quiet prints less',
     '--validation-batch-size': 'How much text is evaluated is --validation-bytes N, how much at a time '
     '--mini-batch-size N',
 }

@@ -250,11 +250,8 @@ class LMBase(nn.Module):
         training = self.training
         self.eval()
         try:
-            with (
-                torch.no_grad(),
-                sdpa_kernel(SDPBackend.MATH),
-                counter,
-            ):  # it can't see into the CPU's fused one
+            # the counter can't see into the CPU's fused attention
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
                 self(torch.zeros(1, length, dtype=torch.int64, device=device))
         finally:
             self.train(training)

@@ -53,12 +53,12 @@ def mean_over_ranks(mean: Tensor, weight: Tensor | float) -> Tensor:
 
 @torch.no_grad()
 def gather_over_ranks(tensor: Tensor) -> Tensor:
-    """The ranks' tensors (N, ...), all of the same shape, one behind the other: (ranks * N, ...).
+    """The ranks' tensors (N, ...), all of the same shape, concatenated: (ranks * N, ...).
 
     On one process, the tensor itself.
     """
     if not _joined:
         return tensor
-    everyones = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyones, tensor.contiguous())
-    return torch.cat(everyones)
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return torch.cat(gathered)

@@ -12,9 +12,13 @@ lmp_compare gpt2ish my_experiment --plan quickstart --seeds 3
 lmp_compare gpt2ish gpt2ish,embed_dim=512 --plan quickstart --budget flops=1e15 --device cuda --jobs 2
 lmp_compare gpt2ish my_experiment --plan ladder_small --ladder 4
 lmp_compare --runs runs/a runs/b runs/c              judge finished runs
-lmp_compare --verify compare/DIR                     train one seed again: does it come out the same?
+lmp_compare --verify compare/DIR                     train one seed again: is the result the same?
 lmp_compare --leaderboard runs                       every finished run below, best first
-Rerun the same command to resume a comparison that was interrupted."""
+To resume an interrupted comparison, rerun the same command."""
+
+
+MODES = ('experiments', 'runs', 'baseline', 'leaderboard', 'verify', 'dry_run')  # what to do, and with what
+OF_LADDERS = ('ladder', 'tokens_per_parameter')
 
 
 def make_parser() -> CommandParser:
@@ -104,6 +108,7 @@ def _add_training_options(parser: CommandParser) -> None:
     )
     p.add_argument(
         '--set',
+        dest='settings',
         metavar='KEY=VALUE',
         action='append',
         default=[],
@@ -153,7 +158,7 @@ def _add_reading_options(parser: CommandParser) -> None:
         '--verify',
         metavar='REPORT',
         help='train one seed of a finished comparison again, from the source and settings kept with that '
-        'report, and say whether it comes out the same; this runs code kept there',
+        'report, and say whether the result is the same; this runs the code kept there',
     )
     p.add_argument('--baseline', metavar='EXP', help='with --runs: the baseline')
     p.add_argument(
@@ -177,26 +182,8 @@ def run(args: argparse.Namespace) -> int:
         return 0 if all(v.holds for v in found) else 1
     from .api import compare, compare_at_scale, rehearse
 
-    options = dict(
-        plan=args.plan,
-        seeds=args.seeds,
-        smallest_effect=args.smallest_effect,
-        stop_early=args.stop_early,
-        budget=args.budget,
-        metric=args.metric,
-        settings=args.set,
-        tune=args.tune,
-        trials=args.trials,
-        device=args.device,
-        amp=args.amp,
-        yes=args.yes,
-        jobs=args.jobs,
-        launcher=args.launcher,
-        slurm=args.slurm,
-        out=out,
-    )
-    if args.ladder:
-        options |= {'ladder': args.ladder, 'tokens_per_parameter': args.tokens_per_parameter}
+    left_out = MODES if args.ladder else (*MODES, *OF_LADDERS)
+    options = {name: value for name, value in vars(args).items() if name not in left_out}
     if args.dry_run:
         print(rehearse(*args.experiments, **options))
     elif args.ladder:
@@ -208,7 +195,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
-    modes = [name for name in ('experiments', 'runs', 'leaderboard', 'verify') if getattr(args, name)]
+    named = {'experiments': 'experiments'} | {name: f'--{name}' for name in ('runs', 'leaderboard', 'verify')}
+    modes = [shown for name, shown in named.items() if getattr(args, name)]
     if not modes:
         raise UserError(
             'Give experiments to train, or --runs, --leaderboard or --verify. See lmp_compare --help.'
@@ -218,14 +206,14 @@ def _check(args: argparse.Namespace) -> None:
             f'Give experiments to train, or --runs, --leaderboard or --verify; not '
             f'{" and ".join(modes)} together.'
         )
-    if args.dry_run and not args.experiments:
-        raise UserError('--dry-run goes with experiments to train; the others train nothing new.')
-    if args.ladder and not args.experiments:
-        raise UserError('--ladder goes with experiments to train; the others train nothing new.')
+    for name in ('dry_run', 'ladder'):
+        if getattr(args, name) and not args.experiments:
+            flag = f'--{name.replace("_", "-")}'
+            raise UserError(f'{flag} goes with experiments to train; given: {modes[0]}.')
     if args.tokens_per_parameter is not None and not args.ladder:
         raise UserError('--tokens-per-parameter goes with --ladder; the length of a run is --budget.')
     if args.slurm and args.launcher != 'slurm':
-        raise UserError('--slurm goes with --launcher slurm.')
+        raise UserError(f'--slurm goes with --launcher slurm; given: --launcher {args.launcher}.')
     if args.baseline and not args.runs:
         raise UserError('--baseline goes with --runs; of experiments, the first is the baseline.')
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
-from .folder import Folder, read_job, read_looks, write_json, write_looks
+from .folder import Folder, read_job, read_looks, write_looks, write_strict_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .hopeless import Watch, why_stopped, wrongly_stopped
 from .judge import judge, noise
@@ -135,7 +135,7 @@ class ComparisonSession:
             return self._run(prepared)
 
     def _prepare(self) -> list[Prepared]:
-        """The experiments within the budget, all that can be refused before training refused."""
+        """The experiments within the budget, after every check that can be made before training."""
         prepared = prepare(
             self.specs, self.plan, device=self.launcher.devices[0], amp=self.request.amp, progress=self.say
         )
@@ -152,11 +152,11 @@ class ComparisonSession:
 
     def dry_run(self) -> str:
         """What `run` would train, having checked all that it would refuse; writes nothing."""
-        from .rehearsal import told
+        from .rehearsal import comparison_text
 
         prepared = self._prepare()
         search, verdict = self._all_runs(prepared)
-        return told(
+        return comparison_text(
             self.request,
             out=self.out,
             plan=self.plan.name,
@@ -196,7 +196,7 @@ class ComparisonSession:
         if self.request.tune:
             tuning, notes = tune(self.request, prepared, self.folder, self.launcher)
             self.notes += notes
-            write_json(self.out / 'tuning.json', tuning)
+            write_strict_json(self.out / 'tuning.json', tuning)
         seeds = {p.spec.label: self.first for p in prepared}
         ahead = 0  # seeds trained before they are looked at, where there are workers for them
         while True:
@@ -247,7 +247,7 @@ class ComparisonSession:
             hopeless=_why_stopped(jobs, hopeless=True),
             design=self.rule,
         )
-        write_json(self.out / 'noise.json', findings['noise'])
+        write_strict_json(self.out / 'noise.json', findings['noise'])
         return findings | {
             'title': title(self.specs[0].label, [s.label for s in self.specs[1:]]),
             'plan': self.plan.name,
@@ -279,7 +279,7 @@ class ComparisonSession:
             self.notes.append(
                 f'The number of seeds was changed after earlier looks ({", then ".join(map(str, looks))}). '
                 f'Adding seeds until a verdict appears makes a false one likelier than {ALPHA:.0%}; a fresh '
-                'comparison with the last number settles it, or one with --seeds auto, whose rule looks.'
+                'comparison with the last number settles it, or one with --seeds auto, which allows for that.'
             )
 
     def _jobs(self, p: Prepared, seeds: int) -> list[Job]:
@@ -332,8 +332,8 @@ class ComparisonSession:
             runs = self.watch.recorded
             wrong, of = wrongly_stopped(runs)
             note = (
-                f'--stop-early judged by {len(runs)} finished runs; on those of them that ended no '
-                f'worse than others, its rule would have been wrong in {wrong} of {of}.'
+                f'--stop-early judges by {len(runs)} finished runs; of the {of} that ended no worse than '
+                f'comparable ones, its rule would have stopped {wrong}.'
             )
             self.say(note)
             self.notes.append(note)
@@ -345,7 +345,7 @@ class ComparisonSession:
             return
         runs = self._finished(baseline)
         measured = noise(self.specs[0].label, runs, self.request.metric, alpha=self.alpha)
-        write_json(self.out / 'noise.json', measured)
+        write_strict_json(self.out / 'noise.json', measured)
         if measured['sd'] is not None:
             self.say(
                 f'The noise of {measured["label"]} from seed to seed is {measured["sd"]:.4f} (standard '

@@ -30,10 +30,10 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
     apart = apart_from_tuning(found)
     groups = group(apart)
     if baseline is not None and baseline not in groups:
-        raise UserError(unknown('baseline', baseline, groups))
+        raise UserError(unknown('baseline', baseline, groups, 'these runs'))
     first = baseline or next(iter(groups))
     if len(groups) < 2:
-        raise UserError(f'There is only one experiment among these runs, {first}; a comparison needs two.')
+        raise UserError(f'All these runs are of one experiment, {first}; a comparison needs two.')
     runs = {first: groups[first]} | groups
     check_comparable(fingerprints_of(runs), metric)
     check_causal(runs)
@@ -55,7 +55,7 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
     }
     folder = out or Path('compare') / '+'.join(label.replace('/', '_') for label in runs)
     if (folder / 'comparison.json').exists():
-        raise UserError(f"'{folder}' holds a comparison that trains its own runs; give another --out.")
+        raise UserError(f"'{folder}' holds a comparison that trained its own runs; give another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

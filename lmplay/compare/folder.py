@@ -15,13 +15,13 @@ from .prepare import Prepared
 from .runner import Job
 
 
-def write_json(file: Path, content) -> None:
-    """Strict JSON, in one step."""
+def write_strict_json(file: Path, content) -> None:
+    """Writes JSON, whole or not at all. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(file, json.dumps(content, indent=1, allow_nan=False) + '\n')
 
 
 def read_json(file: Path, *keys: str) -> dict:
-    """What `write_json` wrote. Raises DataError for a file that is damaged."""
+    """What `write_strict_json` wrote. Raises DataError for a file that is damaged."""
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         if not isinstance(content, dict) or not content.keys() >= set(keys):
@@ -32,7 +32,7 @@ def read_json(file: Path, *keys: str) -> dict:
 
 
 class Looks(Form):
-    """comparison.json: what was asked for, and the numbers of seeds it was looked at with."""
+    """comparison.json: what was asked for, and the numbers of seeds at each look."""
 
     asked: dict[str, Any]
     experiments: list[str] = []
@@ -40,7 +40,7 @@ class Looks(Form):
 
 
 def write_looks(file: Path, content: dict[str, Any]) -> None:
-    write_json(file, sealed(checked(Looks, content)))
+    write_strict_json(file, sealed(checked(Looks, content)))
 
 
 def read_looks(file: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Folder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The directory, made and locked. Raises UserError where that cannot be had."""
+        """Makes and locks the directory. Raises UserError where it is in use or can't be written."""
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class Folder:
     def write_plan(self, p: Prepared) -> None:
         file = self.plan_file(p)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, p.plan)
+        write_strict_json(file, p.plan)
 
     def job(self, p: Prepared, kind: str, seed: int, name: str) -> Job:
         """The run of an experiment as it is prepared now; kind: 'runs' or 'tuning'."""

@@ -34,14 +34,14 @@ def find_runs(places: Iterable[Path]) -> list[FinishedRun]:
     runs: dict[Path, FinishedRun] = {}
     for place in map(user_path, places):
         if not place.is_dir():
-            raise DataError(f"No directory '{place}'.")
+            raise DataError(f"There is no directory '{place}'.")
         found = [
             f.parent
             for f in find_below(place, SUMMARY)
             if (f.parent / STAGES).is_file() and TRIALS not in f.relative_to(place).parts
         ]
         if not found:
-            raise DataError(f"'{place}' holds no finished run, here or below.")
+            raise DataError(f"There is no finished run in '{place}' or below it.")
         runs |= {f.resolve(): read_run(f) for f in found}
     return list(runs.values())
 
@@ -120,7 +120,7 @@ def check_comparable(fingerprints: dict[str, dict[str, str]], metric: str) -> No
                 raise UserError(
                     f'{other} and {baseline} were evaluated on different held-out texts; bits per byte '
                     'compare across tokenizers and training data, but not across texts. A tokenizer that '
-                    'does not give back its text (lower case, unknown characters) predicts another one.'
+                    'does not reproduce its text (lower case, unknown characters) predicts another one.'
                 )
             continue
         for name in ('data', 'tokenizer', 'evaluation'):
@@ -164,5 +164,5 @@ def check_contracts(runs: dict[str, list[FinishedRun]]) -> None:
             if run.broken_contract:
                 raise UserError(
                     f"{label} cannot be compared: the trained model of '{run.folder}' breaks the contract "
-                    f'({run.broken_contract[0]})'
+                    f'({run.broken_contract[0]}).'
                 )

@@ -1,5 +1,5 @@
 """Runs that are stopped early (`--stop-early`): at equal tokens, their held-out loss is further above the
-baseline's than any finished run of the folder ever was that made it up.
+baseline's than any gap that a finished run of the folder has closed by its end.
 
 A curve is (tokens (P,), losses (P,)) at a run's evaluations.
 """
@@ -18,7 +18,7 @@ from ..runs.recorder import read_metrics
 Curve = tuple[np.ndarray, np.ndarray]
 FEWEST = 12  # finished curves below which nothing is stopped
 EARLIEST = 0.2  # of a run, before which it is not judged
-MARGIN = 2.0  # times the largest gap that was made up
+MARGIN = 2.0  # times the largest gap that was closed
 STOPPED = 'hopeless.json'  # in a run's directory: why it was stopped
 
 
@@ -30,19 +30,19 @@ def curve_of(records: Sequence[dict]) -> Curve:
 
 
 def recorded_curves(folder: Path, fingerprint: str) -> list[Curve]:
-    """Those of the finished runs below `folder` and beside it evaluated on the same held-out text."""
+    """The curves of finished runs, below `folder` and beside it, evaluated on the same held-out text."""
     found = []
     for file in sorted(folder.resolve().parent.glob('*/runs/*/seed-*/summary.json')):
         try:
             run = read_run(file.parent)
         except DataError:
-            continue  # its own comparison says so
+            continue  # its own comparison reports that
         if run.fingerprints['evaluation'] == fingerprint and math.isfinite(run.loss()):
             found.append(curve_of(run.records))
     return found
 
 
-def made_up(curves: Sequence[Curve], share: float) -> float:
+def largest_closed_gap(curves: Sequence[Curve], share: float) -> float:
     """The largest gap of one curve above another, at this share of the tokens, that was gone at the end."""
     at = np.array([np.interp(share * tokens[-1], tokens, losses) for tokens, losses in curves])
     ends = np.array([losses[-1] for _, losses in curves])
@@ -57,12 +57,12 @@ def hopeless(curve: Curve, baseline: Sequence[Curve], recorded: Sequence[Curve])
     if len(recorded) < FEWEST or not len(tokens) or not EARLIEST <= tokens[-1] / whole < 1:
         return None
     worst = max(float(np.interp(tokens[-1], *own)) for own in baseline)
-    gap, most = float(losses[-1]) - worst, made_up(recorded, tokens[-1] / whole)
-    if not gap > MARGIN * most:  # nor where it diverged, which is said otherwise
+    gap, most = float(losses[-1]) - worst, largest_closed_gap(recorded, tokens[-1] / whole)
+    if not gap > MARGIN * most:  # nor where it is NaN: divergence is reported elsewhere
         return None
     return (
         f'after {tokens[-1] / whole:.0%} of its tokens its loss is {gap:.4f} above the highest of the '
-        f'baseline there; the most that any of {len(recorded)} finished runs made up is {most:.4f}'
+        f'baseline there; the largest gap that any of {len(recorded)} finished runs closed is {most:.4f}'
     )
 
 

@@ -32,7 +32,7 @@ from .words import FIGURES, sentence, warnings
 Stopped = Mapping[str, Mapping[int, str]]  # label -> seed -> why its run ended early, or never ended
 
 TOLERANCE = 0.05  # relative difference to the baseline above which a figure counts as unequal
-BUSY = 1.25  # tasks per core above which a machine slows a run down; the run's own make up to about 1
+BUSY = 1.25  # tasks per core above which runs are slowed down; their own account for about 1
 
 
 def judge(
@@ -112,7 +112,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean; None where a value is unknown, as that of the others would be one of survivors."""
+    """The mean; None where a value is missing, because a mean of the rest would have survivorship bias."""
     known = [math.nan if v is None else v for v in values]
     return _finite(sum(known) / len(known)) if known else None
 
@@ -160,8 +160,8 @@ def compare_pair(
     design: Sequential | None = None,
 ) -> dict:
     """Differences of two experiments, paired by seed, and the verdict; no mean where a run diverged or ended
-    early, as those that are left are the lucky ones. stopped: seed -> why, of the baseline and the other;
-    design: the rule by which seeds were added, whose looks are then shown."""
+    early, because those that are left are a biased sample. stopped: seed -> why, of both; design: the rule
+    by which seeds were added, whose looks are then shown."""
     of_seed = {r.seed: r for r in baseline}
     pairs = [(of_seed[r.seed], r) for r in members if r.seed in of_seed]
     differences = {str(r.seed): _finite(r.loss(metric) - b.loss(metric)) for b, r in pairs}
@@ -194,7 +194,7 @@ def compare_pair(
 
 def _without_hopeless(found: dict, seeds: list[int]) -> dict:
     """The findings on an experiment with runs that were stopped as hopeless: they count as worse, so it is
-    worse unless a finished seed is not. There is no mean, as those that are left are the better ones."""
+    worse unless a finished seed is not. There is no mean, because those that are left are the better ones."""
     finished = [v for v in found['differences'].values() if v is not None]
     worse = (
         found['verdict'] != 'diverged' and not any(found['stopped'].values()) and all(v > 0 for v in finished)

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
 from .comparison import Request, check_different, launcher_of
-from .folder import Folder, read_job, read_json, write_json
+from .folder import Folder, read_job, read_json, write_strict_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .ladder_findings import Runs, climb
 from .ladder_report import write_ladder
@@ -42,12 +42,16 @@ class LadderSession:
     def __init__(self, request: Request, say: Callable[[str], None]):
         assert request.ladder is not None
         if not isinstance(request.seeds, int):
-            raise UserError('--ladder takes a number of seeds; --seeds auto is for a comparison at one size.')
+            raise UserError(
+                f'--ladder takes a number of seeds, such as --seeds 3; given: --seeds {request.seeds}, for a '
+                'comparison at one size.'
+            )
         if request.stop_early:
             raise UserError('--stop-early is for a comparison at one size, not for --ladder.')
         if request.budget:
             raise UserError(
-                '--ladder says how long its runs are by --tokens-per-parameter; leave --budget out.'
+                f'With --ladder, --tokens-per-parameter sets the length of the runs; leave --budget out '
+                f'(given: {request.budget}).'
             )
         self.request, self.say = request, say
         self.seeds = request.seeds
@@ -60,7 +64,7 @@ class LadderSession:
         self.launcher = launcher_of(request, self.out, say)
 
     def _prepare(self) -> list[Rung]:
-        """The rungs, all that can be refused before training refused."""
+        """The rungs, after every check that can be made before training."""
         assert self.request.ladder is not None
         rungs, span = self.request.ladder
         self._remembered()
@@ -86,12 +90,12 @@ class LadderSession:
         ladder = self._prepare()
         with self.folder.held():
             content = {'asked': self.request.asked, 'experiments': self.request.experiments}
-            write_json(self.out / 'comparison.json', content | {'seeds': [self.seeds]})
+            write_strict_json(self.out / 'comparison.json', content | {'seeds': [self.seeds]})
             runs: Runs = []
             notes: list[str] = []
             for rung in ladder:
                 if rung is ladder[-1] and len(runs) > 1:
-                    write_json(self.out / 'prediction.json', self._predict(runs, rung))
+                    write_strict_json(self.out / 'prediction.json', self._predict(runs, rung))
                 notes += self._tune(rung)
                 trained, stopped = self._train(rung)
                 runs.append(trained)
@@ -109,13 +113,13 @@ class LadderSession:
 
     def dry_run(self) -> str:
         """The rungs, and what `run` would train, having checked all that it would refuse; writes nothing."""
-        from .rehearsal import told_ladder
+        from .rehearsal import ladder_text
 
         ladder = self._prepare()
         runs = [(p, jobs) for rung in ladder for p, jobs in zip(rung.prepared, self._jobs(rung).values())]
         for rung in ladder:
             runs += [found for p in rung.prepared for found in runs_of(self.request, p, self.folder)]
-        return told_ladder(
+        return ladder_text(
             ladder,
             self.request,
             out=self.out,
@@ -140,7 +144,7 @@ class LadderSession:
         if not self.request.tune:
             return []
         log, notes = tune(self.request, rung.prepared, self.folder, self.launcher)
-        write_json(self.out / f'tuning-{rung.index + 1}.json', log)
+        write_strict_json(self.out / f'tuning-{rung.index + 1}.json', log)
         return [f'Rung {rung.index + 1}: {note}' for note in notes]
 
     def _jobs(self, rung: Rung) -> dict[str, list[Job]]:

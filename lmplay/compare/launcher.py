@@ -48,7 +48,7 @@ class Launcher:
             self.devices = devices_of(self.device)
             return
         if self.device not in ('auto', 'cpu', 'cuda'):
-            raise UserError(f'--launcher slurm takes --device cpu or cuda; given: {self.device}.')
+            raise UserError(f'--launcher slurm takes --device auto, cpu or cuda; given: {self.device}.')
         gpu = self.device == 'cuda' or self.options.get('gpus_per_node')
         self.devices = ['cuda' if gpu else 'cpu']
 
@@ -65,8 +65,8 @@ class Launcher:
         """Raises UserError where timed runs would share a device."""
         if self.local and self.workers > len(set(self.devices)):
             raise UserError(
-                f'{what} needs a device for every job, because runs on one device slow each other down; jobs '
-                f'{self.workers}, devices {len(set(self.devices))}.'
+                f'{what} needs a device for every job, because runs on one device slow each other down; '
+                f'given: --jobs {self.workers}, and {len(set(self.devices))} device(s).'
             )
 
     def speed(self, amp: bool) -> float:

@@ -1,4 +1,4 @@
-"""What a comparison found, as an object."""
+"""The outcome of a comparison, for Python."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

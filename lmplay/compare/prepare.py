@@ -33,10 +33,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Spec:
-    """An experiment as it was asked for: EXP, or EXP,key=value,...
-
-    with model parameters and stage keys of its own.
-    """
+    """An experiment as it was asked for: EXP, or EXP,KEY=VALUE,..., with model parameters and stage keys of
+    its own."""
 
     label: str
     exp: str
@@ -64,8 +62,8 @@ def parse_spec(text: str, common: list[str]) -> Spec:
             )
         if key in LENGTHS:
             raise UserError(
-                f"'{item}': how long all train is for --budget or the plan to say, so that it is the same "
-                'for all.'
+                f"'{item}': the length of training is set by --budget or the plan, the same for all "
+                'experiments.'
             )
         if key in runner.declared:
             texts[key] = value
@@ -96,13 +94,17 @@ def parse_budget(text: str) -> Budget:
     """'tokens=20M', 'flops=1e15', 'seconds=600'; k, M, G, T are thousands, millions, ..."""
     kind, _, amount = text.partition('=')
     if kind not in BUDGETS:
-        raise UserError(unknown('budget', kind, BUDGETS) + ' Example: --budget tokens=20M.')
+        raise UserError(unknown('budget', kind, BUDGETS, '--budget') + ' Example: --budget tokens=20M.')
     match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e[+-]?\d+)?)([kKMGT]?)', amount)
     value = (
         float(match[1]) * {'': 1, 'k': 1e3, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}[match[2]] if match else 0
     )
-    if not 0 < value < (MOST_SECONDS if kind == 'seconds' else 1e30):
-        raise UserError(f"--budget {kind} takes a number above 0, such as 20M or 1e15; given: '{amount}'.")
+    most = MOST_SECONDS if kind == 'seconds' else 1e30
+    if not 0 < value < most:
+        raise UserError(
+            f'--budget {kind} takes a number above 0 and below {most:g}, such as '
+            f"{ {'tokens': '20M', 'flops': '1e15', 'seconds': '600'}[kind] }; given: '{amount}'."
+        )
     return Budget(kind, value)
 
 
@@ -159,16 +161,14 @@ def _resolve(spec: Spec, plan: Plan, *, device: str, amp: bool, progress) -> lis
 
 
 def _check_different(specs: list[Spec], plan: Plan, resolved: list[list[ResolvedStage]]) -> None:
-    """Raises UserError where two experiments are one model trained alike, e.g.
-
-    two versions whose differences the plan overrides.
-    """
+    """Raises UserError where two experiments are one model trained alike, such as two versions whose
+    differences the plan overrides."""
     seen: dict[str, Spec] = {}
     for spec, stages in zip(specs, resolved):
         key = repr([_trained(stage) for stage in stages])
         if key in seen:
             lost = ', '.join(sorted({name for stage in stages for name in stage.overridden}))
-            why = f' It sets what the versions set: {lost}.' if lost else ''
+            why = f' The plan overrides what the versions set: {lost}.' if lost else ''
             raise UserError(
                 f'{spec.label} and {seen[key].label} are the same model, trained the same way, under plan '
                 f'{plan.name}.{why}'
@@ -192,8 +192,8 @@ def prepare(
     """
     if all('exp' in stage for stage in plan.stages.values()):
         raise PlanError(
-            f'{plan.where}: every stage names its own "exp"; a plan for a comparison leaves the experiment '
-            'open.'
+            f'{plan.where}: every stage names its own "exp"; in a plan for a comparison, at least one stage '
+            'names none.'
         )
     raw = {k: v for k, v in plan.raw.items() if k not in ('exp', 'seed', 'description', 'cost')}
     where: dict[str, Any] = dict(device=device.split(':')[0], amp=amp, progress=progress)
@@ -231,8 +231,8 @@ def _prepared(
     timed = {stage.settings.seconds is not None for stage in stages}
     if len(timed) > 1:
         raise PlanError(
-            f'{spec.label}: some stages have a length in seconds and some have not; a comparison needs all '
-            'or none.'
+            f'{spec.label}: some stages have a length in seconds and others do not; a comparison needs all '
+            'or none of them to have one.'
         )
     lengths, prints = [], []
     for stage in stages:
@@ -273,19 +273,19 @@ def apply_budget(prepared: Prepared, budget: Budget | None) -> None:
 
 def scale_lr(prepared: Prepared, factor: float) -> None:
     """Multiplies the learning rate of every stage."""
-    plan = parse_plan(prepared.plan)
-    version = find_runner(prepared.spec.exp).function().training
-    rates = {plan.stage(i, version).name: plan.stage(i, version).lr for i in range(len(plan.stages))}
-    prepared.plan = with_stages(prepared.plan, lambda name, _: {'lr': float(f'{rates[name] * factor:.6g}')})
-    prepared.digest = digest(prepared)
+    set_keys(prepared, {'lr': factor})
 
 
 def set_keys(prepared: Prepared, keys: Mapping[str, float]) -> None:
     """Gives every stage these settings; lr is a factor of the stage's own."""
-    if 'lr' in keys:
-        scale_lr(prepared, keys['lr'])
     others = {key: value for key, value in keys.items() if key != 'lr'}
-    prepared.plan = with_stages(prepared.plan, lambda *_: others)
+    plan = parse_plan(prepared.plan)
+    version = find_runner(prepared.spec.exp).function().training
+    rates = {plan.stage(i, version).name: plan.stage(i, version).lr for i in range(len(plan.stages))}
+    prepared.plan = with_stages(
+        prepared.plan,
+        lambda name, _: others | ({'lr': float(f'{rates[name] * keys["lr"]:.6g}')} if 'lr' in keys else {}),
+    )
     prepared.digest = digest(prepared)
 
 

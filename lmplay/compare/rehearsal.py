@@ -1,4 +1,4 @@
-"""What a comparison would train, told before it trains anything."""
+"""The dry run of a comparison: what it would train, and for about how long."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ LADDER_SD, LADDER_SLOPE = 0.015, 0.2  # nats per token, as measured on small lad
 Runs = Sequence[tuple[Prepared, Sequence[Job]]]  # experiment, as it would be trained -> its runs
 
 
-def told(
+def comparison_text(
     request: 'Request',
     *,
     out: Path,
@@ -106,7 +106,7 @@ def _seconds(p: Prepared, speed: float) -> float:
     return sum(p.lengths) if flops is None else flops / speed
 
 
-def told_ladder(
+def ladder_text(
     ladder: Sequence[Rung],
     request: 'Request',
     *,
@@ -138,9 +138,9 @@ def told_ladder(
         lines.append(
             f'Expect intervals of the compute ratio of about ±{widths[len(x) // 2]:.2f} in the middle and '
             f'±{widths[-1]:.2f} at the last rung, if losses differ by {LADDER_SD:g} from seed to seed and '
-            f'fall by {LADDER_SLOPE:g} for each factor of e in compute; the width goes with their quotient '
-            'and with 1/√seeds.'
+            f'fall by {LADDER_SLOPE:g} for each factor of e in compute; the width is proportional to their '
+            'quotient and to 1/√seeds.'
         )
     few = f'With fewer than 3 rungs no trend is claimed: {len(ladder)}.' if len(ladder) < 3 else ''
-    others = f'{labels[0]} is the baseline; its parameters decide on the tokens.'
+    others = f'{labels[0]} is the baseline; its parameters determine the tokens.'
     return '\n'.join([*lines, *filter(None, [few, others]), 'Nothing was trained or written.'])

@@ -146,7 +146,7 @@ def _trend(
     """'grows', 'shrinks', 'holds', 'within noise' or 'cannot be told', of the advantage or disadvantage.
 
     It holds where the whole change over the ladder is known to be less than a quarter of the effect, or less
-    than half and not told from none.
+    than half and not significant.
     """
     known = np.isfinite(estimate)
     if (low[known] <= 0).all() and (high[known] >= 0).all():
@@ -163,7 +163,7 @@ def _trend(
 
 def expected_widths(x: np.ndarray, *, slope: float, sd: float, seeds: int) -> np.ndarray:
     """(K,) half-widths of the interval of a ratio near 1 to expect at each rung, from the deviation of losses
-    over seeds and the mean slope of the loss over ln C: they go with sd / (slope sqrt(seeds)).
+    over seeds and the mean slope of the loss over ln C: they are proportional to sd / (slope sqrt(seeds)).
 
     The first rung's has no neighbour on one side; it is NaN.
     """
@@ -194,7 +194,7 @@ class JointFit:
 
 
 def joint_fit(ladders: list[Ladder]) -> JointFit:
-    """A robust least-squares fit (Huber's loss) from the best of STARTS values of E."""
+    """A robust least-squares fit (Huber's loss), started from the best of STARTS values of E."""
     from scipy import optimize
 
     x = [own.x - own.x.mean() for own in ladders]

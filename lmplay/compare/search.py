@@ -10,7 +10,7 @@ from .launcher import Launcher
 from .prepare import Prepared, scale_lr
 from .runner import Job, run_jobs
 from .sweep import expected, run_sweep
-from .tuning import FACTORS, SEEDS, choose, part_of, said
+from .tuning import FACTORS, SEEDS, choose, part_of, search_sentence
 
 if TYPE_CHECKING:
     from .comparison import Request
@@ -77,7 +77,7 @@ def search(
     log, notes = {}, []
     for p in prepared:
         log[p.spec.label] = found = _choose_rate(p, [t for t in trials if t.owner is p], metric)
-        text = said(p.spec.label, found, found['chosen'])
+        text = search_sentence(p.spec.label, found, found['chosen'])
         say(text)
         notes += [text] if found['best'] != 1.0 else []
     return log, notes

@@ -1,4 +1,4 @@
-"""Seeds until the verdict is known (`--seeds auto`): rules that hold however often one looks.
+"""Seeds until the verdict is known (`--seeds auto`): stopping rules that stay valid however often one looks.
 
 `auto[:MAX]` looks after each seed from FIRST to a fixed maximum, with a paired t-test at a constant level
 (Pocock 1977, Biometrika 64). `auto:open` has no maximum: it inverts the scale-invariant mixture e-process of
@@ -68,13 +68,13 @@ class Sequential:
         return f'auto:{self.maximum or "open"}'
 
     def critical(self, alpha: float, n: int) -> float:
-        """The |t| over n seeds beyond which a mean is told from another, whenever one looks."""
+        """The |t| over n seeds beyond which a mean difference is significant, whenever one looks."""
         if self.maximum is None:
             return open_critical(alpha, n)
         return float(t_quantile(1 - constant_level(alpha, self.maximum) / 2, n - 1))
 
     def first(self, alpha: float) -> int:
-        """The fewest seeds that can be told apart."""
+        """The fewest seeds with which two experiments can be told apart."""
         return next(n for n in range(FIRST, MOST) if math.isfinite(self.critical(alpha, n)))
 
     def ended(self, found: dict) -> str | None:
@@ -110,7 +110,7 @@ def parse_seeds(given: int | str, smallest_effect: float | None = None) -> int |
             )
         return Sequential(most, smallest_effect)
     if smallest_effect is not None:
-        raise UserError('--smallest-effect goes with --seeds auto, which stops when it is known.')
+        raise UserError(f'--smallest-effect goes with --seeds auto; given: --seeds {text}.')
     if not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise UserError(
             f'--seeds takes a whole number from 1 to 1000, or auto, auto:MAX, auto:open; given: {text}.'

@@ -1,7 +1,7 @@
 """Trains the runs of a comparison as jobs of Slurm, through submitit: one job for each run.
 
-The comparison may be closed: its jobs go on, and the same command finds them again. A job whose machine is
-taken away saves its state, is requeued, and resumes.
+The comparison may be closed: its jobs go on, and the same command finds them again. A preempted job saves its
+state, is requeued, and resumes.
 """
 
 import getpass
@@ -17,9 +17,9 @@ from ..errors import UserError
 from .runner import Job
 
 LOOK_SECONDS = 2.0  # between looks at the queue
-ATTEMPTS = 4  # to train a run whose job ends without a word
+ATTEMPTS = 4  # to train a run whose job ends without an exit code
 SHARED = ('timeout_min', 'mem_gb', 'nodes', 'cpus_per_task', 'gpus_per_node', 'tasks_per_node', 'name')
-SAVED = (143, -15)  # exit codes of a trainer that a signal has ended
+SAVED = (143, -15)  # exit codes of a trainer that SIGTERM has ended
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -32,12 +32,12 @@ def parse_options(text: str) -> dict[str, Any]:
         found[key] = int(value) if value.isdigit() else value
     for key in ('nodes', 'tasks_per_node'):
         if found.get(key, 1) != 1:
-            raise UserError(f'--slurm: a run is one task on one machine; given: {key}={found[key]}.')
+            raise UserError(f'--slurm: a run is one task on one node; given: {key}={found[key]}.')
     return found
 
 
 class Training:
-    """What a job does: trains a run, and writes the exit code of that to a file."""
+    """What a job does: trains a run, and writes its exit code to a file."""
 
     def __init__(self, command: list[str], log: Path, code: Path):
         self.command, self.log, self.code = command, log.resolve(), code.resolve()
@@ -52,7 +52,7 @@ class Training:
             self.code.write_text(str(code))
 
     def checkpoint(self) -> Any:
-        """Before Slurm takes the machine: saves the run's state, and asks to be requeued."""
+        """Called before preemption or a time-out: saves the run's state, and asks to be requeued."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
@@ -126,7 +126,7 @@ class SlurmQueue:
                 submitted = [self.executor.submit(training) for training in trainings]
         except Exception as error:  # submitit wraps what sbatch says
             said = ' '.join(str(error).split())[:300]
-            raise UserError(f'Slurm did not take the jobs ({type(error).__name__}: {said}).') from error
+            raise UserError(f'Slurm rejected the jobs ({type(error).__name__}: {said}).') from error
         for job, sent, attempt in zip(jobs, submitted, attempts):
             job.process = Submitted(sent.job_id, attempt)
             _note(job, 'slurm').write_text(f'{sent.job_id} {attempt}')
@@ -137,14 +137,14 @@ class SlurmQueue:
         return [*trainer, *job.arguments, '--run-dir', str(job.folder.resolve()), '--device', self.device]
 
     def collect(self) -> Iterator[Job]:
-        """The jobs that have ended since. One that did so without a word is submitted again, and resumes."""
+        """The jobs that have ended since. One that left no exit code is resubmitted, and resumes."""
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked, queued = time.monotonic(), _queue()
         for job in list(self.running) if queued is not None else []:
             if job.process.id in queued:
                 job.process.seen = self._looked
-            elif self._looked - job.process.seen > LOOK_SECONDS:  # files may come later than the queue's word
+            elif self._looked - job.process.seen > LOOK_SECONDS:  # files may appear later than the queue says
                 yield from self._ended(job)
 
     def _ended(self, job: Job) -> Iterator[Job]:
@@ -154,7 +154,7 @@ class SlurmQueue:
             self.running.remove(job)
             yield job
         elif job.process.attempts < ATTEMPTS:
-            self.say(f'{job.name}: its job ended before the run; submitted again, it resumes.')
+            self.say(f'{job.name}: its job ended before the run did; resubmitted, it resumes.')
             self._submit([job], [job.process.attempts + 1])
             job.device = f'Slurm job {job.process.id}'
         else:
@@ -168,7 +168,7 @@ class SlurmQueue:
         if self.running:
             numbers = ' '.join(dict.fromkeys(job.process.id.split('_')[0] for job in self.running))
             self.say(
-                f'{len(self.running)} runs go on in Slurm; rerun the same command to come back to them, or '
+                f'{len(self.running)} runs continue in Slurm; rerun the same command to return to them, or '
                 f'end them with: scancel {numbers}'
             )
 
@@ -195,7 +195,7 @@ def _note(job: Job, kind: str) -> Path:
 
 
 def _queue() -> set[str] | None:
-    """The numbers of this user's jobs that wait or run; None where Slurm does not answer."""
+    """The IDs of this user's jobs that are pending or running; None where Slurm does not answer."""
     command = ['squeue', '--noheader', '--array', '--format=%i', '--user', getpass.getuser()]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -120,7 +120,7 @@ def sign_flip_p(gains: np.ndarray, groups: np.ndarray) -> float:
 
     sums = grouped(gains, groups)
     sums = sums[sums != 0]
-    if not len(sums):
+    if len(sums) < 2:  # either sign of one is as extreme as the other
         return 1.0
     found = stats.permutation_test(
         (sums,), np.sum, permutation_type='samples', n_resamples=FLIPS, vectorized=True, rng=0

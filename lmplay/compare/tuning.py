@@ -73,7 +73,10 @@ def choose(label: str, trials: Mapping[float, Sequence[FinishedRun | None]], met
     points = {factor: _point(factor, runs, metric) for factor, runs in trials.items()}
     usable = {factor: p['loss'] for factor, p in points.items() if p['loss'] is not None}
     if not usable:
-        raise UserError(f'No learning rate worked for {label}: with each, a trial diverged or stopped.')
+        raise UserError(
+            f'No learning rate worked for {label}: at every factor ({", ".join(map(str, trials))}) of the '
+            "plan's, a trial diverged or stopped early. Change lr in the plan."
+        )
     best = min(usable, key=lambda factor: usable[factor])
     alpha = ALPHA / (len(trials) - 1)
     if 1.0 in usable:
@@ -106,8 +109,8 @@ def _whole(runs: Sequence[FinishedRun | None]) -> list[FinishedRun]:
     return [run for run in runs if run is not None]
 
 
-def said(label: str, log: dict, rates: Sequence[float]) -> str:
-    """What the search showed, in a sentence."""
+def search_sentence(label: str, log: dict, rates: Sequence[float]) -> str:
+    """What the search found, in a sentence."""
     chosen = ', '.join(f'{rate:g}' for rate in rates)
     if log['told_apart']:
         text = f"{label}: the learning rate {chosen} ({log['factor']:g} times the plan's) did best."
@@ -118,5 +121,5 @@ def said(label: str, log: dict, rates: Sequence[float]) -> str:
         return f"{label}: the plan's learning rate, {chosen}, did best and is kept."
     return (
         f'{label}: {log["best"]:g} times the learning rate did best, but {len(log["seeds"])} seeds do not '
-        f"tell it from the plan's, {chosen}, which is kept."
+        f"tell it apart from the plan's, {chosen}, which is kept."
     )

@@ -67,8 +67,8 @@ def verify(report: str | Path, *, device: str = 'auto', say: Callable[[str], Non
     devices = devices_of(receipt['device'] if device == 'auto' else device)
     if not devices[0].startswith(receipt['device']):
         raise UserError(
-            f'--device: the comparison was trained on {receipt["device"]}; on another kind of device it does '
-            f"not come out the same. Given: '{device}'."
+            f'--device: the comparison was trained on {receipt["device"]}, and its results are reproducible '
+            f"on that kind of device only; given: '{device}'."
         )
     seeds: dict[str, set[int]] = {}
     for run in receipt['runs']:
@@ -113,7 +113,7 @@ def _job(out: Path, run: dict, place: Path) -> Job:
 def _experiment(folder: Path, run: dict, place: Path) -> tuple[str, Path | None]:
     """(what --exp names, what PYTHONPATH begins with) to train the source that a run kept.
 
-    An installed experiment that is still the same is taken as it is. Any other is the kept source, copied: a
+    An installed experiment that has not changed is used as it is. Any other is the kept source, copied: a
     folder of lmplay.exp into a copy of the package, because an experiment's name is taken once. No path that
     the directory names is run.
     """
@@ -122,7 +122,7 @@ def _experiment(folder: Path, run: dict, place: Path) -> tuple[str, Path | None]
     origins = json.loads((folder / SOURCE / ORIGINS).read_text())
     if set(origins) != {''}:
         raise UserError(
-            f"The runs of '{folder}' keep the source of several experiments, which cannot be trained apart."
+            f"The runs of '{folder}' keep the source of several experiments, which cannot be verified."
         )
     origin = Path(origins[''])
     if not run['file'] and origin.is_relative_to(PACKAGE):
@@ -140,7 +140,9 @@ def _verification(
     run: dict, kept: FinishedRun, job: Job, allowed: float | None, trainer_changed: bool
 ) -> Verification:
     if not job.finished:
-        return Verification(run['label'], run['seed'], False, None, allowed, [f'It stopped: {job.stopped}'])
+        return Verification(
+            run['label'], run['seed'], False, None, allowed, [f'It stopped early: {job.stopped}']
+        )
     again = read_run(job.folder)
     error = again.loss() - kept.loss()
     same = _losses(again) == _losses(kept) and all(
@@ -151,7 +153,7 @@ def _verification(
     for key in ('cpu', 'torch_threads', 'devices', 'packages', 'python'):
         before, now = kept.environment.get(key), again.environment.get(key)
         if before != now:
-            why.append(f'Another {key}: {before} then, {now} now.')
+            why.append(f'{key} was {before} and is {now}.')
     finite = error if np.isfinite(error) else None
     return Verification(
         run['label'], run['seed'], same and _same_weights(kept.folder, job.folder), finite, allowed, why

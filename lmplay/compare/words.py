@@ -69,7 +69,7 @@ def _why_ended(sequence: dict, seeds: int) -> str:
         'difference': f' Seeds were added until this was known (--seeds {sequence["rule"]}).',
         'equivalence': f' Seeds were added until this was known (--seeds {sequence["rule"]}).',
         'text': ' More seeds would hardly narrow this; more held-out text would.',
-        'maximum': f' That is all that {seeds} seeds, the maximum, can say (--seeds {sequence["rule"]}).',
+        'maximum': f' {seeds} seeds, the maximum, can say no more (--seeds {sequence["rule"]}).',
     }[sequence['ended']]
 
 
@@ -129,7 +129,7 @@ def _sentence(entry: dict, baseline: dict, unit: str, alpha: float) -> str:
 
 def _without_a_mean(found: dict, label: str, base: str) -> str:
     if seeds := found.get('hopeless'):
-        told = f'{_seeds(seeds)}, stopped early because no finished run here ever made up such a gap'
+        told = f'{_seeds(seeds)}, stopped early because no finished run here ever closed such a gap'
         if found['verdict'] == 'worse':
             return f'{label} is worse than {base}: on every seed that was finished, and on {told}.'
         return f'No verdict: {label} has {told}, and a finished seed on which it is not worse.'
@@ -160,8 +160,7 @@ def _of_one_seed(found: dict, label: str, unit: str, alpha: float) -> str:
         difference += f' ({_percent(alpha)} interval over documents {signed(low)} to {signed(high)})'
     return (
         f'One seed gives no verdict about {label} as a method. With seed {found["seeds"][0]}, '
-        f"{difference}. How much of that is the seed's luck is "
-        'unknown; use --seeds 3 or more.'
+        f'{difference}. How much of that is due to the seed is unknown; use --seeds 3 or more.'
     )
 
 
@@ -184,7 +183,7 @@ def _why_within_noise(found: dict) -> str:
     if needed <= n:
         return (
             f' With {needed} seeds, a difference of this size is found in 4 of 5 comparisons; either this '
-            'was the fifth, or there is none.'
+            'is the fifth, or there is none.'
         )
     return f' Resolving a difference of this size would take {seeds_text(found)} seeds.'
 
@@ -260,8 +259,8 @@ def _skewed(others: list[dict]) -> list[str]:
 def _ended_by_a_busy_clock(runs: dict[str, list[FinishedRun]], load: dict[str, dict]) -> list[str]:
     """Where the clock ended runs that other work on the machine may have slowed down."""
     return [
-        f'{label} trained for a time, on a busy machine (up to {load[label]["most"]:.1f} tasks per core): it '
-        'may have got fewer steps than it would have alone.'
+        f'{label} was trained for a fixed time on a busy machine (up to {load[label]["most"]:.1f} tasks per '
+        'core): it may have taken fewer steps than on an idle one.'
         for label, members in runs.items()
         if load[label]['busy'] and any(s.get('seconds') for r in members for s in r.stage_settings.values())
     ]
@@ -273,8 +272,8 @@ def _edited(runs: dict[str, list[FinishedRun]]) -> list[str]:
     for label, members in runs.items():
         if files := sorted({file for run in members for file in run.source_changed()}):
             found.append(
-                f'{label} has changed on disk since it was trained ({", ".join(files)}): what is said here '
-                'is about the source that its runs keep.'
+                f'{label} has changed on disk since it was trained ({", ".join(files)}): this report is '
+                'about the source kept with its runs.'
             )
     return found
 

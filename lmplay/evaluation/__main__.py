@@ -3,23 +3,19 @@
 import argparse
 import sys
 
-from ..cli import CommandParser, cell, run_command
+from ..cli import CommandParser, cell, console, run_command
 from ..errors import UserError
-
-EPILOG = """\
-examples:
-  lmp_eval runs/mine                                          the three tasks that come with lmplay
-  lmp_eval runs/mine --tasks agreement tasks/ arc_easy        ours, a folder of task files, one of lm_eval's
-  lmp_eval runs/mine --tasks bits_per_byte --data book.txt    on a text of your own
-Scores go to evaluation/ in the run, and into the reports of lmp_compare about runs that have them."""
 
 
 def make_parser() -> CommandParser:
     p = CommandParser(
         'lmp_eval',
-        description='Asks a trained model the tasks of lm-evaluation-harness, and keeps its scores by item.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Asks a trained model the tasks of lm-evaluation-harness. Its scores, by item, go to '
+        'evaluation/ in the run, and into reports of lmp_compare.',
+        examples="""
+            lmp_eval runs/mine                                        the three tasks that come with lmplay
+            lmp_eval runs/mine --tasks agreement my_tasks/ arc_easy   ours, a folder of task files, lm_eval's
+            lmp_eval runs/mine --tasks bits_per_byte --data book.txt  on a text of your own""",
     )
     p.add_argument(
         'checkpoint', metavar='RUN', help="a run's directory (its best checkpoint) or a checkpoint"
@@ -100,7 +96,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(results: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table('task', 'metric', 'score', '± standard error', 'items')
@@ -112,7 +107,7 @@ def _print(results: dict) -> None:
             table.add_row(cell(name), cell(metric), f'{scores.value:.4f}', error, f'{result.items:,}')
             for part, value in scores.parts.items() if len(scores.parts) > 1 else ():
                 table.add_row('', cell(f'  {part}'), f'{value:.4f}', '', '')
-    Console().print(table)
+    console().print(table)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,11 +2,14 @@
 
 import contextlib
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..base.base_model import LMBase
 from ..device import Compute, keep_freed_memory
@@ -22,6 +25,10 @@ from .agreement import agreement_items
 from .results import FOLDER, TaskResult, as_result, write_result
 from .texts import HEAD, MAX_BYTES, PASSAGE, PASSAGES, bits_per_byte_items, cloze_items, heads
 
+if TYPE_CHECKING:
+    from .tasks import Items
+
+SEED = 0  # of what tasks draw
 SHIPPED = ('cloze', 'agreement', 'bits_per_byte')
 
 
@@ -62,21 +69,24 @@ def evaluate(
     subject = Subject.open(path, str(compute.device), exp)
     speed_up_linears(subject.model)
     model = EvaluatedModel(subject.model, compute, batch_size=batch_size)
+    random.seed(SEED)  # tasks may shuffle their choices
+    np.random.seed(SEED)
     with _quiet():
         loaded = load_tasks(tasks, subject.shipped(data, max_bytes))
         set_examples(loaded, num_fewshot)
         by_name = {task.task_name: task for task in loaded}
         found = lm_evaluate(lm=model, task_dict={'tasks': by_name}, limit=limit, bootstrap_iters=0)
-    assert found is not None
-    folder, results = Path(out) if out else subject.folder / FOLDER, {}
-    for task in loaded:
-        content = subject.about | scored(task, found) | {'limit': limit}
-        try:
-            write_result(folder, content, items_of(found['samples'][task.task_name]))
-        except OSError as error:
-            raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
-        results[task.task_name] = as_result(content)
-    return results
+    assert found is not None and 'samples' in found
+    folder = Path(out) if out else subject.folder / FOLDER
+    contents = {
+        name: subject.about | scored(task, found) | {'limit': limit} for name, task in by_name.items()
+    }
+    try:
+        for name, content in contents.items():
+            write_result(folder, content, items_of(found['samples'][name]))
+    except OSError as error:
+        raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
+    return {name: as_result(content) for name, content in contents.items()}
 
 
 def require_lm_eval() -> None:
@@ -135,18 +145,19 @@ class Subject:
     def folder(self) -> Path:
         return self.run.folder if self.run else Path()
 
-    def shipped(self, data: Sequence[str], max_bytes: int) -> dict[str, Any]:
+    def shipped(self, data: Sequence[str], max_bytes: int) -> 'dict[str, Items]':
         """Our tasks: name -> function that makes its items."""
         tokenizer = as_tokenizer(self.model.tokenizer)
 
-        def text(size: int, least: int) -> list:
-            return heads(self._documents(data), tokenizer, max_bytes=size, least=least)
+        def cloze() -> list[dict[str, Any]]:
+            size = {'max_bytes': PASSAGES * PASSAGE, 'least': PASSAGE, 'most': PASSAGE}
+            return cloze_items(heads(self._documents(data), tokenizer, **size))
 
-        return {
-            'cloze': lambda: cloze_items(text(PASSAGES * PASSAGE, PASSAGE)),
-            'agreement': agreement_items,
-            'bits_per_byte': lambda: bits_per_byte_items(text(max_bytes, HEAD)),
-        }
+        def bits_per_byte() -> list[dict[str, Any]]:
+            found = heads(self._documents(data), tokenizer, max_bytes=max_bytes, least=HEAD)
+            return bits_per_byte_items(found)
+
+        return {'cloze': cloze, 'agreement': agreement_items, 'bits_per_byte': bits_per_byte}
 
     def _documents(self, data: Sequence[str]) -> Documents:
         tokenizer = as_tokenizer(self.model.tokenizer)

@@ -25,7 +25,8 @@ from ..generate.generator import TextStream, generate
 from ..tokenizers import as_tokenizer
 from ..train.objective import Objective
 
-Scored = tuple[Any, list[int], list[int]]  # (request, context, continuation), the latter two as tokens
+# (context and continuation as text, None of a whole text; the same as tokens)
+Scored = tuple[tuple[str, str] | None, list[int], list[int]]
 CHUNK = 1024  # tokens whose logits are in memory together
 SAMPLING = ('temperature', 'top_k', 'top_p', 'repetition_penalty')
 
@@ -108,11 +109,12 @@ class EvaluatedModel(TemplateLM):
         return all_losses, torch.ones_like(scored).masked_scatter(scored, torch.cat(right))
 
     def _rows(
-        self, number: int, request: Any, context: list[int], continuation: list[int]
+        self, number: int, request: tuple[str, str] | None, context: list[int], continuation: list[int]
     ) -> 'Iterator[_Row]':
         """A continuation behind as much of the end of its context as fits. One of more than max_len tokens
         goes in windows that predict each token once, the last of them with a full context."""
         if not continuation:
+            assert request is not None
             raise UserError(
                 f'The continuation {request[1]!r} adds no token to its context, with which it merges: let it '
                 'begin with a space.'
@@ -131,11 +133,11 @@ class EvaluatedModel(TemplateLM):
         """
         alike = defaultdict(list)  # settings -> indices of requests
         for i, request in enumerate(requests):
-            alike[repr(sorted(request.args[1].items()))].append(i)
+            alike[repr(sorted(request.arguments[1].items()))].append(i)
         answers = [''] * len(requests)
         with tqdm(total=len(requests), desc='generated', disable=None, leave=False) as bar:
             for members in alike.values():
-                settings = requests[members[0]].args[1]
+                settings = requests[members[0]].arguments[1]
                 contexts = [self.tok_encode(requests[i].args[0]) for i in members]
                 order = sorted(range(len(members)), key=lambda i: -len(contexts[i]))
                 for start in range(0, len(order), self.rows_per_batch):

@@ -21,18 +21,19 @@ def scored(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     for sample in found['samples'][name]:
         by_filter[sample['filter']].append(sample)
     samples = next(iter(by_filter.values()))
-    metadata = getattr(task.config, 'metadata', None) or {}
+    metadata: dict[str, Any] = getattr(task.config, 'metadata', None) or {}
     groups, parts = (_field(samples, metadata.get(key)) for key in ('group_by', 'part_by'))
+    higher, aggregations = task.higher_is_better() or {}, task.aggregation() or {}  # lm_eval types neither
     metrics = {}
     for filtered, own in by_filter.items():
         for metric in own[0]['metrics']:
             value = found['results'][name].get(f'{metric},{filtered}')
             if isinstance(value, (int, float)) and math.isfinite(value):
                 label = metric if filtered == NO_FILTER else f'{metric},{filtered}'
-                higher = task.higher_is_better().get(metric, True)
-                metrics[label] = {'value': float(value), 'higher_is_better': higher} | _by_item(
-                    [sample[metric] for sample in own], task.aggregation().get(metric), parts
-                )
+                metrics[label] = {
+                    'value': float(value),
+                    'higher_is_better': higher.get(metric, True),
+                } | _by_item([sample[metric] for sample in own], aggregations.get(metric), parts)
     return {
         'task': name,
         'fingerprint': _fingerprint(samples),

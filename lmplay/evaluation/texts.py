@@ -31,9 +31,11 @@ class Head:
     whole: bool
 
 
-def heads(documents: Documents, tokenizer: Tokenizer, *, max_bytes: int, least: int) -> list[Head]:
+def heads(
+    documents: Documents, tokenizer: Tokenizer, *, max_bytes: int, least: int, most: int | None = None
+) -> list[Head]:
     """The beginnings of documents, in the order of their hashes; every domain has an equal share of
-    `max_bytes`, and in it every document, but at least `least` bytes."""
+    `max_bytes`, and in it every document, but at least `least` bytes, and at most `most`."""
     members = [
         (store, chosen, domain)
         for store, indices in documents
@@ -43,7 +45,7 @@ def heads(documents: Documents, tokenizer: Tokenizer, *, max_bytes: int, least: 
     found = []
     for store, chosen, domain in members:
         share = max_bytes // len(members)
-        size = max(least, share // len(chosen))
+        size = most or max(least, share // len(chosen))
         for index in chosen[np.lexsort((chosen, store.hashes[chosen]))]:
             if share <= 0:
                 break

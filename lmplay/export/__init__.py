@@ -1,1 +1,1 @@
-"""Models written for use elsewhere."""
+"""Export of trained models for use elsewhere."""

@@ -24,9 +24,9 @@ def parser() -> CommandParser:
         '--format',
         default='huggingface',
         metavar='NAME',
-        help='huggingface (the default), of any model: a folder for AutoModelForCausalLM and AutoTokenizer; '
-        'safetensors, of any model: its tensors, and model.json, which says how to build it; '
-        'moe-emergence, of GPT-2 and mixtures made of it: the files of that study',
+        help='huggingface (the default), for any model: a folder for AutoModelForCausalLM and AutoTokenizer; '
+        'safetensors, for any model: its tensors, and model.json, which says how to build it; '
+        'moe-emergence, for GPT-2 and mixtures upcycled from it: the files of that study',
     )
     p.add_argument(
         '--exp',

@@ -8,7 +8,7 @@ from ..cli import CommandParser, run_command
 from ..errors import UserError
 from ..files import user_path
 
-# keys of state.json that are left out; the first three are written anew
+# keys of state.json that are left out; the first three are written again
 TRAINING = ('format', 'lmplay', 'sizes', 'logs', 'log_checksums', 'record', 'aliases')
 
 
@@ -41,7 +41,7 @@ def clean(path: Path, out: Path, *, exp: str | None = None) -> Path:
     from ..runs.load import load_model
 
     if out.exists():
-        raise UserError(f"'{out}' exists already: --model-out names a new folder.")
+        raise UserError(f"'{out}' exists already; give --model-out a new folder.")
     model, state = load_model(find_checkpoint(path), exp=exp)
     kept = {key: value for key, value in state.items() if key not in TRAINING}
     save_checkpoint(out, model, None, kept)

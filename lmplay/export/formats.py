@@ -1,4 +1,4 @@
-"""The formats that a model can be exported in, a function for each: (model, folder, facts) -> files.
+"""The formats in which a model can be exported, a function for each: (model, folder, facts) -> files.
 
 Formats of one kind of model are its class's own: `LMBase.exports`.
 """
@@ -56,7 +56,7 @@ def export(
         raise UserError(unknown('format', format, [HUGGINGFACE, *writers], model.name))
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"'{folder}' is not empty: --to names a new folder.")
+            raise UserError(f"'{folder}' is not empty; give --to a new folder.")
         with new_folder(folder) as temporary:
             if format == HUGGINGFACE:
                 files = write_huggingface(model, temporary, state, _run_of(path))
@@ -81,6 +81,6 @@ def _run_of(path: str | Path) -> Path | None:
     """The directory of the run that a path or its checkpoint belongs to; None for one that was moved out."""
     try:
         run = find_checkpoint(path).parent.parent
-    except CheckpointError:  # a file in a format of others
+    except CheckpointError:  # a model file in another format
         return None
     return run if (run / SETTINGS).is_file() else None

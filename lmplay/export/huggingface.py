@@ -1,6 +1,6 @@
-"""A model as a folder of Hugging Face's: AutoModelForCausalLM and AutoTokenizer load it, offline.
+"""A model as a Hugging Face folder, which AutoModelForCausalLM and AutoTokenizer load, offline.
 
-A model that one of transformers' own classes computes is written as that; any other as one of
+A model that one of transformers' own classes can represent is written as that class; any other as one of
 lmplay.huggingface. What is written is loaded again and has to give the same logits.
 """
 
@@ -46,14 +46,14 @@ def write_huggingface(model: LMBase, folder: Path, state: dict[str, Any], run: P
 
 
 def _plain(model: LMBase) -> Any | None:
-    """The model of transformers' own class, where there is one that does compute the same.
+    """The model as one of transformers' own classes, where one computes the same; else None.
 
-    An experiment that was copied and changed may say so still and no longer do so.
+    A copied and edited experiment may still name a class that no longer computes the same.
     """
     try:
         plain = model.as_transformers()
         return plain if plain is not None and _difference(model, plain.eval()) <= TOLERANCE else None
-    except Exception:  # noqa: BLE001  whatever its conversion meets in a changed model
+    except Exception:  # noqa: BLE001  the conversion of an edited model may raise anything
         return None
 
 
@@ -89,8 +89,8 @@ def _require_same(model: LMBase, folder: Path) -> None:
     difference = _difference(model, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     if not difference <= TOLERANCE:
         raise UserError(
-            f'{model.name} cannot be exported: loaded again, its logits differ by {difference:.1e}. Is all '
-            'that it computes with in parameters and buffers?'
+            f'{model.name} cannot be exported: loaded again, its logits differ by {difference:.1e} (allowed: '
+            f'{TOLERANCE:g}). Does it compute with anything besides its parameters and buffers?'
         )
 
 

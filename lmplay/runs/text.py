@@ -52,6 +52,8 @@ def named_documents(names: Sequence[str], run: StartedRun | None, tokenizer: Tok
         spec = source.spec
         if 'domain_column' not in spec and spec['loader'] != 'embedded':
             spec = {'domain': Path(name).stem if 'path' in spec else name} | spec
+        if 'validation' not in spec:
+            spec = {'hold_out': 'documents'} | spec  # nothing is held out here: a document stays whole
         if spec['loader'] == 'hub':
             spec = {'max_bytes': HUB_BYTES} | spec
         store = open_store(dataclasses.replace(source, spec=spec), tokenizer)

@@ -239,7 +239,7 @@ def _model_parameters(
 ) -> dict[str, Any]:
     """Parameters of the model: from the config, from --set, and from flags that the parser does not know."""
     named = args.exp not in (None, 'list')
-    exp = args.exp if named else _plan(args).experiment()
+    exp = args.exp if named else plan_of(args).experiment()
     runner = find_runner(exp).function()
     model = getattr(runner.model_class, '__name__', '')
     texts = []
@@ -317,12 +317,12 @@ def dump_config(args: argparse.Namespace) -> str:
     return yaml.safe_dump(chosen, sort_keys=True) if chosen else '{}\n'
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace) -> Plan:
     return load_plan(args.training_plan or default_plan(args.exp))
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = _plan(args)  # mistakes in a plan or a name are reported before torch is imported
+    plan = plan_of(args)  # mistakes in a plan or a name are reported before torch is imported
     find_entry(plan.experiment(args.exp))
 
     from .api import RUN_OPTIONS, make_session
@@ -364,6 +364,10 @@ def _main(argv: list[str] | None) -> int:
         except OSError as error:
             raise UserError(f"Can't write the config '{args.dump_config}': {error.strerror}.") from error
         return 0
+    if args.verbose and args.exp != 'list':
+        raise UserError(
+            '--verbose goes with --exp list; everything of a run is in metrics.jsonl of its directory.'
+        )
     if args.exp == 'list':
         show_experiments(list_experiments(), verbose=args.verbose, as_json=args.json)
         return 0

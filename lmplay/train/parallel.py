@@ -1,6 +1,6 @@
 """How the ranks of a run share a training step: DDP or FSDP2 around the objective. On one process, neither.
 
-Both add gradients up and divide by nothing, because the objective's divisor is that of the whole batch.
+Both sum gradients and do not average them, because the objective's divisor is that of the whole batch.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from .objective import MicroLoss, Objective
 from .plan import Stage
 from .ranks import ALONE, Ranks
 
-SHARDABLE = ('adamw', 'adam', 'sgd')  # optimizers that take each number of a tensor by itself
+SHARDABLE = ('adamw', 'adam', 'sgd')  # optimizers that update a tensor element by element
 
 
 def check_shardable(stage: Stage, compute: Compute) -> None:
-    """Raises UserError for a stage that can't be trained in parts."""
+    """Raises UserError for a stage whose model can't be sharded."""
     where = f'Stage "{stage.name}": --parallel fsdp'
     if stage.optimizer not in SHARDABLE:
         raise UserError(
@@ -36,10 +36,10 @@ def check_shardable(stage: Stage, compute: Compute) -> None:
 
 
 class Engine:
-    """Makes training passes of an objective, on all ranks together.
+    """Runs the objective on all ranks together.
 
-    kind: one of plan.PARALLEL. FSDP2 replaces the model's parameters by sharded ones; compute says in which
-    precision.
+    kind: one of plan.PARALLEL. FSDP2 replaces the model's parameters by sharded ones; compute: the precision
+    in which these are gathered.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Engine:
     def __call__(self, x: Tensor, y: Tensor, mask: Tensor, *, last: bool, **counts: Any) -> MicroLoss:
         """The objective of a micro-batch. Gradients are exchanged in the backward pass of a step's `last`.
 
-        Where a rank has nothing left of a batch, it passes in evaluation mode, in which models count nothing.
+        A rank with nothing left of a batch takes part in evaluation mode, in which models count nothing.
         """
         if self.ranks.alone:
             return self.objective(x, y, mask, **counts)
@@ -72,14 +72,14 @@ class Engine:
             return self.module(x, y, mask, **counts)
 
     def placed(self, groups: list[dict]) -> list[dict]:
-        """Parameter groups of the plain model, of what takes the parameters' place in training."""
+        """The parameter groups of the plain model, with its sharded parameters in their place."""
         if not self.sharded:
             return groups
         now = dict(self.objective.named_parameters())
         return [g | {'params': [now[self._names[id(p)]] for p in g['params']]} for g in groups]
 
     def placed_moments(self, state: dict, optimizer: Any) -> dict:
-        """The saved state of an optimizer, of which this one keeps its rank's part."""
+        """The saved state of an optimizer, cut to this rank's part."""
         if not self.sharded:
             return state
         parameters = [p for group in optimizer.param_groups for p in group['params']]
@@ -114,7 +114,7 @@ class Engine:
 
 
 def _data_parallel(objective: Objective) -> nn.Module:
-    """A copy on each rank. A parameter that a step does not use gets no gradient, as on one process."""
+    """DDP: a copy on each rank. A parameter that a step does not use gets no gradient, as on one process."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # newer torch has another name for broadcast_buffers
         module = nn.parallel.DistributedDataParallel(
@@ -128,16 +128,16 @@ def _sum(
     _: Any,
     bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  DDP reads this annotation
 ) -> torch.futures.Future[Tensor]:
-    """A hook of DDP: the sum of the ranks' gradients, where its own is the mean."""
+    """A communication hook of DDP: sums the ranks' gradients, where DDP itself averages them."""
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
 
 def _shard(objective: Objective, compute: Compute, size: int) -> None:
-    """Leaves on each rank a part of every parameter; those of a block are put together while it is passed.
+    """FSDP2: leaves on each rank a part of every parameter; a block's are gathered while it computes.
 
-    In mixed precision blocks travel as what they are multiplied in, gradients as float32. Embedding, head and
-    activations stay as autocast has them.
+    In mixed precision, blocks are gathered in the compute dtype and gradients are reduced in float32.
+    Embedding, head and activations are left to autocast.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -161,8 +161,8 @@ def _shard(objective: Objective, compute: Compute, size: int) -> None:
 
 
 def _make_shardable(model: LMBase) -> None:
-    """Makes parameters without a gradient of the buffers that modules declare as `frozen`: FSDP2 takes these.
-    They are still no part of the model's state."""
+    """Turns the buffers that modules declare as `frozen` into parameters without a gradient, which FSDP2 can
+    shard. They stay out of the model's state dict."""
     for module in model.modules():
         for name in getattr(module, 'frozen', ()):
             parameter = nn.Parameter(getattr(module, name), requires_grad=False)
@@ -178,8 +178,8 @@ def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: An
 
 
 def blocks(model: LMBase) -> list[nn.Module]:
-    """The parts of a model that are sharded each by itself: the members of its outermost lists of modules
-    that a pass calls once, and whose parameters belong to nothing else."""
+    """The parts of a model that are sharded separately: the members of its outermost module lists that a
+    forward pass calls once, and whose parameters belong to nothing else."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     inner = {id(m) for outer in lists for m in outer.modules() if m is not outer}
     members = [member for outer in lists if id(outer) not in inner for member in outer]
@@ -199,7 +199,7 @@ def _owned(module: nn.Module) -> Counter[int]:
 
 @torch.no_grad()
 def _calls(model: LMBase, members: list[nn.Module]) -> Counter[int]:
-    """How often each of these modules is called in a pass over one token, by its id."""
+    """How often each of these modules is called in a forward pass over one token, by its id."""
     calls: Counter[int] = Counter()
     hooks = [m.register_forward_pre_hook(lambda module, _: calls.update([id(module)])) for m in members]
     training = model.training
@@ -214,7 +214,7 @@ def _calls(model: LMBase, members: list[nn.Module]) -> Counter[int]:
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's part of a tensor that every rank has whole, sharded as the parameter is."""
+    """This rank's part of a tensor that every rank has in full, sharded as the parameter is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:

@@ -1,6 +1,6 @@
-"""The processes of one run, as torchrun starts them: who is who, what they tell each other, how they end.
+"""The processes (ranks) of one run, as torchrun starts them: their numbers, collectives, and how they end.
 
-One process is the usual case, and everything here does nothing then. Rank 0 prints, records and draws.
+One process is the usual case; everything here then does nothing. Rank 0 prints, records and draws.
 """
 
 import contextlib
@@ -25,16 +25,18 @@ from ..errors import UserError
 
 Item = TypeVar('Item')
 POLL_SECONDS = 0.05
-MEET_SECONDS = 300.0  # for all processes of a run to have started
+START_SECONDS = 300.0  # for all processes of a run to have started
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+NUMBERS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'GROUP_RANK')  # of those it sets; the last is the machine
 
 
 @dataclass(eq=False)
 class Ranks:
     """This process among those that train together.
 
-    rank, size  which one of how many
-    local       which one of its machine; node: which machine
+    rank, size   which one of how many
+    local, node  which one on its machine; which machine
+    timeout      seconds to wait for the others in a collective
     """
 
     rank: int = 0
@@ -43,24 +45,30 @@ class Ranks:
     node: int = 0
     timeout: float = 600.0
     _store: Any = field(default=None, repr=False)
-    _host: Any = field(default=None, repr=False)  # of messages between the processes, not their devices
-    _loader: Any = field(default=None, repr=False)  # the same for the thread that makes batches
-    _meetings: int = field(default=0, repr=False)
+    _host: Any = field(default=None, repr=False)  # process group of tensors in the host's memory
+    _loader: Any = field(default=None, repr=False)  # the same, for the thread that makes batches
+    _barriers: int = field(default=0, repr=False)
 
     @classmethod
     def of_environment(cls, timeout: float = 600.0) -> 'Ranks':
-        """As torchrun has set it. Raises UserError where a part of that is missing."""
+        """As torchrun has set it. Raises UserError where a variable is missing or not a whole number."""
         size = os.environ.get('WORLD_SIZE', '1')
         if size == '1':
             return cls()
-        missing = [name for name in TORCHRUN if name not in os.environ]
-        if missing or not size.isdigit():
+        given = {name: os.environ.get(name, '0') for name in NUMBERS}
+        for name, value in given.items():
+            if not value.isdecimal() or name == 'WORLD_SIZE' and not int(value):
+                raise UserError(
+                    f'{name} in the environment must be a whole number{" above 0" * (name == "WORLD_SIZE")}, '
+                    f"as torchrun sets it; given: '{value}'. To train on one process, unset WORLD_SIZE."
+                )
+        if missing := [name for name in TORCHRUN if name not in os.environ]:
             raise UserError(
-                f'WORLD_SIZE is {size} in the environment, as torchrun sets it, but {" and ".join(missing)} '
-                f'are missing. Start with: torchrun --nproc-per-node {size} -m lmplay.train ...'
+                f'WORLD_SIZE is {size} in the environment, as torchrun sets it, without '
+                f'{" and ".join(missing)}. Start with: torchrun --nproc-per-node {size} -m lmplay.train ...'
             )
-        rank, local, node = (int(os.environ.get(n, 0)) for n in ('RANK', 'LOCAL_RANK', 'GROUP_RANK'))
-        return cls(rank, int(size), local, node, timeout)
+        rank, ranks, local, node = map(int, given.values())
+        return cls(rank, ranks, local, node, timeout)
 
     @property
     def first(self) -> bool:
@@ -84,7 +92,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Connects the processes. Where one fails, the first to do so tells, and the others end silently."""
+        """Connects the processes. Where one fails, it reports its error, and the others exit silently."""
         if self.alone:
             yield
             return
@@ -94,7 +102,7 @@ class Ranks:
         self._connect(device)
         try:
             yield
-            self._meet()
+            self._barrier()
         except KeyboardInterrupt as interruption:
             if self.first:
                 raise
@@ -106,11 +114,11 @@ class Ranks:
             dist.destroy_process_group()
 
     def _connect(self, device: torch.device) -> None:
-        patience, limit = timedelta(seconds=MEET_SECONDS), timedelta(seconds=self.timeout)
+        patience, limit = timedelta(seconds=START_SECONDS), timedelta(seconds=self.timeout)
         prefixed: Any = dist.distributed_c10d.PrefixStore
         self._store, _, _ = next(rendezvous('env://', self.rank, self.size, timeout=patience))
         self._store = prefixed('lmplay', self._store)
-        self._meet()
+        self._barrier()
         cuda = device.type == 'cuda'
         if cuda:
             torch.cuda.set_device(device)
@@ -129,8 +137,8 @@ class Ranks:
         first = True
         with contextlib.suppress(RuntimeError):  # the store ends with the process that holds it
             if lost:
-                time.sleep(1.0)  # whoever has ended for a reason of its own tells that
-            first = self._store.add('told', 1) == 1
+                time.sleep(1.0)  # let a process that ended for a reason of its own report that first
+            first = self._store.add('failed', 1) == 1
         if not first:
             raise SystemExit(1) from error
         if not lost:
@@ -147,31 +155,31 @@ class Ranks:
             'checkpoint.'
         ) from error
 
-    # ---- one after another
+    # ---- barriers, and taking turns
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         """Returns when all ranks are here, however long that takes; a signal still ends this process."""
-        self._meetings += 1
-        self._store.set(f'meeting {self._meetings} {self.rank}', '')
-        self._wait([f'meeting {self._meetings} {rank}' for rank in range(self.size)])
+        self._barriers += 1
+        self._store.set(f'barrier {self._barriers} {self.rank}', '')
+        self._wait([f'barrier {self._barriers} {rank}' for rank in range(self.size)])
 
     def _wait(self, keys: list[str]) -> None:
         while not self._store.check(keys):
-            if self._store.check(['told']):  # another has failed, and will not come
+            if self._store.check(['failed']):  # another rank has reported an error, and will not come
                 raise SystemExit(1)
             time.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Rank 0 goes through it first, then one rank of each other machine, then the rest, all together.
+        """Rank 0 runs the block first, then one rank of each other machine, then the rest, all at once.
 
-        What is fetched and prepared inside it is so once per machine.
+        So what the block fetches and prepares is fetched and prepared once per machine.
         """
         if self.alone:
             yield
             return
-        self._meetings += 1
-        turn = f'turn {self._meetings}'
+        self._barriers += 1
+        turn = f'turn {self._barriers}'
         if not self.first:
             self._wait([f'{turn} rank 0' if self.local == 0 else f'{turn} node {self.node}'])
         yield
@@ -179,16 +187,16 @@ class Ranks:
             self._store.set(f'{turn} rank 0', '')
         if self.local == 0:
             self._store.set(f'{turn} node {self.node}', '')
-        self._meet()
+        self._barrier()
 
-    # ---- what they tell each other; all ranks call these, in the same order
+    # ---- collectives: all ranks call these, in the same order
 
     def largest(self, *values: float) -> list[float]:
-        """Of each value the largest of all ranks."""
+        """The largest of each value over all ranks."""
         return list(values) if self.alone else self._reduced(values, dist.ReduceOp.MAX, self._host)
 
     def total(self, *values: float) -> list[float]:
-        """Of each value the sum over all ranks; for the thread that makes batches."""
+        """The sum of each value over all ranks; for the thread that makes batches."""
         return list(values) if self.alone else self._reduced(values, dist.ReduceOp.SUM, self._loader)
 
     def widest(self, value: int) -> int:
@@ -208,20 +216,20 @@ class Ranks:
         return tensor
 
     def summed_on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same of a tensor on the ranks' devices, which wait for it; nothing else does."""
+        """The same for a tensor on the ranks' devices; only the devices wait for it."""
         dist.all_reduce(tensor)
         return tensor
 
     def gathered(self, value: Item) -> list[Item]:
-        """The values of all ranks, in their order. They are pickled, so let them be small."""
+        """The values of all ranks, in order. They are pickled, so keep them small."""
         if self.alone:
             return [value]
-        everyones: list[Any] = [None] * self.size
-        dist.all_gather_object(everyones, value, group=self._host)
-        return everyones
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
 
     def dealt(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
-        """(item, whether it is this rank's to count): every rank gets as many, the last perhaps in vain."""
+        """(item, whether this rank counts it): all ranks get equally many; the last one may be a repeat."""
         hand: list[Item] = []
         for item in items:
             hand.append(item)
@@ -258,5 +266,5 @@ ALONE = Ranks()
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process has gone, or does not answer."""
+    """Whether an error says that another process has ended, or does not answer."""
     return isinstance(error, dist.DistError) or 'gloo' in str(error)

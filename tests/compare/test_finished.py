@@ -39,7 +39,7 @@ def test_finished_runs_are_compared_and_mistakes_told(baseline, wide, tmp_path):
 
 
 def test_a_run_that_never_ended_leaves_its_experiment_without_a_verdict(baseline, wide, tmp_path):
-    """Whether it stopped by itself or was killed: those that are left are the lucky ones."""
+    """Whether it stopped by itself or was killed: those that are left are a biased sample."""
     for run in (*baseline, *wide):
         place = tmp_path / 'runs' / run.exp / run.folder.name
         shutil.copytree(run.folder, place, ignore=shutil.ignore_patterns('checkpoints'))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lmplay.compare.hopeless import STOPPED, Watch, hopeless, made_up, why_stopped, wrongly_stopped
+from lmplay.compare.hopeless import STOPPED, Watch, hopeless, largest_closed_gap, why_stopped, wrongly_stopped
 from lmplay.compare.judge import judge
 
 TOKENS = np.linspace(1000, 20_000, 20)
@@ -25,11 +25,14 @@ def up_to(curve, n):
     return curve[0][:n], curve[1][:n]
 
 
-def test_the_largest_gap_that_was_made_up():
+def test_the_largest_gap_that_was_closed():
     slow = (TOKENS, np.linspace(6, 2.9, 20))
     quick = (TOKENS, np.linspace(4, 3, 20))
-    assert made_up([slow, quick], 0.05) == pytest.approx(2) and made_up([slow, quick], 1.0) == 0
-    assert made_up([quick, (TOKENS, quick[1] + 1)], 0.5) == 0  # it never caught up
+    assert (
+        largest_closed_gap([slow, quick], 0.05) == pytest.approx(2)
+        and largest_closed_gap([slow, quick], 1.0) == 0
+    )
+    assert largest_closed_gap([quick, (TOKENS, quick[1] + 1)], 0.5) == 0  # it never caught up
 
 
 def test_what_is_far_behind_is_stopped_and_what_ever_recovered_is_not():

@@ -179,7 +179,7 @@ def test_a_busy_machine_is_noticed(baseline):
     timed = {'stages': [stage | {'seconds': 5.0}]}
     sides = [[replace(r, settings=r.settings | timed) for r in side] for side in (busy, idle)]
     found = [w for w in judge(dict(zip('ab', sides)))['warnings'] if 'on a busy machine' in w]
-    assert len(found) == 1 and found[0].startswith('a trained for a time')
+    assert len(found) == 1 and found[0].startswith('a was trained for a fixed time')
 
 
 def test_seeds_of_one_side_only_are_left_out_and_said(trained, baseline):

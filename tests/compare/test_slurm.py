@@ -101,7 +101,7 @@ def test_a_comparison_on_slurm_survives_a_killed_and_a_requeued_job_and_being_cl
     slurm('scontrol', 'update', f'JobId={requeued}', 'StartTime=now')
     first.send_signal(signal.SIGINT)
     _, told = first.communicate(timeout=60)
-    assert first.returncode == 130 and 'runs go on in Slurm' in told
+    assert first.returncode == 130 and 'runs continue in Slurm' in told
     finish((*command, *ASK, '--out', out), tmp_path, cache)
     finish((*command, '--device', 'cpu', '--jobs', '2', '--out', tmp_path / 'local' / 'out'), tmp_path, cache)
     assert table(out) == table(tmp_path / 'local' / 'out')

@@ -2,10 +2,14 @@
 
 import json
 import random
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lmplay.compare.judge import judge
+from lmplay.compare.report import page, tables
 from lmplay.compare.tasks import compare_tasks, sign_flip_p
 from lmplay.evaluation.results import FOLDER, write_result
 from lmplay.runs.finished import FinishedRun
@@ -64,7 +68,7 @@ def test_one_seed_has_no_interval_but_the_test_of_its_items(tmp_path):
     assert row['items'] == ITEMS and entry['low'] is None and entry['by_seed']['0']['p'] < 0.01
 
 
-@pytest.mark.parametrize('right, wrong', [(0, 0), (5, 0), (9, 3), (7, 7), (30, 10)])
+@pytest.mark.parametrize('right, wrong', [(0, 0), (1, 0), (0, 1), (1, 1), (5, 0), (9, 3), (7, 7), (30, 10)])
 def test_the_test_is_mcnemars_where_items_are_right_or_wrong(right, wrong):
     from scipy.stats import binomtest
 
@@ -79,3 +83,24 @@ def test_items_of_a_group_count_as_one():
     assert sign_flip_p(gains, np.repeat(np.arange(30), 2)) == 1.0
     twice = np.repeat([1.0] * 6 + [-1.0], 2)
     assert sign_flip_p(twice, np.arange(14)) < sign_flip_p(twice, np.repeat(np.arange(7), 2))
+
+
+def test_the_page_shows_a_table(trained, tmp_path):
+    wide = trained('wide', 'gpt2ish', 0, '--embed-dim', '64')
+    runs = {'base': [trained('baseline', 'gpt2ish', 0)], 'a<b': [wide]}
+    for number, (label, (run,)) in enumerate(runs.items()):
+        run_of(tmp_path / str(number) / '0', 0, 0.5, run=run.summary['checksum'])
+        runs[label] = [replace(run, folder=tmp_path / str(number) / '0')]
+    findings = judge(runs) | {'title': 'base, a<b', 'plan': 'p', 'budget': None, 'tuning': None}
+    about = dict(pictures={}, routing={}, tolerance=0.05, metric='loss', xrays={}, axis='tokens')
+    about |= dict(sources={}, kept={}, out=tmp_path)
+    text = page('report.html.j2', f=findings, **about)
+    section = text[text.index('id="tasks"') : text.index('id="cost"')]
+    assert 'Task scores' in section and 'acc, higher is better' in section and 'a&lt;b' in section
+    assert '<a href="#tasks">' in text
+    assert [row['experiment'] for row in tables(findings, runs)['tasks.csv']] == list(runs)
+    for members in runs.values():  # without scores there is no such section
+        shutil.rmtree(members[0].folder)
+    without = findings | {'tasks': compare_tasks(runs)}
+    assert 'id="tasks"' not in page('report.html.j2', f=without, **about)
+    assert 'tasks.csv' not in tables(without, runs)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmplay.compare.tuning import FACTORS, SEEDS, check_text, choose, for_tuning, part_of, said
+from lmplay.compare.tuning import FACTORS, SEEDS, check_text, choose, for_tuning, part_of, search_sentence
 from lmplay.errors import UserError
 
 
@@ -50,13 +50,13 @@ def test_another_rate_is_chosen_only_where_it_is_told_apart(baseline):
     log = choose('mine', {0.5: clear, 1.0: baseline, 2.0: [*baseline[:2], None]}, 'loss')
     assert log['factor'] == log['best'] == 0.5 and log['told_apart']
     assert log['points'][0]['high'] < 0 and log['points'][2]['loss'] is None
-    assert "0.003 (0.5 times the plan's) did best." in said('mine', log, [0.003])
+    assert "0.003 (0.5 times the plan's) did best." in search_sentence('mine', log, [0.003])
     noisy = shifted(baseline, (-0.30, -0.02, -0.01))
     log = choose('mine', {0.5: noisy, 1.0: baseline, 2.0: baseline}, 'loss')
     assert log['best'] == 0.5 and log['factor'] == 1.0 and not log['told_apart']
-    assert log['points'][0]['sd'] > 0 and 'do not tell it from' in said('mine', log, [0.006])
+    assert log['points'][0]['sd'] > 0 and 'do not tell it apart from' in search_sentence('mine', log, [0.006])
     log = choose('mine', {0.25: clear, 1.0: [None, *baseline[1:]], 2.0: baseline}, 'loss')
-    assert log['factor'] == 0.25 and 'at the edge' in said('mine', log, [0.001])
+    assert log['factor'] == 0.25 and 'at the edge' in search_sentence('mine', log, [0.001])
     with pytest.raises(UserError, match='No learning rate worked'):
         choose('mine', {0.5: [None] * 3, 1.0: [*baseline[:2], None]}, 'loss')
 

@@ -16,7 +16,7 @@ from benchmarks.__main__ import SUBSETS
 from benchmarks.__main__ import make_parser as benchmarks_parser
 from lmplay.cli import CommandParser
 from lmplay.train.__main__ import parse as parse_trainer
-from lmplay.train.plan import load_plan
+from lmplay.train.__main__ import plan_of
 from tests.helpers import ROOT
 
 PAGES = [ROOT / 'README.md', ROOT / 'benchmarks' / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -76,7 +76,7 @@ def check(given: list[str], capsys) -> None:
     if name == 'python':
         assert set(benchmarks_parser().parse_args(options[2:]).subset) <= {*SUBSETS}
     elif name == 'lmp_trainer' and '--help' not in options:
-        load_plan(parse_trainer(options).training_plan or 'default')
+        plan_of(parse_trainer(options))
     elif options:
         with contextlib.suppress(Parsed, SystemExit):
             COMMANDS[name].load()(options)

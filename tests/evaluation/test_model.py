@@ -34,6 +34,7 @@ def text(rng, words):
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
     """(ours, lm_eval's) of a gpt2_dense on bytes, so that texts are longer than its 64 positions."""
+    pytest.importorskip('accelerate')  # lm_eval's model imports it
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

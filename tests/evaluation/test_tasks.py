@@ -1,6 +1,6 @@
 """Our own tasks, those of files, and what they leave in a run."""
 
-import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from lmplay.errors import DataError, UserError
 from lmplay.evaluation.agreement import KINDS, agreement_items
 from lmplay.evaluation.texts import Head, bits_per_byte_items, cloze_items, heads
 from lmplay.tokenizers import BytesTokenizer
-from tests.helpers import Memory
+from tests.helpers import ROOT, Memory
 
 
 def test_agreement_pairs_are_balanced_and_repeatable():
@@ -68,26 +68,19 @@ def test_heads_share_the_bytes_among_domains_and_documents():
     assert sizes == {'a': 30, 'b': 10, 'c': 15} and [h.whole for h in found if h.text[0] == 'b'] == [True]
     whole = heads(chosen, BytesTokenizer(), max_bytes=10_000, least=5)
     assert all(head.whole for head in whole) and sum(len(h.text.encode()) for h in whole) == 260
+    assert {len(h.text) for h in heads(chosen, BytesTokenizer(), max_bytes=999, least=5, most=7)} == {7, 5}
     assert [item['text'] for item in bits_per_byte_items(found)] == [head.text for head in found]
     with pytest.raises(DataError, match='no text'):
         bits_per_byte_items([])
 
 
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: items.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: answer
-num_fewshot: 0
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-metadata: {{version: 1.0, part_by: kind}}
-"""
+PAGE = (ROOT / 'docs' / 'evaluation.md').read_text()
+TASK, ITEM = (re.search(f'```{kind}\n(.*?)```', PAGE, re.S)[1] for kind in ('yaml', 'json'))
+
+
+def task_file(name):
+    """The page's example under another name."""
+    return TASK.replace('task: opposites', f'task: {name}')
 
 
 @pytest.fixture
@@ -96,13 +89,9 @@ def task_folder(tmp_path, monkeypatch):
     monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', tmp_path / 'cache')
     folder = tmp_path / 'tasks'
     folder.mkdir()
-    items = [
-        {'question': f'{i} is', 'choices': ['even', 'odd'], 'answer': i % 2, 'kind': 'ab'[i > 4]}
-        for i in range(12)
-    ]
-    (folder / 'items.jsonl').write_text('\n'.join(map(json.dumps, items)))
-    for name in ('parity', 'parity_again'):
-        (folder / f'{name}.yaml').write_text(TASK.format(name=name))
+    (folder / 'opposites.jsonl').write_text(ITEM * 3)
+    for name in ('one', 'two'):
+        (folder / f'{name}.yaml').write_text(task_file(name))
     return folder
 
 
@@ -114,19 +103,20 @@ def test_tasks_of_names_files_and_folders(task_folder, tmp_path, monkeypatch):
     shipped = {'agreement': agreement_items}
     for asked, names in (
         (['agreement'], ['agreement']),
-        (['tasks/parity.yaml'], ['parity']),
-        (['tasks', 'agreement', 'tasks/parity.yaml'], ['parity', 'parity_again', 'agreement']),
+        (['tasks/one.yaml'], ['one']),
+        (['tasks', 'agreement', 'tasks/one.yaml'], ['one', 'two', 'agreement']),
     ):
-        assert [task.task_name for task in load_tasks(asked, shipped)] == names
+        loaded = load_tasks(asked, shipped)
+        assert [task.task_name for task in loaded] == names
     (task_folder / 'broken.yaml').write_text('task: [')
-    (task_folder / 'asks.yaml').write_text(TASK.format(name='asks') + 'unsafe_code: true\n')
-    (task_folder / 'gone.yaml').write_text(TASK.format(name='gone').replace('items.jsonl', 'gone.jsonl'))
+    (task_folder / 'asks.yaml').write_text(task_file('asks') + 'unsafe_code: true\n')
+    (task_folder / 'gone.yaml').write_text(task_file('gone').replace('opposites.jsonl', 'gone.jsonl'))
     (tmp_path / 'empty').mkdir()
     for asked, said in (
         ('tasks', "broken.yaml' can't be read"),
         ('tasks/asks.yaml', "'asks' runs code that the model writes"),
         ('tasks/gone.yaml', "gone.yaml' can't be loaded: FileNotFoundError"),
-        ('tasks/items.jsonl', 'is no task: a task is a .yaml file'),
+        ('tasks/opposites.jsonl', 'is no task: a task is a .yaml file'),
         ('empty', "no task in '.*empty'"),
     ):
         with pytest.raises(UserError, match=said):

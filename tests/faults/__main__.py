@@ -1,4 +1,4 @@
-"""python -m tests.faults: faults of every kind, as many as you have time for, and what came of them.
+"""python -m tests.faults: injects faults of every kind, as many as you have time for, and counts outcomes.
 
 python -m tests.faults --rounds 2                     short: what CI runs
 python -m tests.faults --rounds 50 --seed 7           hours
@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from lmplay.errors import unknown
 
 from . import generated, long, machine, material, mutations, processes
 from .outcomes import Found, Outcome, Tally
@@ -25,7 +27,7 @@ PARTS: dict[str, tuple[str, Callable[..., Iterator]]] = {
 
 
 def campaign(folder: Path, parts: list[str], *, rounds: int, seed: int, tell: Callable[[str], None]) -> Tally:
-    """Runs parts of the campaign in a folder of its own."""
+    """Runs parts of the campaign in a folder; tell: receives a line about each bad outcome."""
     tally = Tally()
     with material.in_place(folder):
         made = material.make(folder)
@@ -50,16 +52,16 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('part', nargs='*', metavar='PART', help=f'any of {", ".join(PARTS)} (default: all)')
-    parser.add_argument('--rounds', type=int, default=2, metavar='N', help='how much of each (default: 2)')
-    parser.add_argument('--seed', type=int, default=0, metavar='S')
+    parser.add_argument('--rounds', type=int, default=2, metavar='N', help='rounds of each part (default: 2)')
+    parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the faults (default: 0)')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
-    if unknown := [part for part in args.part if part not in PARTS]:
-        parser.error(f"unknown part '{unknown[0]}'; there are {', '.join(PARTS)}")
+    if wrong := [part for part in args.part if part not in PARTS]:
+        parser.error(unknown('part', wrong[0], PARTS))
     with tempfile.TemporaryDirectory() as folder:
         tally = campaign(
             Path(folder),

@@ -1,4 +1,4 @@
-"""(e) A long run: memory, open files and the time of a step stay what they were."""
+"""(e) A long run: memory, open files and the time of a step do not grow."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from lmplay.train.__main__ import main as train
 from .material import Material
 from .outcomes import Outcome, call, judge
 
-EVERY = 50  # steps between looks
-GROWTH, SLOWER = 48 << 20, 1.5  # bytes, and times, that may come of noise
+EVERY = 50  # steps between measurements
+GROWTH, SLOWER = 48 << 20, 1.5  # in bytes, and as a factor: what may be noise
 
 
 def long_run(made: Material, scratch: Path, *, rounds: int, seed: int) -> Iterator[tuple[str, Outcome, str]]:

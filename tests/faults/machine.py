@@ -1,4 +1,4 @@
-"""(b) What machines do: full disks, limits, removed files, clocks, two processes at once."""
+"""(b) Faults of the machine: full disks, limits, removed files, clocks, two processes at once."""
 
 import contextlib
 import ctypes
@@ -82,7 +82,9 @@ def machines(made: Material, scratch: Path, *, rounds: int, seed: int) -> Iterat
                 disturbed = subject.start(fault(rng, subject)).wait()
             outcome, told = judge(disturbed), disturbed.err[-1500:]
             if fault is close_streams and not disturbed.error and disturbed.code in (0, 1, 2, 120, 141):
-                outcome = Outcome.SURVIVED if disturbed.code == 0 else Outcome.CLEAN  # it can't say why
+                outcome = (
+                    Outcome.SURVIVED if disturbed.code == 0 else Outcome.CLEAN
+                )  # it has nowhere to say why
             if outcome in GOOD:
                 ended, said = _finish(subject)
                 outcome, told = (ended, said) if ended not in GOOD else (outcome, told)
@@ -96,7 +98,7 @@ def machines(made: Material, scratch: Path, *, rounds: int, seed: int) -> Iterat
 
 
 def _finish(subject: Disturbed) -> tuple[Outcome, str]:
-    """To the end without the fault; where the run was saved elsewhere, that one."""
+    """Runs to the end without the fault, in the rescued directory where there is one."""
     rescued = subject.out.with_name(f'{subject.out.name}-rescued')
     if rescued.is_dir():
         shutil.rmtree(subject.out, ignore_errors=True)
@@ -126,7 +128,7 @@ def at_once(rng: random.Random, subject: Disturbed, *, isolate: Callable[[], Non
 
 
 def _isolate() -> None:
-    """Continues in a child that is process number 1 of its own: another machine, as far as numbers tell."""
+    """Continues in a child that is process 1 of a PID namespace of its own, as on another machine."""
     if ctypes.CDLL(None).unshare(NEWPID):  # os.unshare is new in Python 3.12
         os._exit(70)
     if child := os.fork():

@@ -1,4 +1,4 @@
-"""What is damaged: two experiments compared with two seeds each, their cache, and a run that was stopped."""
+"""What is damaged: a comparison of two experiments with two seeds, its cache, and a run that was stopped."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class Material:
 
 @contextmanager
 def in_place(folder: Path) -> Iterator[None]:
-    """The environment of a campaign: a cache of its own, and equal pictures of equal things."""
+    """The environment of a campaign: a cache of its own, reproducible pictures, and few of them."""
     own = {'LMP_DATASETS': str(folder / 'cache'), 'SOURCE_DATE_EPOCH': '0', 'HF_HUB_OFFLINE': '1'}
     with mock.patch.dict(os.environ, own):
         import matplotlib

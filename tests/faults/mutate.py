@@ -1,4 +1,4 @@
-"""Damage to a file: bits, lengths, order, and values of JSON in another shape."""
+"""Damage to a file: bits, length, order, and JSON of another shape."""
 
 import io
 import json

@@ -135,7 +135,7 @@ class Commands:
 
 
 def _curve(run: Path) -> object:
-    """What a run recorded, but for what is a process's own."""
+    """What a run recorded, but for timings and the like, which differ from process to process."""
     try:
         lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_bytes().splitlines()]
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def targets(made: material.Material, commands: Commands) -> dict[Path, list[Comm
 
 
 def _resealed(data: bytes, rng: random.Random) -> bytes:
-    """As `json_shape`, by somebody who knows how checksums are made."""
+    """As `json_shape`, with the checksum made to fit."""
     content = reshape(json.loads(data), rng)
     return to_bytes(sealed(content) if isinstance(content, dict) else content)
 

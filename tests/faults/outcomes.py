@@ -1,4 +1,4 @@
-"""What came of a command that met a fault, and how many of each there were."""
+"""The outcome of a command that met a fault, and counts of outcomes."""
 
 import contextlib
 import enum
@@ -48,7 +48,7 @@ class Ended:
 
     @property
     def clean(self) -> bool:
-        """Whether its last words are a sentence on what is wrong; libraries may have logged theirs before."""
+        """Whether its last line is a sentence on what is wrong; libraries may have logged lines before it."""
         lines = self.err.strip().splitlines()
         return self.code in (1, 2, 141) and bool(lines) and bool(re.match(r'lmp_\w+: .', lines[-1]))
 
@@ -73,7 +73,7 @@ def call(main: Callable[[list[str]], int], arguments: Iterable[object], *, secon
 
 @contextlib.contextmanager
 def watchdog(seconds: float) -> Iterator[None]:
-    """Counts the time that this process works. One that sleeps for ever is seen by `in_children`."""
+    """Limits the CPU time of the block. A process that sleeps for ever is seen by `in_children`."""
 
     def bark(number, frame):
         raise Hang
@@ -140,7 +140,7 @@ Case = tuple[str, Callable[[], tuple[Outcome, str]]]
 
 
 def in_children(cases: Iterable[Case], *, at_a_time: int = 40) -> Iterator[tuple[str, Outcome, str]]:
-    """Each case in a forked process, which takes several; one that dies or stands still is an outcome too."""
+    """Runs cases in forked processes, many in each; a process that dies or hangs is an outcome too."""
     waiting = list(cases)
     while waiting:
         batch = waiting[:at_a_time]
@@ -152,7 +152,7 @@ def in_children(cases: Iterable[Case], *, at_a_time: int = 40) -> Iterator[tuple
 
 
 def _fork(batch: list[Case]) -> Iterator[tuple[Outcome, str]]:
-    """The outcomes of the first cases, at least of one."""
+    """The outcomes of the first cases of a batch, of at least one."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -176,7 +176,7 @@ def _fork(batch: list[Case]) -> Iterator[tuple[Outcome, str]]:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if done < len(batch):
-        yield (Outcome.HANG if hangs else Outcome.TRACEBACK), f'the process died: {status}'
+        yield (Outcome.HANG if hangs else Outcome.TRACEBACK), f'the process ended with wait status {status}'
 
 
 def _work(batch: list[Case], write: int) -> None:

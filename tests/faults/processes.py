@@ -1,4 +1,4 @@
-"""A training run in processes of its own, disturbed, then run to its end: is it as if nothing had been?
+"""A command in processes of its own, disturbed, then run to its end: is the result the undisturbed one?
 
 Processes are forked from the campaign's, which has imported everything: a start takes milliseconds.
 """
@@ -85,7 +85,7 @@ def weights_of(file: Path) -> str:
 
 
 def result_of(run: Path) -> object:
-    """Weights, moments and records of a finished run, but for what is a process's own."""
+    """Weights and records of a finished run, but for timings and the like."""
     read_run(run)
     last = run / 'checkpoints' / 'last'
     lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_bytes().splitlines()]
@@ -142,14 +142,14 @@ class Disturbed:
         return sorted((f.name, f.stat().st_size) for f in self.out.iterdir())
 
     def finish(self) -> tuple[Outcome, str]:
-        """Runs the command to its end, with nothing in its way."""
+        """Runs the command to its end, undisturbed."""
         with self.surroundings():
             if self.name in ('lmp_export', 'lmp_cleanmodel') and self.out.exists():
                 ended = Ended(0)  # what appears is whole
             else:
                 ended = self.start().wait()
         outcome = judge(ended)
-        if outcome is Outcome.CLEAN:  # the fault is over: all that it needs is there
+        if outcome is Outcome.CLEAN:  # the fault is over, so nothing is left to complain of
             return Outcome.LOST, ended.err[-600:]
         if ended.code != 0:
             return outcome, ended.err[-1500:]
@@ -157,7 +157,7 @@ class Disturbed:
             same = self.result() == self.expected
         except (UserError, OSError) as error:
             return Outcome.LOST, str(error)
-        return (Outcome.SURVIVED, '') if same else (Outcome.SILENT, 'the result is another')
+        return (Outcome.SURVIVED, '') if same else (Outcome.SILENT, 'the result differs')
 
 
 KILLED = ('lmp_trainer', 'lmp_trainer', 'lmp_trainer', 'lmp_compare', 'lmp_export', 'lmp_cleanmodel')

@@ -1,4 +1,4 @@
-"""Files of a run that are removed while it trains: it stops, says so, and saves elsewhere what it has."""
+"""Files of a run are removed while it trains: it stops, says so, and saves what it has elsewhere."""
 
 import json
 import shutil

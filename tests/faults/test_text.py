@@ -1,4 +1,4 @@
-"""Text of the user's is shown, never obeyed: by terminals, rich, matplotlib, or a browser."""
+"""A user's text is shown, never obeyed, by terminals, rich, matplotlib and browsers."""
 
 import io
 import json

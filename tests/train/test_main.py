@@ -15,7 +15,7 @@ import yaml
 
 from lmplay.errors import UserError
 from lmplay.runs.recorder import read_metrics
-from lmplay.train.__main__ import _plan, dump_config, main, parse
+from lmplay.train.__main__ import dump_config, main, parse, plan_of
 from lmplay.train.plan import SETTABLE
 
 TINY = [
@@ -80,7 +80,7 @@ def test_what_is_trained_where_nothing_is_named():
         (['--seed', '1'], 'quickstart'),
         (['--exp', 'gpt2_moe'], 'default'),
     ):
-        assert _plan(parse(flags)).name == name
+        assert plan_of(parse(flags)).name == name
     assert parse(['--num-blocks', '2']).model == {'num_blocks': 2}
 
 

@@ -52,6 +52,15 @@ def test_half_an_environment_is_refused(monkeypatch):
         Ranks.of_environment()
 
 
+@pytest.mark.parametrize(('name', 'value'), [('WORLD_SIZE', 'two'), ('WORLD_SIZE', '0'), ('RANK', '-1')])
+def test_an_environment_without_numbers_is_refused(name, value, monkeypatch):
+    own = {'WORLD_SIZE': '2', 'RANK': '0', 'LOCAL_RANK': '0', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '1'}
+    for key, content in (own | {name: value}).items():
+        monkeypatch.setenv(key, content)
+    with pytest.raises(UserError, match=f"^{name} in .* whole number.*given: '{value}'"):
+        Ranks.of_environment()
+
+
 # ---- several
 
 
