@@ -164,8 +164,8 @@ def _first_two(runs: list['Curves'], fingerprint: str) -> list[str]:
 
 def output(args: argparse.Namespace, runs: int) -> Path:
     if args.out is None:
-        one = runs == 1 and len(args.runs) == 1 and Path(args.runs[0]).is_dir()
-        return (Path(args.runs[0]) if one else Path()) / 'curves.png'
+        one = runs == 1 and len(args.runs) == 1 and user_path(args.runs[0]).is_dir()
+        return (user_path(args.runs[0]) if one else Path()) / 'curves.png'
     out = user_path(args.out)
     return out / 'curves.png' if out.is_dir() or not out.suffix or args.out.endswith('/') else out
 

@@ -51,7 +51,7 @@ def test_the_notebook(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     notebook = nbformat.read(EXAMPLES / 'two_models.ipynb', as_version=4)
     assert not any(cell.get('outputs') for cell in notebook.cells), 'notebooks are kept without outputs'
-    NotebookClient(notebook, timeout=240, resources={'metadata': {'path': str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=280, resources={'metadata': {'path': str(tmp_path)}}).execute()
     outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
     pictures = [o for o in outputs if 'image/png' in o.get('data', {})]
     told = ''.join(o.get('text', '') for o in outputs)
