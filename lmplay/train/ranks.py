@@ -27,6 +27,7 @@ Item = TypeVar('Item')
 POLL_SECONDS = 0.05
 START_SECONDS = 300.0  # for all processes of a run to have started
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+LOST = ('gloo', 'pair closure', 'closed by peer')  # in what torch says of processes that have gone
 NUMBERS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'GROUP_RANK')  # of those it sets; the last is the machine
 
 
@@ -147,7 +148,7 @@ class Ranks:
             raise error
         what = (
             f'no answer from another process within {self.timeout:g} s (--rank-timeout)'
-            if 'timed out' in str(error).lower()
+            if any(sign in str(error).lower() for sign in ('timed out', 'timeout'))
             else 'another process of the run has ended'
         )
         raise UserError(
@@ -267,4 +268,4 @@ ALONE = Ranks()
 
 def _is_lost(error: BaseException) -> bool:
     """Whether an error says that another process has ended, or does not answer."""
-    return isinstance(error, dist.DistError) or 'gloo' in str(error)
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST)

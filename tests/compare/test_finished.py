@@ -30,7 +30,7 @@ def test_finished_runs_are_compared_and_mistakes_told(baseline, wide, tmp_path):
         found['none']
     with pytest.raises(UserError, match='Unknown baseline'):
         compare_runs([*places, *wide], metric='loss', baseline='gpt2', out=tmp_path)
-    with pytest.raises(UserError, match='only one experiment'):
+    with pytest.raises(UserError, match='are of one experiment'):
         compare_runs(places, metric='loss', baseline=None, out=tmp_path)
     with pytest.raises(UserError, match='no seed in common'):
         compare_runs([places[0], wide[1]], metric='loss', baseline=None, out=tmp_path)

@@ -83,4 +83,4 @@ def test_without_a_receipt_there_is_nothing_to_verify(tmp_path, capsys):
     assert main(['--verify', str(tmp_path)]) == 2
     assert 'holds no receipt.json' in capsys.readouterr().err
     assert main(['gpt2ish', 'some', '--verify', 'x']) == 2
-    assert 'not experiments and verify together' in capsys.readouterr().err
+    assert 'not experiments and --verify together' in capsys.readouterr().err

@@ -123,4 +123,5 @@ def test_a_rank_that_hangs_ends_the_run_within_the_configured_time(tiny_plan, tm
     finally:
         hanging.kill()
         hanging.communicate()
-    assert code == 2 and 'Rank 0 of 2: no answer from another process within 8 s (--rank-timeout)' in said
+    assert code == 2, said
+    assert 'Rank 0 of 2: no answer from another process within 8 s (--rank-timeout)' in said

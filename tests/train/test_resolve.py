@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from lmplay.base.runner_list import find_runner
 from lmplay.errors import ExperimentError, PlanError, UserError
 from lmplay.tokenizers import BytesTokenizer, get_tokenizer
 from lmplay.train.plan import parse_plan
@@ -165,6 +166,7 @@ def test_what_a_model_lacks_is_left_out_and_told():
 
 def test_a_stage_that_names_its_experiment_must_know_its_parameters():
     stage = {'exp': f'{EXPERIMENTS}:mean'}
+    find_runner(stage['exp'])  # a plan alone runs no code
     for plan, keys in (({'model': {'ff_dropout': 0.0}}, {}), ({}, {'model': {'ff_dropout': 0.0}})):
         with pytest.raises(ExperimentError, match="Unknown model parameter 'ff_dropout'"):
             resolved({'s': stage | keys}, plan=plan, tokenizer=None)
