@@ -51,6 +51,7 @@ PEAK_FLOPS = {
     'RTX 3070': 40.6e12,
 }
 CONTAINER_LIMITS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
+GROWTH = 1.5  # of a process, at which memory that it has freed is returned
 # A part of a card, or a card of another speed that shares the name.
 OTHERS = {'mig', 'laptop', 'mobile', 'max', 'ti', 'super', 'd', 'nvl', 'pcie'}
 
@@ -256,6 +257,37 @@ def return_freed_memory() -> None:
     """Gives the system what `keep_freed_memory` has kept so far, for what comes is of other sizes."""
     if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class FreedMemory:
+    """Freed memory that is kept, in pieces of which some never fit again: it grows from pass to pass.
+
+    `check`, called after each, returns it when the process has grown by half since the first pass after the
+    last return. One pass in several then pays for its memory once more.
+    """
+
+    def __init__(self) -> None:
+        self._resident: int | None = None  # bytes after the first pass
+
+    def check(self) -> bool:
+        """Whether it was returned."""
+        now = resident_memory()
+        if self._resident is None:
+            self._resident = now
+        if now <= GROWTH * self._resident:
+            return False
+        return_freed_memory()
+        self._resident = None
+        return True
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory now; 0 where the system does not say."""
+    try:
+        with open('/proc/self/statm', 'rb') as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from lmplay.device import datasheet_flops, is_out_of_memory, measured_flops, seed_all
+from lmplay import device
+from lmplay.device import datasheet_flops, is_out_of_memory, measured_flops, resident_memory, seed_all
 from lmplay.errors import UserError
 
 
@@ -94,6 +95,16 @@ def test_mixed_precision_leaves_full_precision_products_full():
         'assert not torch.backends.cuda.matmul.allow_tf32'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_freed_memory_is_returned_when_the_process_has_grown_by_half(monkeypatch):
+    """Measured again after the next pass: what a pass needs is no growth."""
+    sizes, returned = iter([100, 120, 149, 151, 110, 160, 166]), []
+    monkeypatch.setattr(device, 'resident_memory', lambda: next(sizes))
+    monkeypatch.setattr(device, 'return_freed_memory', lambda: returned.append(1))
+    freed = device.FreedMemory()
+    assert [freed.check() for _ in range(7)] == [False, False, False, True, False, False, True]
+    assert len(returned) == 2 and resident_memory() > 2**20
 
 
 def test_seeds_are_those_of_torch():

@@ -21,6 +21,7 @@ from ..base.routed import RoutedLM
 from ..data.rows import Batch
 from ..device import (
     Compute,
+    FreedMemory,
     is_out_of_memory,
     memory_in_use,
     return_freed_memory,
@@ -79,6 +80,7 @@ class Trainer:
     def __post_init__(self):
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.ranks = self.engine.ranks
+        self.freed = FreedMemory()
         self.metrics = MetricAccumulator(self.compute.device, self.ranks)
         # steps since the last logging point whose gradient was not finite
         self._failed = torch.zeros((), dtype=torch.int64, device=self.compute.device)
@@ -214,6 +216,8 @@ class Trainer:
                 if self.scaler.is_enabled():
                     self._finite_loss &= torch.isfinite(micro.objective.detach())
                 self.metrics.add(micro, share)
+                if self.compute.is_cpu:
+                    self.freed.check()
 
     def _on_device(self, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """x, y and mask of a micro-batch."""
