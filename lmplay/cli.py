@@ -131,6 +131,25 @@ class CommandParser(argparse.ArgumentParser):
             help='print the completion of this command for a shell, and exit',
         )
 
+    def add_exp(self) -> None:
+        """--exp, of commands that read a checkpoint."""
+        self.add_argument(
+            '--exp',
+            metavar='NAME',
+            help='the experiment, if it has been renamed or moved: a name, or the path of a versions.py',
+        )
+
+    def add_device(self) -> None:
+        """--device and --amp, of commands that pass text through a trained model."""
+        self.add_argument(
+            '--device',
+            default='auto',
+            metavar='NAME',
+            help='cpu, cuda, cuda:1, mps (default: the best available)',
+        )
+        amp = 'compute in bf16 (fp16 where the device has none)'
+        self.add_argument('--amp', action='store_true', help=amp)
+
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:

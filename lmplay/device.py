@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -50,10 +51,10 @@ PEAK_FLOPS = {
     'RTX 3080': 59.5e12,
     'RTX 3070': 40.6e12,
 }
-CONTAINER_LIMITS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
-GROWTH = 1.5  # of a process, at which memory that it has freed is returned
 # A part of a card, or a card of another speed that shares the name.
 OTHERS = {'mig', 'laptop', 'mobile', 'max', 'ti', 'super', 'd', 'nvl', 'pcie'}
+CONTAINER_LIMITS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
+GROWTH = 1.5  # of a process, at which memory that it has freed is returned
 
 
 def seed_all(seed: int) -> None:
@@ -232,8 +233,7 @@ def keep_freed_memory() -> None:
     On CPUs this makes eager steps 2 to 4 times faster, at the cost of a larger resident size. Linux with
     glibc only.
     """
-    if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
-        libc = ctypes.CDLL(None)
+    if (libc := _glibc()) is not None:
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for a single block
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
 
@@ -242,8 +242,8 @@ def keep_freed_memory() -> None:
 def without_cudnn_attention() -> Iterator[None]:
     """Inside it, attention on a GPU runs on other kernels than cuDNN's.
 
-    That one plans anew for each shape, 0.4 s forward and 0.5 s backward as reported,
-    which texts of many lengths never win back.
+    cuDNN's makes a plan for each shape, reported to take 0.4 s forward and 0.5 s backward; texts of many
+    lengths never earn that back.
     """
     enabled = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -255,8 +255,15 @@ def without_cudnn_attention() -> Iterator[None]:
 
 def return_freed_memory() -> None:
     """Gives the system what `keep_freed_memory` has kept so far, for what comes is of other sizes."""
-    if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
-        ctypes.CDLL(None).malloc_trim(0)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc; finding that out reads Python's own file."""
+    glibc = sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc'
+    return ctypes.CDLL(None) if glibc else None
 
 
 class FreedMemory:

@@ -24,18 +24,8 @@ def make_parser() -> CommandParser:
     p.add_argument(
         '--out', metavar='DIR', help="output directory (default: evaluation in the run's directory)"
     )
-    p.add_argument(
-        '--exp',
-        metavar='NAME',
-        help='the experiment, if it has been renamed or moved: a name, or the path of a versions.py',
-    )
-    p.add_argument(
-        '--device',
-        default='auto',
-        metavar='NAME',
-        help='cpu, cuda, cuda:1, mps (default: the best available)',
-    )
-    p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
+    p.add_exp()
+    p.add_device()
     size = 'sequences of a batch (%(default)s)'
     p.add_argument('--batch-size', type=int, default=32, metavar='N', help=size)
     return p

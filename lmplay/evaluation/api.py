@@ -14,7 +14,7 @@ import numpy as np
 from ..base.base_model import LMBase
 from ..device import Compute, keep_freed_memory
 from ..errors import CheckpointError, UserError
-from ..files import from_json
+from ..files import from_json, user_path
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoints import find_checkpoint
 from ..runs.finished import SUMMARY, StartedRun, read_started
@@ -77,7 +77,7 @@ def evaluate(
         by_name = {task.task_name: task for task in loaded}
         found = lm_evaluate(lm=model, task_dict={'tasks': by_name}, limit=limit, bootstrap_iters=0)
     assert found is not None and 'samples' in found
-    folder = Path(out) if out else subject.folder / FOLDER
+    folder = user_path(out) if out else subject.folder / FOLDER
     contents = {
         name: subject.about | scored(task, found) | {'limit': limit} for name, task in by_name.items()
     }

@@ -85,6 +85,7 @@ class TaskResult:
     metrics: dict[str, Scores]
     checkpoint: str = ''
     step: int | None = None
+    run: str | None = None
 
 
 def write_result(folder: Path, content: dict[str, Any], items: Sequence[dict[str, Any]]) -> Path:
@@ -104,10 +105,6 @@ def safe(name: str) -> str:
 
 def read_result(file: Path) -> TaskResult:
     """What `write_result` wrote. Raises DataError where the file is damaged."""
-    return as_result(_read(file))
-
-
-def _read(file: Path) -> dict[str, Any]:
     try:
         content = read(file, TaskForm)
         if seal_is_broken(content):
@@ -118,13 +115,13 @@ def _read(file: Path) -> dict[str, Any]:
                 raise ValueError(f'{name} has not an entry for each item')
     except (OSError, ValueError) as error:
         raise DataError(f"'{file}' is damaged ({error}). Delete it, or rerun lmp_eval.") from error
-    return content
+    return as_result(content)
 
 
 def as_result(content: Mapping[str, Any]) -> TaskResult:
     groups = None if content.get('groups') is None else np.array(content['groups'])
     metrics = {name: _scores(metric, groups) for name, metric in content['metrics'].items()}
-    about = {key: content.get(key) for key in ('checkpoint', 'step')}
+    about = {key: content.get(key) for key in ('checkpoint', 'step', 'run')}
     return TaskResult(content['task'], content['fingerprint'], content['items'], metrics, **about)  # pyright: ignore
 
 
@@ -143,12 +140,12 @@ def results_of(run: FinishedRun) -> tuple[dict[str, TaskResult], list[str]]:
     found, told = {}, []
     for file in sorted((run.folder / FOLDER).glob('*.json')):
         try:
-            content = _read(file)
+            result = read_result(file)
         except DataError as error:
             told.append(str(error))
             continue
-        if content.get('run') != run.summary.get('checksum'):
+        if result.run != run.summary.get('checksum'):
             told.append(f"'{file}' is of the run before it was finished, and left out. Rerun lmp_eval.")
             continue
-        found[content['task']] = as_result(content)
+        found[result.task] = result
     return found, told

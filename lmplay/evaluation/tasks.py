@@ -10,6 +10,7 @@ from lm_eval.tasks import TaskManager
 
 from ..cli import plain_line
 from ..errors import DataError, UserError, unknown
+from ..files import user_path
 
 FEWSHOT_SEED = 1234  # lm_eval's own
 Items = Callable[[], list[dict[str, Any]]]
@@ -67,7 +68,7 @@ def set_examples(tasks: Iterable[Task], number: int | None) -> None:
 
 
 def _load(name: str, shipped: Mapping[str, Items]) -> list[Task]:
-    path = Path(name).expanduser().resolve()
+    path = user_path(name).resolve()
     if name in shipped:
         return [_shipped(name, shipped[name])]
     if path.is_dir():

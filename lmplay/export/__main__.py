@@ -28,11 +28,7 @@ def parser() -> CommandParser:
         'safetensors, for any model: its tensors, and model.json, which says how to build it; '
         'moe-emergence, for GPT-2 and mixtures upcycled from it: the files of that study',
     )
-    p.add_argument(
-        '--exp',
-        metavar='NAME',
-        help='the experiment, if it has been renamed or moved: a name, or the path of a versions.py',
-    )
+    p.add_exp()
     return p
 
 

@@ -23,11 +23,7 @@ def parser() -> CommandParser:
     )
     p.add_argument('model', metavar='RUN', help="a run's directory (its best checkpoint) or a checkpoint")
     p.add_argument('--model-out', metavar='DIR', help='a new folder (default: RUN_clean)')
-    p.add_argument(
-        '--exp',
-        metavar='NAME',
-        help='the experiment, if it has been renamed or moved: a name, or the path of a versions.py',
-    )
+    p.add_exp()
     return p
 
 

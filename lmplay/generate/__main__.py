@@ -31,12 +31,8 @@ def _add_model_options(p: CommandParser) -> None:
     p.add_argument(
         '--model', metavar='CHECKPOINT', help='the same; what stands alone is then a prompt, or its file'
     )
-    moved = 'the experiment, where its name or place has changed: a name, or the path of a versions.py'
-    p.add_argument('--exp', metavar='NAME', help=moved)
-    p.add_argument(
-        '--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps (the best available)'
-    )
-    p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
+    p.add_exp()
+    p.add_device()
 
 
 def _add_prompt_options(p: CommandParser) -> None:

@@ -52,18 +52,8 @@ def parser() -> CommandParser:
         help='let the model continue a text, and show which experts served each token of it',
     )
     p.add_argument('--out', metavar='DIR', help="output directory (default: routing in the run's directory)")
-    p.add_argument(
-        '--exp',
-        metavar='NAME',
-        help='the experiment, if it has been renamed or moved: a name, or the path of a versions.py',
-    )
-    p.add_argument(
-        '--device',
-        default='auto',
-        metavar='NAME',
-        help='cpu, cuda, cuda:1, mps (default: the best available)',
-    )
-    p.add_argument('--amp', action='store_true', help='compute in bf16 (fp16 where the device has none)')
+    p.add_exp()
+    p.add_device()
     return p
 
 

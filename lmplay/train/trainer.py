@@ -24,7 +24,6 @@ from ..device import (
     FreedMemory,
     is_out_of_memory,
     memory_in_use,
-    return_freed_memory,
     seed_all,
     without_cudnn_attention,
 )
@@ -120,7 +119,6 @@ class Trainer:
                     self.log(lr)
                     if due.validate:
                         self.validate()
-                        return_freed_memory()  # blocks of many sizes leave holes between them
                     if removed := self.checkpoints.removed():
                         raise StopTraining(f"'{removed}' was removed")
                     if due.save:

@@ -1,9 +1,9 @@
 """Trackers: those of lmplay, and one that a package brings."""
 
+import importlib
 import json
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -35,6 +35,20 @@ class Fake:
     def close(self):
         self.write('close')
         self.file.close()
+"""
+TRACKIO = """
+given = []
+
+class Run:
+    def log(self, metrics, step):
+        given.append((metrics, step))
+
+    def finish(self):
+        given.append('finish')
+
+def init(**options):
+    given.append(options)
+    return Run()
 """
 
 
@@ -135,14 +149,10 @@ def test_none_is_imported_unless_asked_for(tmp_path):
 
 
 def test_what_trackio_is_given(tmp_path, monkeypatch):
-    given = []
-    run = types.SimpleNamespace(
-        log=lambda metrics, step: given.append((metrics, step)), finish=lambda: given.append('finish')
-    )
-    fake = types.ModuleType('trackio')
-    fake.init = lambda **options: given.append(options) or run
-    fake.__spec__ = types.SimpleNamespace(name='trackio')
-    monkeypatch.setitem(sys.modules, 'trackio', fake)
+    (tmp_path / 'trackio.py').write_text(TRACKIO)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'trackio', raising=False)
+    given = importlib.import_module('trackio').given
     for offsets in (None, {}):
         recorder = Recorder(
             tmp_path, report_to=['trackio'], run_name='mine', config={'lr': 1}, offsets=offsets
