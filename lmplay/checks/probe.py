@@ -25,6 +25,7 @@ CHECK = 'check'  # the stage that steps taken here belong to
 SEED = 0
 OTHER_SEED = 0x5EED  # of a model that is built again; no run is likely to have it
 POSITIONS = 32  # of the batches that are compared
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 REPEATS = 20  # of a pass, to learn how much its own chance does
 
 
@@ -127,8 +128,9 @@ class Probe:
         seed_all(seed)
         random.seed(seed)
         np.random.seed(seed)
-        for module in self.model.modules():
-            for value in vars(module).values():
+        held = (value for module in self.model.modules() for value in vars(module).values())
+        for value in held:
+            if isinstance(value, GENERATORS):
                 _seed(value, seed)
 
     def output(self, x: Tensor, *, training: bool = False, seed: int = SEED) -> LMOutput:
@@ -278,14 +280,14 @@ class Probe:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def _seed(value: Any, seed: int) -> None:
-    """Seeds a generator of random numbers; leaves anything else alone."""
-    if isinstance(value, torch.Generator):
-        value.manual_seed(seed)
-    elif isinstance(value, (random.Random, np.random.RandomState)):
-        value.seed(seed)
-    elif isinstance(value, np.random.Generator):
-        value.bit_generator.state = type(value.bit_generator)(seed).state
+def _seed(generator: Any, seed: int) -> None:
+    """Seeds one of GENERATORS."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    else:
+        generator.seed(seed)
 
 
 def _convert(model: LMBase, dtype: torch.dtype) -> LMBase:

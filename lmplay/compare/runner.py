@@ -1,8 +1,7 @@
 """Trains the runs of a comparison as processes of lmp_trainer: several at a time, each resumable."""
 
-import ctypes
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from ..errors import UserError
 from ..files import from_json, locked
 from ..runs.formats import Record, checked
 from ..runs.recorder import METRICS, read_metrics
+from .forkserver import ForkServer, end_with_parent
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -57,32 +57,25 @@ class Job:
     def log(self) -> Path:
         return self.folder.with_name(f'{self.folder.name}.log')
 
-    def start(self, device: str, threads: int | None) -> None:
+    def start(self, device: str, environment: dict[str, str], server: ForkServer | None) -> None:
+        """Starts the process: of the server where there is one that works, else afresh."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.device = device
-        environment = os.environ | self.environment
-        if threads is not None:
-            environment.setdefault('OMP_NUM_THREADS', str(threads))
-        command = [
-            sys.executable,
-            '-m',
-            'lmplay.train',
-            *self.arguments,
-            '--run-dir',
-            str(self.folder),
-            '--device',
-            device,
-        ]
+        arguments = [*self.arguments, '--run-dir', str(self.folder), '--device', device]
+        if server is not None and not self.environment:
+            with contextlib.suppress(EOFError, OSError):
+                self.process = server.start(arguments, self.log)
+                return
         with open(self.log, 'ab') as log:
             # A session of its own: Ctrl-C reaches this process alone, which lets the runs save their state.
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, '-m', 'lmplay.train', *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=environment | self.environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == 'linux' else None,
+                preexec_fn=end_with_parent if sys.platform == 'linux' else None,
             )
 
     def latest(self) -> dict:
@@ -130,11 +123,6 @@ class Job:
         raise UserError(f'The run {self.name} failed (exit code {code}): {last} See {self.log}.')
 
 
-def _end_with_parent() -> None:
-    """PR_SET_PDEATHSIG: a run whose comparison is killed gets SIGTERM, saves and ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 class Pool(Protocol):
     """What trains the jobs that it was given: `Workers` on this machine, `SlurmQueue` on a cluster."""
 
@@ -154,8 +142,10 @@ class Workers:
         self.devices = devices
         self.waiting = [j for j in jobs if not j.finished]
         self.running: list[Job | None] = [None] * workers
-        shared = workers > 1 and devices[0] == 'cpu'
-        self.threads = max(1, (os.cpu_count() or 1) // workers) if shared else None
+        self.environment = dict(os.environ)
+        if workers > 1 and devices[0] == 'cpu':
+            self.environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
+        self.server: ForkServer | None = None
         self.began = time.monotonic()
 
     def __bool__(self) -> bool:
@@ -175,7 +165,10 @@ class Workers:
             ready = next((j for j in self.waiting if not j.busy()), None) if job is None else None
             if ready is not None:
                 self.waiting.remove(ready)
-                ready.start(self.devices[i % len(self.devices)], self.threads)
+                device = self.devices[i % len(self.devices)]
+                if self.server is None and device == 'cpu' and sys.platform == 'linux':
+                    self.server = ForkServer(self.environment)
+                ready.start(device, self.environment, self.server)
                 self.running[i] = ready
                 yield ready
         if self.waiting and not any(self.running) and time.monotonic() - self.began > PATIENCE:
@@ -198,6 +191,9 @@ class Workers:
             process.terminate()
         for process in processes:
             process.wait()
+        if self.server is not None:
+            self.server.close()
+            self.server = None
 
 
 def run_jobs(

@@ -14,7 +14,7 @@ def test_leaderboard(baseline, wide, tmp_path, capsys):
         main(['--leaderboard', *(str(r.folder) for r in (*baseline, wide[0])), '--out', str(tmp_path)]) == 0
     )
     out = capsys.readouterr().out
-    assert out.index('gpt2ish,embed_dim=64') < out.index('gpt2ish,embed_dim=32')
+    assert 'gpt2ish,embed_dim=64' in out.split('gpt2ish,embed_dim=32')[0], out
     with open(tmp_path / 'leaderboard.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [r['seeds'] for r in rows] == ['1', '3'] and (tmp_path / 'leaderboard.html').stat().st_size > 0
