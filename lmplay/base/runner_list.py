@@ -9,7 +9,6 @@ import contextlib
 import functools
 import importlib
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import inspect
 import operator
@@ -20,10 +19,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ExperimentError, UserError, unknown
 from ..files import user_path
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = 'lmplay.experiments'
 USER_PACKAGE = 'lmplay_user_'  # the folder of a file given by its path is imported as a package of this name
@@ -254,12 +256,14 @@ def _shipped() -> Iterator[tuple[str, str, Path]]:
 
 
 @functools.cache
-def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    return sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (e.name, e.value))
+def _entry_points() -> list['EntryPoint']:
+    from importlib.metadata import entry_points  # --help does without
+
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (e.name, e.value))
 
 
 @functools.cache  # once per process
-def _load_entry_point(entry_point: importlib.metadata.EntryPoint) -> None:
+def _load_entry_point(entry_point: 'EntryPoint') -> None:
     """Imports the module of PACKAGE.versions or PACKAGE.versions:NAME, where NAME must then exist."""
     found, error = _attempt(lambda: _locate(entry_point), None)
     if found is not None:
@@ -274,7 +278,7 @@ def _load_entry_point(entry_point: importlib.metadata.EntryPoint) -> None:
         _broken[entry_point.value] = Entry(entry_point.name, '', entry_point.value, '', error=error)
 
 
-def _locate(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str, Path]:
+def _locate(entry_point: 'EntryPoint') -> tuple[str, str, Path]:
     """(module, attribute or '', file) of an entry point.
 
     Imports the packages around the module. Raises ExperimentError, ModuleNotFoundError, and what they raise.

@@ -180,7 +180,8 @@ def _trained(stage: ResolvedStage) -> tuple:
     """All that tells one stage's training from another's."""
     model = stage.skeleton
     tokenizer = as_tokenizer(model.tokenizer).fingerprint
-    return type(model), model.hyperparameters, tokenizer, stage.settings.model_dump(exclude={'model'})
+    settings = {key: value for key, value in vars(stage.settings).items() if key != 'model'}
+    return type(model), model.hyperparameters, tokenizer, settings
 
 
 def prepare(

@@ -192,12 +192,12 @@ def _add_stage_keys(parser: CommandParser) -> None:
 
 
 # How a flag of a stage key is read, by the kind of its values; what they may be, the plan's own checks say.
-_FLAG_SETTINGS: dict[str, dict] = {
-    'boolean': {'action': argparse.BooleanOptionalAction},
-    'integer': {'metavar': 'INT'},
-    'number': {'metavar': 'FLOAT'},
-    'string': {'metavar': 'VALUE'},
-    'array': {'nargs': '+', 'metavar': 'FLOAT'},
+_FLAG_SETTINGS: dict[type, dict] = {
+    bool: {'action': argparse.BooleanOptionalAction},
+    int: {'metavar': 'INT'},
+    float: {'metavar': 'FLOAT'},
+    str: {'metavar': 'VALUE'},
+    tuple: {'nargs': '+', 'metavar': 'FLOAT'},
 }
 
 

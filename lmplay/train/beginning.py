@@ -68,7 +68,7 @@ class Beginner:
         self._check_starts(first=1, over=0)
         imports = self.stages[0].init_from not in ('previous', 'scratch')  # and may bring its tokenizer
         data = self._open(int(imports))
-        told = [stage.settings.model_dump(mode='json') for stage in self.stages]
+        told = [stage.settings.to_dict() for stage in self.stages]
         return Beginning(self.stages, TrainState(), self._record(told), data, told)
 
     def resumed(self, saved: SavedRun) -> Beginning:
@@ -105,7 +105,7 @@ class Beginner:
         tokenizer = as_tokenizer(model.tokenizer)
         data = open_data(stage, tokenizer, seed=self.seed, progress=self.tell)
         prints = fingerprints(stage.name, data.mixture, data.held_out, tokenizer)
-        told = [stage.settings.model_dump(mode='json') for stage in self.stages]
+        told = [stage.settings.to_dict() for stage in self.stages]
         now = self._record(told) | data_record(stage, data, prints)
         return model, {stage.index: data} | self._open(stage.index + 1), now
 

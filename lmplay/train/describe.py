@@ -45,7 +45,7 @@ def describe_stage(plan: Plan, settings: Settings, *, with_tokenizer: bool, as_j
     stage = resolve(plan, settings, tokenizer)[0]
     check_runnable(stage.skeleton)
     rows = stage.settings.mini_batch_size
-    rows = Stage.model_fields['mini_batch_size'].default if rows == 'auto' else rows
+    rows = int(Stage.mini_batch_size if rows == 'auto' else rows)
     figures = describe(stage.measurable, rows=rows, length=stage.row_length, amp=settings.amp)
     figures['updates'] = assignments(stage.measurable, stage.settings)
     if as_json:

@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..base.runner_list import find_entry
 from ..data.local import loader_of, plain_name
 from ..data.named import NAMED
@@ -32,7 +30,7 @@ from .stage_keys import (
     StageKeys,
     allowed_values,
     key_kind,
-    refusal,
+    read_stage,
     stage_help,
     stage_table,
     stage_value,
@@ -117,10 +115,7 @@ class Plan:
             if any(layer.get(k) is not None for k in LENGTHS):
                 merged = {k: v for k, v in merged.items() if k not in LENGTHS}
             merged |= layer
-        try:
-            stage = Stage.model_validate(merged | {'name': name})
-        except ValidationError as error:
-            raise PlanError(_sentence(error, where, merged)) from None
+        stage = read_stage(name, merged, where)
         earlier = list(self.stages)[:index]
         target = stage.init_from.removeprefix('stage:')
         if stage.init_from.startswith('stage:') and target not in earlier:
@@ -164,17 +159,6 @@ def _stage_name(dataset: str) -> str:
     is_file = loader_of(dataset) is not None or user_path(dataset).is_file()
     name = Path(plain_name(dataset)).stem if is_file else Path(dataset).name
     return re.sub(r'[^\w.+-]+', '_', name).strip('_.')[:60] or 'dataset'
-
-
-def _sentence(error: ValidationError, where: str, given: dict) -> str:
-    """What is wrong with a stage; `given`: its keys."""
-    first = error.errors()[0]
-    if not first['loc']:  # keys that don't go together
-        return f'{where}: {first["msg"].removeprefix("Value error, ")}.'
-    key = str(first['loc'][0])
-    if first['type'] == 'extra_forbidden':
-        return f'{where}: {unknown("key", key, STAGE_KEYS)}'
-    return refusal(key, given[key], f'{where}: {key}')
 
 
 def default_plan(exp: str | None) -> str:

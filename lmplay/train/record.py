@@ -71,7 +71,7 @@ def source_digests(stages: Sequence[ResolvedStage]) -> dict[str, str]:
 
 def data_record(stage: ResolvedStage, data: StageData, prints: dict[str, str]) -> dict[str, Any]:
     """The fingerprints of a stage's data, and in `facts` what a person would compare where they differ."""
-    chosen = stage.settings.model_dump(mode='json', include=set(OF_DATA))
+    chosen = {key: value for key, value in stage.settings.to_dict().items() if key in OF_DATA}
     facts = chosen | {'row_length': stage.row_length, 'validation_fraction': stage.validation_fraction}
     for name, rows in zip(stage.settings.datasets, data.mixture.sources):
         meta = rows.store.meta

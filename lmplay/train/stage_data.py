@@ -60,7 +60,7 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
     Raises PlanError and DataError for what can't be opened, and where no target is scored.
     """
     settings = stage.settings
-    shape = settings.model_dump(include=SHAPE)
+    shape = {key: getattr(settings, key) for key in SHAPE}
 
     def rows(store: TokenStore, documents):
         return make_rows(store, documents, length=stage.row_length, tokenizer=tokenizer, **shape)

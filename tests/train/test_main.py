@@ -42,10 +42,10 @@ def refused(capsys, *arguments):
     return error
 
 
-def test_help_imports_no_torch_and_reads_no_experiment():
+def test_help_imports_neither_torch_nor_pydantic_and_reads_no_experiment():
     code = (
         'import sys; from lmplay.train.__main__ import main\ntry: main(["--help"])\nexcept SystemExit: pass\n'
-        'assert not {"torch", "numpy", "datasets", "transformers"} & sys.modules.keys()\n'
+        'assert not {"torch", "numpy", "pydantic", "datasets", "transformers"} & sys.modules.keys()\n'
         'assert not [m for m in sys.modules if m.startswith("lmplay.exp")]'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
