@@ -77,6 +77,23 @@ def test_the_core_has_no_branch_for_an_experiment():
                     )
 
 
+LINES, BRANCHES = 40, 10
+BRANCH = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler)
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_functions_are_short(file):
+    """Signature and docstring are not counted, nor a table without a branch: of flags, or of rules."""
+    for function in ast.walk(ast.parse(file.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            body = function.body[1 if ast.get_docstring(function) else 0 :]
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            branches = sum(isinstance(node, BRANCH) for node in ast.walk(function))
+            where = f'{file.relative_to(PACKAGE)}:{function.lineno} {function.name}'
+            assert branches <= BRANCHES, f'{where} has {branches} branches'
+            assert not branches or lines <= LINES, f'{where} has {lines} lines'
+
+
 MODULES = {'PyYAML': 'yaml', 'lm-eval': 'lm_eval'}  # where a package is imported under another name
 
 

@@ -131,12 +131,7 @@ def _session(
     **others,
 ) -> ComparisonSession | LadderSession:
     """others: as of `Request`."""
-    if not 1 <= jobs <= 1000:
-        raise UserError(f'--jobs takes a whole number from 1 to 1000; given: {jobs}.')
-    if tokens_per_parameter is not None and not 0 < tokens_per_parameter <= 1e6:
-        raise UserError(
-            f'--tokens-per-parameter takes a number above 0, up to 1e6; given: {tokens_per_parameter:g}.'
-        )
+    _check_numbers(jobs, tokens_per_parameter)
     keys = parse_tune(tune) if tune else []
     if trials is not None and (len(keys) < 2 or not 1 <= trials <= 1000):
         raise UserError(
@@ -158,6 +153,16 @@ def _session(
         **others,
     )
     return (LadderSession if ladder is not None else ComparisonSession)(request, say or _say)
+
+
+def _check_numbers(jobs: int, tokens_per_parameter: float | None) -> None:
+    """Raises UserError for a number out of range."""
+    if not 1 <= jobs <= 1000:
+        raise UserError(f'--jobs takes a whole number from 1 to 1000; given: {jobs}.')
+    if tokens_per_parameter is not None and not 0 < tokens_per_parameter <= 1e6:
+        raise UserError(
+            f'--tokens-per-parameter takes a number above 0, up to 1e6; given: {tokens_per_parameter:g}.'
+        )
 
 
 def _say(text: str) -> None:

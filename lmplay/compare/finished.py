@@ -54,13 +54,18 @@ def compare_runs(places: list[str], *, metric: str, baseline: str | None, out: P
         'tuning': None,
     }
     folder = out or Path('compare') / '+'.join(label.replace('/', '_') for label in runs)
+    _make(folder)
+    return Comparison(findings, runs, write_report(findings, runs, folder))
+
+
+def _make(folder: Path) -> None:
+    """Makes a report's folder. Raises UserError where that is impossible, or it holds another comparison."""
     if (folder / 'comparison.json').exists():
         raise UserError(f"'{folder}' holds a comparison that trained its own runs; give another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Can't write the comparison '{folder}': {error.strerror}.") from error
-    return Comparison(findings, runs, write_report(findings, runs, folder))
 
 
 def _check_seeds(runs: dict[str, list[FinishedRun]], baseline: str) -> None:

@@ -48,24 +48,14 @@ def judge(
 
     Differences are experiment minus baseline. The error rate is shared among the comparisons (Bonferroni):
     where all experiments are equal, at most ALPHA of the reports have any wrong verdict, on other text like
-    the held-out text and with other seeds. stopped: runs that are missing because they ended early; hopeless:
-    those that were stopped because they could not catch up; design: the rule by which seeds were added.
+    the held-out text and with other seeds. stopped: runs that ended early; hopeless: those that
+    could not catch up, and were stopped; design: the rule by which seeds were added.
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))
     stopped = {label: dict((stopped or {}).get(label, {})) for label in runs}
     given_up = {label: dict((hopeless or {}).get(label, {})) for label in runs}
-    experiments = [
-        _experiment(label, runs[label], metric, stopped[label] | given_up[label]) for label in runs
-    ]
-    for entry in experiments[1:]:
-        label = entry['label']
-        early = (stopped[baseline], stopped[label])
-        entry['comparison'] = compare_pair(runs[baseline], runs[label], metric, alpha, early, design)
-        if given_up[label]:
-            entry['comparison'] = _without_hopeless(entry['comparison'], sorted(given_up[label]))
-        entry['unequal'] = unequal(entry['figures'], experiments[0]['figures'])
-        entry['sentence'] = sentence(entry, experiments[0], METRICS[metric], alpha)
+    experiments = _experiments(runs, metric, alpha, stopped, given_up, design)
     settings = differing_settings(runs)
     load = {label: _load(members) for label, members in runs.items()}
     return {
@@ -86,6 +76,30 @@ def judge(
         'samples': _samples(runs),
         'routing': _routing(runs),
     }
+
+
+def _experiments(
+    runs: dict[str, list[FinishedRun]],
+    metric: str,
+    alpha: float,
+    stopped: Stopped,
+    given_up: Stopped,
+    design: Sequential | None,
+) -> list[dict]:
+    """Each experiment's figures, and but for the first, the baseline, its comparison with that one."""
+    first, *others = (
+        _experiment(label, runs[label], metric, {**stopped[label], **given_up[label]}) for label in runs
+    )
+    baseline = first['label']
+    for entry in others:
+        label = entry['label']
+        early = (stopped[baseline], stopped[label])
+        entry['comparison'] = compare_pair(runs[baseline], runs[label], metric, alpha, early, design)
+        if given_up[label]:
+            entry['comparison'] = _without_hopeless(entry['comparison'], sorted(given_up[label]))
+        entry['unequal'] = unequal(entry['figures'], first['figures'])
+        entry['sentence'] = sentence(entry, first, METRICS[metric], alpha)
+    return [first, *others]
 
 
 def noise(label: str, members: Sequence[FinishedRun], metric: str, *, alpha: float = ALPHA) -> dict:

@@ -81,12 +81,17 @@ def evaluate(
     contents = {
         name: subject.about | scored(task, found) | {'limit': limit} for name, task in by_name.items()
     }
+    _write(folder, contents, {name: items_of(found['samples'][name]) for name in contents})
+    return {name: as_result(content) for name, content in contents.items()}
+
+
+def _write(folder: Path, contents: dict[str, dict], items: dict[str, Any]) -> None:
+    """Writes each task's result. Raises UserError where that is impossible."""
     try:
         for name, content in contents.items():
-            write_result(folder, content, items_of(found['samples'][name]))
+            write_result(folder, content, items[name])
     except OSError as error:
         raise UserError(f"Can't write to '{folder}': {error.strerror or error}.") from error
-    return {name: as_result(content) for name, content in contents.items()}
 
 
 def require_lm_eval() -> None:

@@ -63,9 +63,7 @@ def generate(
     _check_prompts(prompts, tokenizer.n_vocab)
     if not prompts or not max_new_tokens:
         return [[] for _ in prompts]
-    texts = _Texts(
-        [list(map(int, prompt)) or [tokenizer.eot_token] for prompt in prompts], max_new_tokens, stop_token
-    )
+    texts = _Texts(prompts, tokenizer.eot_token, max_new_tokens, stop_token)
     training = model.training
     model.eval()
     speed_up_linears(model)
@@ -116,14 +114,18 @@ def _continue(
 class _Texts:
     """Prompts and what follows them.
 
-    rows: all tokens; new: those that were generated; unfinished: rows still growing.
+    rows: all tokens, `start` where the prompt is empty; new: those that were generated; unfinished: rows
+    still growing.
     """
 
-    def __init__(self, rows: list[list[int]], max_new_tokens: int, stop_token: int | None):
-        self.rows, self.max_new_tokens, self.stop_token = rows, max_new_tokens, stop_token
-        self.prompt_lengths = [len(row) for row in rows]
-        self.new: list[list[int]] = [[] for _ in rows]
-        self.unfinished = set(range(len(rows)))
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], start: int, max_new_tokens: int, stop_token: int | None
+    ):
+        self.rows = [list(map(int, prompt)) or [start] for prompt in prompts]
+        self.max_new_tokens, self.stop_token = max_new_tokens, stop_token
+        self.prompt_lengths = [len(row) for row in self.rows]
+        self.new: list[list[int]] = [[] for _ in self.rows]
+        self.unfinished = set(range(len(self.rows)))
 
     def seen(self, vocab: int, device: torch.device) -> Tensor:
         """(B, V) bool: the tokens that occur in each row."""

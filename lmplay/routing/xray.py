@@ -8,6 +8,7 @@ import numpy as np
 
 from ..base.base_model import LMBase
 from ..base.routed import Experts, RoutedLM
+from ..data.held_out import HeldOut
 from ..device import amp_dtype, find_device, keep_freed_memory
 from ..errors import CheckpointError, ExperimentError, UserError
 from ..runs.checkpoint import read_state
@@ -47,12 +48,7 @@ def xray(
     keep_freed_memory()
     where = find_device(device)
     subject = _open(path, str(where), exp)
-    data = data if subject.stage else data or ['embedded']  # a file of others, that no run tells a text of
-    if data:
-        text, held_out = ', '.join(data), given_text(data, subject.model, subject.run, max_bytes)
-    else:
-        text = f'the held-out text of stage {subject.stage}'
-        held_out = own_text(subject.model, subject.run, subject.stage, max_bytes, subject.folder)
+    text, held_out = _text(subject, data, max_bytes)
     dtype = amp_dtype(where, amp)
 
     def seen(model: RoutedLM) -> Observed:
@@ -87,6 +83,15 @@ def _open(path: Path, device: str, exp: str | None) -> _Subject:
     stage = state.get('stage', '')
     run = read_started(folder.resolve().parent.parent) if stage else None
     return _Subject(path, folder, model, stage, _step(state), run)
+
+
+def _text(subject: _Subject, data: Sequence[str], max_bytes: int | None) -> tuple[str, HeldOut]:
+    """(what it is called, the text): the given one, else what the run's stage was evaluated on."""
+    data = data if subject.stage else data or ['embedded']  # a file of others, that no run tells a text of
+    if data:
+        return ', '.join(data), given_text(data, subject.model, subject.run, max_bytes)
+    held_out = own_text(subject.model, subject.run, subject.stage, max_bytes, subject.folder)
+    return f'the held-out text of stage {subject.stage}', held_out
 
 
 def _step(state: dict) -> int:

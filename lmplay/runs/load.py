@@ -28,16 +28,9 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
         if reader is None:
             raise
         model, facts = reader.read_foreign(user_path(path))
-        return model.to(device), {
-            'exp': reader.__name__,
-            'stage': '',
-            'progress': {'total_step': facts['step']},
-        }
-    state = read_state(folder)
-    if missing := [key for key in NEEDED if key not in state] or {'name', 'fingerprint'} - {
-        *state['tokenizer']
-    }:
-        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} lacks {', '.join(missing)}.")
+        progress = {'total_step': facts['step']}
+        return model.to(device), {'exp': reader.__name__, 'stage': '', 'progress': progress}
+    state = _whole_state(folder)
     runner = find_runner(exp) if exp else saved_runner(state, folder)
     parameters = dict(state['parameters'])
     tokenizer = load_tokenizer(state['tokenizer']['name'], folder)
@@ -55,6 +48,15 @@ def load_model(path: str | Path, *, device: str = 'cpu', exp: str | None = None)
     model = runner.function(**parameters).build(device)
     load_weights(model, folder)
     return model, state
+
+
+def _whole_state(folder: Path) -> dict:
+    """The state of a checkpoint. Raises CheckpointError where it lacks what a model is built from."""
+    state = read_state(folder)
+    missing = [key for key in NEEDED if key not in state]
+    if missing := missing or {'name', 'fingerprint'} - {*state['tokenizer']}:
+        raise CheckpointError(f"The checkpoint '{folder}' is damaged: {STATE} lacks {', '.join(missing)}.")
+    return state
 
 
 def _reader(path: Path, exp: str | None) -> type[LMBase] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, unknown
+from ..errors import DataError, ExperimentError, unknown
 from ..files import user_path
 from .bpe import BPETokenizer
 from .protocol import MEMBERS, PIECE, Tokenizer, in_lists, pieces
@@ -29,7 +29,7 @@ __all__ = [
     'as_tokenizer',
     'get_tokenizer',
 ]
-__all__ += ['load_tokenizer', 'provide_gpt2']
+__all__ += ['load_tokenizer', 'padded_vocab', 'provide_gpt2']
 
 
 class TiktokenTokenizer:
@@ -177,6 +177,18 @@ def get_tokenizer(name) -> Tokenizer:
         known = ['bytes', *tiktoken.list_encoding_names(), 'path/to/tokenizer.json']
         raise DataError(unknown('tokenizer', str(name), known))
     return _wrap(tiktoken.get_encoding(str(name)))
+
+
+def padded_vocab(tokenizer: Tokenizer, size: int | None) -> int:
+    """Rows of an embedding: `size`, or the tokenizer's ids where that is None.
+
+    Raises ExperimentError for fewer than it has ids.
+    """
+    if size is not None and size < tokenizer.n_vocab:
+        raise ExperimentError(
+            f"vocab_size must be at least the tokenizer's {tokenizer.n_vocab}; given: {size}."
+        )
+    return size or tokenizer.n_vocab
 
 
 def load_tokenizer(name: str, folder: Path) -> Tokenizer:

@@ -34,11 +34,9 @@ def train(
     dataset  train on this in all stages
     run_dir  default: runs/EXPERIMENT-PLAN
     options  whatever lmp_trainer has a flag for, by its name: run options (device, amp, seed, keep, ...),
-             keys of stages (lr, tokens, batch_size, ...) and parameters of the model (num_blocks, embed_dim,
-             ...)
+             keys of stages (lr, tokens, batch_size, ...) and parameters of the model (num_blocks, ...)
 
-    Raises UserError where a command would exit with code 2, and where training had to stop (its state is
-    saved).
+    Raises UserError where a command would exit with code 2, and where training stopped; its state is saved.
     """
     plan = default_plan(exp) if plan is None else plan
     parsed = parse_plan(plan) if isinstance(plan, dict) else load_plan(str(plan))

@@ -204,9 +204,7 @@ def _trainer(
     flops_per_token = _flops_per_token(stage, model)
     step_flops = flops_per_token * settings.batch_size * data.mixture.tokens_per_row
     length = _length(stage, data, state, compute, step_flops / ranks.size, ranks)
-    objective = Objective(model)
-    if _compiles(run.settings.compile_model, compute, length, step_flops / ranks.size):
-        objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
+    objective = _objective(run, settings, model, length, step_flops / ranks.size)
     groups = parameter_groups(model, settings)
     engine = Engine(objective, ranks, kind=run.settings.parallel, compute=compute)
     optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
@@ -252,6 +250,16 @@ def _length(
     fit = round(stage.settings.seconds * 0.5 * measured_flops(compute.device, compute.dtype) / step_flops)
     guess, elapsed = int(ranks.largest(max(2, fit))[0]), state.stage_seconds
     return stage_length(stage.settings, data.mixture, log_every=log_every, first_guess=guess, elapsed=elapsed)
+
+
+def _objective(
+    run: RunContext, settings: Stage, model: LMBase, length: SampleLength | TimeLength, step_flops: float
+) -> Objective:
+    """step_flops: of each rank."""
+    objective = Objective(model)
+    if _compiles(run.settings.compile_model, run.compute, length, step_flops):
+        objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
+    return objective
 
 
 def _compiles(

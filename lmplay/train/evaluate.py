@@ -2,6 +2,7 @@
 also by domain."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,14 +101,7 @@ class Evaluator:
         if not ranks.alone:
             sums.join(ranks)
             examples = _first_of_all(ranks.gathered(examples))
-        table = {
-            'hash': np.array([d['hash'] for d in documents], np.uint64),
-            'domain': np.array([d['domain'] for d in documents]),
-            'bytes': np.array([d['bytes'] for d in documents]),
-            'loss': sums.nll.numpy(),
-            'right': sums.right.numpy(),
-            'tokens': sums.tokens.numpy(),
-        }
+        table = sums.table(documents)
         metrics = _summary(table) | {'domains': _by_domain(table)}
         if self.padding_scored:
             metrics |= sums.with_padding()
@@ -142,6 +136,17 @@ class _Sums:
         self.nll.index_add_(0, index, losses.cpu()[scored].double())
         self.right.index_add_(0, index, right.cpu()[scored].to(self.right.dtype))
         self.tokens.index_add_(0, index, torch.ones(len(index)))
+
+    def table(self, documents: Sequence[dict]) -> dict[str, np.ndarray]:
+        """The columns of held_out-STAGE.npz."""
+        return {
+            'hash': np.array([d['hash'] for d in documents], np.uint64),
+            'domain': np.array([d['domain'] for d in documents]),
+            'bytes': np.array([d['bytes'] for d in documents]),
+            'loss': self.nll.numpy(),
+            'right': self.right.numpy(),
+            'tokens': self.tokens.numpy(),
+        }
 
     def add_padding(self, losses: torch.Tensor, padding: torch.Tensor) -> None:
         self.pad_nll += losses[padding].double().sum().item()

@@ -87,14 +87,18 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
         include_prompts=settings.include_prompts,
     )
     _check_scored(stage, mixture, evaluated)
-    counts = [
-        f'{domain} {c["documents"]} (effective {c["effective"]})' for domain, c in evaluated.counts().items()
-    ]
-    progress(f'Stage "{stage.name}": held-out documents: {", ".join(counts)}.')
+    _tell_held_out(stage, evaluated, progress)
     data = StageData(mixture, evaluated, settings.score_padding, np.unique(np.concatenate(trained)))
     if told := check_held_apart(data, data, 'in the same stage'):
         progress(f'Stage "{stage.name}": {told}.')
     return data
+
+
+def _tell_held_out(stage: ResolvedStage, evaluated: HeldOut, progress) -> None:
+    counts = [
+        f'{domain} {c["documents"]} (effective {c["effective"]})' for domain, c in evaluated.counts().items()
+    ]
+    progress(f'Stage "{stage.name}": held-out documents: {", ".join(counts)}.')
 
 
 TRAINED_ON = 0.1  # of the held-out documents, above which their loss says nothing

@@ -72,21 +72,6 @@ class Family:
             eos_token_id=None,
             attn_implementation=causal_attention(),
         )
-        if self.type == 'llama':
-            shape = self.complete(options, embed_dim=embed_dim, num_heads=num_heads)
-            return transformers.LlamaConfig(
-                num_hidden_layers=num_blocks,
-                hidden_size=embed_dim,
-                num_attention_heads=num_heads,
-                max_position_embeddings=max_len,
-                attention_dropout=attn_dropout,
-                intermediate_size=shape['ff_dim'],
-                num_key_value_heads=shape['num_kv_heads'],
-                rms_norm_eps=shape['norm_eps'],
-                rope_parameters={'rope_type': 'default', 'rope_theta': shape['rope_theta']},
-                tie_word_embeddings=shape['tied_head'],
-                **common,
-            )
         if self.type == 'gpt2':
             return transformers.GPT2Config(
                 n_layer=num_blocks,
@@ -97,16 +82,34 @@ class Family:
                 resid_pdrop=ff_dropout,
                 **common,
             )
-        return transformers.GPTNeoXConfig(
+        common |= dict(  # as the families after GPT-2 call them
             num_hidden_layers=num_blocks,
             hidden_size=embed_dim,
-            intermediate_size=4 * embed_dim,
             num_attention_heads=num_heads,
             max_position_embeddings=max_len,
             attention_dropout=attn_dropout,
-            hidden_dropout=ff_dropout,
+        )
+        if self.type == 'gpt_neox':
+            return transformers.GPTNeoXConfig(
+                intermediate_size=4 * embed_dim, hidden_dropout=ff_dropout, **common
+            )
+        shape = self.complete(options, embed_dim=embed_dim, num_heads=num_heads)
+        return transformers.LlamaConfig(
+            intermediate_size=shape['ff_dim'],
+            num_key_value_heads=shape['num_kv_heads'],
+            rms_norm_eps=shape['norm_eps'],
+            rope_parameters={'rope_type': 'default', 'rope_theta': shape['rope_theta']},
+            tie_word_embeddings=shape['tied_head'],
             **common,
         )
+
+    def check_dropout(self, ff_dropout: float, embed_dropout: float) -> None:
+        """Raises ExperimentError for dropout where the family has none."""
+        if self.embed_dropout is None and (ff_dropout or embed_dropout):
+            raise ExperimentError(
+                f'The family {self.type} has dropout in its attention alone: ff_dropout and embed_dropout '
+                f'must be 0; given: {ff_dropout} and {embed_dropout}.'
+            )
 
     @property
     def model_class(self) -> Any:

@@ -27,7 +27,7 @@ from lmplay.modules.routing import (
     router_entropy,
     z_loss,
 )
-from lmplay.tokenizers import Tokenizer, get_tokenizer
+from lmplay.tokenizers import Tokenizer, get_tokenizer, padded_vocab
 from lmplay.utils import to_name
 
 from . import study
@@ -144,17 +144,9 @@ class UpcycledLM(RoutedLM):
         self.num_experts, self.top_k, self.perturbation = num_experts, top_k, perturbation
         self.lb_coef, self.z_coef, self.noise_fraction = lb_coef, z_coef, noise_fraction
         self.tokenizer = get_tokenizer(tokenizer)
-        n_vocab = self.tokenizer.n_vocab
-        if vocab_size is not None and vocab_size < n_vocab:
-            raise ExperimentError(
-                f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}."
-            )
+        vocab_size = padded_vocab(self.tokenizer, vocab_size)
         self.family = find_family(family)
-        if self.family.embed_dropout is None and (ff_dropout or embed_dropout):
-            raise ExperimentError(
-                f'The family {family} has dropout in its attention alone: ff_dropout and embed_dropout must '
-                f'be 0; given: {ff_dropout} and {embed_dropout}.'
-            )
+        self.family.check_dropout(ff_dropout, embed_dropout)
         options = dict(
             num_kv_heads=num_kv_heads,
             ff_dim=ff_dim,
@@ -170,7 +162,7 @@ class UpcycledLM(RoutedLM):
             embed_dim=embed_dim,
             num_heads=num_heads,
             max_len=max_len,
-            vocab_size=vocab_size or n_vocab,
+            vocab_size=vocab_size,
             attn_dropout=attn_dropout,
             ff_dropout=ff_dropout,
         )

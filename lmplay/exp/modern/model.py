@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lmplay.base.base_model import LMBase
-from lmplay.errors import ExperimentError
 from lmplay.modules import (
     Block,
     CausalSelfAttention,
@@ -19,7 +18,7 @@ from lmplay.modules import (
     layer_cache,
 )
 from lmplay.modules.attention import default_kv_heads, head_width
-from lmplay.tokenizers import get_tokenizer
+from lmplay.tokenizers import get_tokenizer, padded_vocab
 from lmplay.utils import to_name
 
 
@@ -54,12 +53,8 @@ class Modern(LMBase):
     ):
         super().__init__(to_name(version, num_blocks=num_blocks, max_len=max_len), max_len=max_len)
         self.tokenizer = get_tokenizer(tokenizer)
-        n_vocab = self.tokenizer.n_vocab
-        if vocab_size is not None and vocab_size < n_vocab:
-            raise ExperimentError(
-                f"vocab_size must be at least the tokenizer's {n_vocab}; given: {vocab_size}."
-            )
-        self.tok_embed = nn.Embedding(vocab_size or n_vocab, embed_dim)
+        vocab_size = padded_vocab(self.tokenizer, vocab_size)
+        self.tok_embed = nn.Embedding(vocab_size, embed_dim)
         self.dropout = nn.Dropout(embed_dropout)
         rotary = Rotary(max_len, head_width(embed_dim, num_heads), theta=rope_theta)
         self.blocks = nn.ModuleList(
@@ -85,7 +80,7 @@ class Modern(LMBase):
             for _ in range(num_blocks)
         )
         self.ln = nn.RMSNorm(embed_dim, eps=norm_eps)
-        self.fc = nn.Linear(embed_dim, vocab_size or n_vocab, bias=False)
+        self.fc = nn.Linear(embed_dim, vocab_size, bias=False)
         if tied_head:
             self.fc.weight = self.tok_embed.weight
         for name, weight in self.named_parameters():

@@ -21,7 +21,13 @@ SPARSITY = 0.5  # share of zeros in what each input feeds, as in the publication
 PUBLISHED_STD = 0.01
 CACHED = 1 << 16  # entries made at a time; with temporaries larger than the cache it takes 3 times as long
 GELU_POWER = 0.42522  # E[gelu(z)^2] for z ~ N(0, 1)
-INITS = ('sparse', 'sparse_scaled', 'default', 'orthogonal')
+INITS = {
+    'sparse': "published: half zeros, the rest N(0, 0.01^2), which leaves a layer's output near zero",
+    'sparse_scaled': 'half zeros, the rest scaled so that inputs of unit variance give outputs of unit '
+    'variance when top_k experts are mixed in equal parts; not in the publication',
+    'default': "torch.nn.Linear's uniform weights",
+    'orthogonal': 'as torch.nn.init.orthogonal_',
+}
 
 
 def _bf16(values: np.ndarray) -> np.ndarray:
@@ -104,15 +110,8 @@ def frozen_experts(
 ) -> tuple[Tensor, ...]:
     """w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D), all bfloat16, and their SHA-256 as uint8 (32,).
 
-    init is one of
-    - 'sparse': published; half zeros, the rest N(0, 0.01^2), which leaves a layer's output near zero
-    - 'sparse_scaled': half zeros, the rest scaled so that inputs of unit variance give outputs of unit
-      variance when top_k experts are mixed in equal parts; not in the publication
-    - 'default': torch.nn.Linear's uniform weights
-    - 'orthogonal': as torch.nn.init.orthogonal_
-
-    Biases are 0 for all of them, as in the published code. On the meta device nothing is generated and the
-    digest means nothing. Raises ExperimentError for an unknown init.
+    init: one of INITS. Biases are 0 for all of them, as in the published code. On the meta device nothing is
+    generated and the digest means nothing. Raises ExperimentError for an unknown init.
     """
     if init not in INITS:
         raise ExperimentError(unknown('init', init, INITS, 'the experts of SoME'))

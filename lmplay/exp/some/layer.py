@@ -61,7 +61,7 @@ class SoMELayer(nn.Module):
     """
 
     frozen = ('w1', 'b1', 'w2', 'b2')  # buffers that follow from a seed, and may be sharded
-    temperature: Tensor
+    temperature: Tensor  # of the gates, in training
     w1: Tensor
     b1: Tensor
     w2: Tensor
@@ -94,7 +94,6 @@ class SoMELayer(nn.Module):
         self.top_k, self.eval_temperature, self.include_padding = top_k, eval_temperature, include_padding
         self.query = query_network(embed_dim, router, router_mlp_mult)
         self.keys = Keys(num_experts, embed_dim, top_k=top_k, **rules)
-        # of the gates, in training
         self.register_buffer('temperature', torch.tensor(train_temperature), persistent=False)
         *experts, digest = frozen_experts(
             num_experts=num_experts,
