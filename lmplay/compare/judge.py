@@ -48,8 +48,8 @@ def judge(
 
     Differences are experiment minus baseline. The error rate is shared among the comparisons (Bonferroni):
     where all experiments are equal, at most ALPHA of the reports have any wrong verdict, on other text like
-    the held-out text and with other seeds. stopped: runs that ended early; hopeless: those that
-    could not catch up, and were stopped; design: the rule by which seeds were added.
+    the held-out text and with other seeds. stopped: runs that ended early; hopeless:
+    those that could not catch up; design: the rule by which seeds were added.
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))

@@ -9,7 +9,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import require_experiment
+from ..checks import require_document_mask, require_experiment
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import load_optimizer
@@ -93,6 +93,8 @@ def prepare_stage(
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
     require_experiment(model, stage.exp, stage.runner, device=run.compute.device)
+    if stage.settings.document_mask:
+        require_document_mask(model)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)
@@ -256,7 +258,7 @@ def _objective(
     run: RunContext, settings: Stage, model: LMBase, length: SampleLength | TimeLength, step_flops: float
 ) -> Objective:
     """step_flops: of each rank."""
-    objective = Objective(model)
+    objective = Objective(model, document_mask=settings.document_mask)
     if _compiles(run.settings.compile_model, run.compute, length, step_flops):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
     return objective

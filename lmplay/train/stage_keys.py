@@ -78,6 +78,10 @@ class StageKeys:
         Literal['split', 'cut'],
         'with packing pad: split a long document at sentence ends into sequences, or cut it',
     ] = 'split'
+    document_mask: Annotated[
+        bool,
+        "with packing pack: attention sees its own document alone; for models on lmplay.modules' attention",
+    ] = False
     include_prompts: Annotated[bool, 'score the prompts of prompt/answer pairs'] = True
     score_padding: Annotated[
         bool, 'with packing pad: predict the padding too, as published code does; adds `loss_with_pad`'
@@ -180,6 +184,8 @@ class Stage(StageKeys):
             self.epochs = 1.0
         if self.packing == 'pack' and self.score_padding:
             raise ValueError('"score_padding" needs "packing": "pad"')
+        if self.packing == 'pad' and self.document_mask:
+            raise ValueError('"document_mask" needs "packing": "pack"; padded sequences hold one document')
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
