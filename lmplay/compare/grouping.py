@@ -166,3 +166,24 @@ def check_contracts(runs: dict[str, list[FinishedRun]]) -> None:
                     f"{label} cannot be compared: the trained model of '{run.folder}' breaks the contract "
                     f'({run.broken_contract[0]}).'
                 )
+
+
+def differing_settings(runs: dict[str, list[FinishedRun]]) -> list[dict]:
+    """Settings that differ, {'setting', 'values': {label: text}}; values within a label are joined."""
+    configurations = {label: [r.configuration for r in members] for label, members in runs.items()}
+    keys = dict.fromkeys(k for group in configurations.values() for c in group for k in c)
+    rows = []
+    for key in keys:
+        values = {
+            label: ' / '.join(dict.fromkeys(_text(c.get(key)) for c in group))
+            for label, group in configurations.items()
+        }
+        if len(set(values.values())) > 1 or any(' / ' in v for v in values.values()):
+            rows.append({'setting': key, 'values': values})
+    return rows
+
+
+def _text(value) -> str:
+    if value is None:
+        return '–'
+    return f'{value:g}' if isinstance(value, float) else str(value)

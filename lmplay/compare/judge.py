@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..runs.finished import FinishedRun, metric_key
-from .grouping import METRICS
+from .grouping import METRICS, differing_settings
 from .sequential import Sequential, constant_level
 from .statistics import (
     ALPHA,
@@ -53,8 +53,7 @@ def judge(
     """
     baseline, *others = runs
     alpha = ALPHA / max(1, len(others))
-    stopped = {label: dict((stopped or {}).get(label, {})) for label in runs}
-    given_up = {label: dict((hopeless or {}).get(label, {})) for label in runs}
+    stopped, given_up = _of_each(runs, stopped), _of_each(runs, hopeless)
     experiments = _experiments(runs, metric, alpha, stopped, given_up, design)
     settings = differing_settings(runs)
     load = {label: _load(members) for label, members in runs.items()}
@@ -76,6 +75,10 @@ def judge(
         'samples': _samples(runs),
         'routing': _routing(runs),
     }
+
+
+def _of_each(labels: Iterable[str], ended: Stopped | None) -> dict[str, dict[int, str]]:
+    return {label: dict((ended or {}).get(label, {})) for label in labels}
 
 
 def _experiments(
@@ -358,27 +361,6 @@ def _load(members: list[FinishedRun]) -> dict:
     loads = [load for r in members for load in (r.environment.get('load'), r.summary.get('load')) if load]
     most = max(loads, default=None)
     return {'most': most, 'busy': most is not None and most > BUSY}
-
-
-def differing_settings(runs: dict[str, list[FinishedRun]]) -> list[dict]:
-    """Settings that differ, {'setting', 'values': {label: text}}; values within a label are joined."""
-    configurations = {label: [r.configuration for r in members] for label, members in runs.items()}
-    keys = dict.fromkeys(k for group in configurations.values() for c in group for k in c)
-    rows = []
-    for key in keys:
-        values = {
-            label: ' / '.join(dict.fromkeys(_text(c.get(key)) for c in group))
-            for label, group in configurations.items()
-        }
-        if len(set(values.values())) > 1 or any(' / ' in v for v in values.values()):
-            rows.append({'setting': key, 'values': values})
-    return rows
-
-
-def _text(value) -> str:
-    if value is None:
-        return '–'
-    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def _held_out(run: FinishedRun) -> dict:

@@ -22,7 +22,7 @@ from ..tokenizers import Tokenizer, as_tokenizer
 from .console import ConsoleReporter
 from .cost import first_mini_batch
 from .evaluate import Evaluator
-from .length import SampleLength, TimeLength, stage_length
+from .length import SampleLength, StageLength, TimeLength, stage_length
 from .loader import Loader
 from .objective import Objective
 from .optimizer import Optimizer, make_optimizer, parameter_groups, restore_moments, unfinished_warmup
@@ -102,21 +102,24 @@ def prepare_stage(
     moments = None if run.settings.ignore_optimizer else _moments(run, stage, model, previous, resumed)
     record = run.record | data_record(stage, data, prints)
     trainer = _trainer(run, stage, model, data, moments, checkpoint_header(stage, model, run.seed, record))
-    length = trainer.length
-    if note := unfinished_warmup(stage.settings, length.total_steps(run.state)):
+    if note := unfinished_warmup(stage.settings, trainer.length.total_steps(run.state)):
         run.event('schedule', stage.name, note)
+    if run.ranks.first:
+        facts = _facts(stage, model, data, trainer.length) | {'fingerprints': prints}
+        run.directory.record_stage(stage.name, facts, index=stage.index)
+    return trainer
+
+
+def _facts(stage: ResolvedStage, model: LMBase, data: StageData, length: StageLength) -> dict[str, Any]:
+    """What stages.json says of a stage, but for its fingerprints."""
     counted = isinstance(length, SampleLength)
-    facts = model_facts(model, exp=stage.entry_name) | {
+    return model_facts(model, exp=stage.entry_name) | {
         'row_length': stage.row_length,
         'samples': length.samples if counted else None,
         'steps': length.steps if counted else None,
         'not_applied': stage.lacking,
         'held_out': data.held_out.counts(),
-        'fingerprints': prints,
     }
-    if run.ranks.first:
-        run.directory.record_stage(stage.name, facts, index=stage.index)
-    return trainer
 
 
 def _first_model(run: RunContext, stage: ResolvedStage, previous: Trainer | None) -> LMBase:
@@ -210,17 +213,13 @@ def _trainer(
     groups = parameter_groups(model, settings)
     engine = Engine(objective, ranks, kind=run.settings.parallel, compute=compute)
     optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
-    if not state.mini_batch_size or settings.mini_batch_size != 'auto':
-        state.mini_batch_size = first_mini_batch(stage, compute, ranks.size)  # else what "auto" settled on
     return Trainer(
         model=model,
         optimizer=optimizer,
         scaler=scaler,
         stage=settings,
         seed=run.seed,
-        loader=Loader(
-            data.mixture, pin=compute.device.type == 'cuda', ranks=ranks, mini_batch=state.mini_batch_size
-        ),
+        loader=_loader(run, stage, data),
         length=length,
         state=state,
         engine=engine,
@@ -234,6 +233,15 @@ def _trainer(
         ),
         stop=run.stop,
     )
+
+
+def _loader(run: RunContext, stage: ResolvedStage, data: StageData) -> Loader:
+    """The batches of the stage. How many sequences are a micro-batch of its first step is settled here."""
+    state, ranks = run.state, run.ranks
+    if not state.mini_batch_size or stage.settings.mini_batch_size != 'auto':
+        state.mini_batch_size = first_mini_batch(stage, run.compute, ranks.size)  # else as "auto" settled
+    pin = run.compute.device.type == 'cuda'
+    return Loader(data.mixture, pin=pin, ranks=ranks, mini_batch=state.mini_batch_size)
 
 
 def _length(

@@ -5,8 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from lmplay.compare.grouping import check_causal, check_comparable, find_runs, fingerprints_of, group
-from lmplay.compare.judge import differing_settings
+from lmplay.compare.grouping import (
+    check_causal,
+    check_comparable,
+    differing_settings,
+    find_runs,
+    fingerprints_of,
+    group,
+)
 from lmplay.errors import UserError
 
 
