@@ -262,6 +262,28 @@ def test_a_key_by_itself_is_checked_as_in_a_plan(key, text, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    'key, allowed, refused',
+    [
+        ('lr', 1e-9, 0),
+        ('final_lr', 0, -1e-9),
+        ('final_lr', 1, 1.001),
+        ('row_length', 2, 1),
+        ('batch_size', 1, 0),
+        ('tokens', 10**15, 10**15 + 1),
+        ('mini_batch_size', 1, 0),
+        ('clip', 0, float('nan')),
+        ('betas', [0, 0.5], [0.5, 1]),
+        ('betas', [0, 0.5], [False, 0.5]),
+        ('drop_last', True, 2),
+    ],
+)
+def test_the_range_that_a_key_declares_is_the_one_that_is_checked(key, allowed, refused):
+    stage_value(key, allowed, key)
+    with pytest.raises(PlanError, match=f'{key} must be '):
+        stage_value(key, refused, key)
+
+
 def test_every_key_has_its_help_in_one_line():
     for key in SETTABLE:
         text = stage_help(key)
