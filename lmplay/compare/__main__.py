@@ -128,9 +128,9 @@ def _add_training_options(parser: CommandParser) -> None:
     p.add_argument(
         '--jobs',
         type=int,
-        default=1,
         metavar='N',
-        help='runs at a time on this machine (default: %(default)s)',
+        help='runs at a time on this machine (default: one on each GPU; on a CPU one on each core, as far as '
+        'memory goes; runs of a length in seconds one after the other)',
     )
     p.add_argument(
         '--launcher',

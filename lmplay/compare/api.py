@@ -34,7 +34,7 @@ def compare(
     device: str = 'auto',
     amp: bool = False,
     yes: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
     launcher: Literal['local', 'slurm'] = 'local',
     slurm: str = '',
     out: str | Path | None = None,
@@ -125,7 +125,7 @@ def _session(
     settings: Sequence[str] = (),
     tune: str | None = None,
     trials: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     out: str | Path | None = None,
     say: Callable[[str], None] | None = None,
     **others,
@@ -155,9 +155,9 @@ def _session(
     return (LadderSession if ladder is not None else ComparisonSession)(request, say or _say)
 
 
-def _check_numbers(jobs: int, tokens_per_parameter: float | None) -> None:
+def _check_numbers(jobs: int | None, tokens_per_parameter: float | None) -> None:
     """Raises UserError for a number out of range."""
-    if not 1 <= jobs <= 1000:
+    if jobs is not None and not 1 <= jobs <= 1000:
         raise UserError(f'--jobs takes a whole number from 1 to 1000; given: {jobs}.')
     if tokens_per_parameter is not None and not 0 < tokens_per_parameter <= 1e6:
         raise UserError(

@@ -42,7 +42,7 @@ class Request:
     tune: list[str] = field(default_factory=list)  # settings to search first
     trials: int = TRIALS
     settings: list[str] = field(default_factory=list)  # KEY=VALUE for every experiment
-    jobs: int = 1
+    jobs: int | None = None
     launcher: str = 'local'
     slurm: str = ''
     out: Path | None = None
@@ -148,6 +148,7 @@ class ComparisonSession:
         self._earlier_looks()
         for p in prepared:
             apply_budget(p, self.request.budget)
+        self.launcher.memory = max(p.memory for p in prepared)
         return prepared
 
     def dry_run(self) -> str:
@@ -160,7 +161,7 @@ class ComparisonSession:
             self.request,
             out=self.out,
             plan=self.plan.name,
-            device=self.launcher.devices[0],
+            launcher=self.launcher,
             speed=self.launcher.speed(self.request.amp),
             verdict=verdict,
             search=search,
@@ -180,7 +181,7 @@ class ComparisonSession:
             search, verdict = self._all_runs(prepared)
             self.jobs.clear()  # which a search may change
             speed = self.launcher.speed(self.request.amp)
-            self.say(in_all((*search, *verdict), self.request.jobs, speed))
+            self.say(in_all((*search, *verdict), self.launcher, speed))
 
     @staticmethod
     def _few_documents(prepared: list[Prepared]) -> list[str]:
@@ -216,7 +217,7 @@ class ComparisonSession:
                 return Comparison(findings, runs, report)
             if trained:
                 self.say(so_far(findings))
-            ahead = max(0, self.request.jobs // (len(going) + 1) - 1)
+            ahead = max(0, self.launcher.at_a_time // (len(going) + 1) - 1)
             for label in (self.specs[0].label, *going):
                 seeds[label] += 1
 

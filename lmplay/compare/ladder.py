@@ -83,6 +83,7 @@ class LadderSession:
         documents = ladder[0].prepared[0].documents
         if self.request.tune:
             check_text(*(documents[name] for name in ('domain', 'hash', 'tokens')))
+        self.launcher.memory = max(p.memory for rung in ladder for p in rung.prepared)
         return ladder
 
     def run(self) -> Climb:
@@ -123,7 +124,7 @@ class LadderSession:
             ladder,
             self.request,
             out=self.out,
-            device=self.launcher.devices[0],
+            launcher=self.launcher,
             speed=self.launcher.speed(self.request.amp),
             runs=runs,
         )

@@ -16,9 +16,11 @@ import numpy as np
 from ..base.parameters import read_parameters, split_items
 from ..base.runner_list import find_entry, find_runner
 from ..checks import require_experiment
+from ..device import Compute
 from ..errors import PlanError, UserError, unknown
 from ..runs.fingerprints import fingerprints
 from ..tokenizers import as_tokenizer
+from ..train.cost import needed_memory
 from ..train.length import SampleLength, stage_length
 from ..train.plan import LENGTHS, MOST_SECONDS, SETTABLE, Plan, parse_plan, stage_value
 from ..train.readiness import check_stages
@@ -114,6 +116,7 @@ class Prepared:
 
     lengths: planned, by stage, in `unit`, 'tokens' or 'seconds'; flops_per_token: of training, by stage;
     documents: name -> (documents,) of those held out at the end: domain, hash, tokens;
+    memory: bytes that a run needs on a CPU, by estimate;
     digest: of all that decides what a run does, but its seed.
     """
 
@@ -126,6 +129,7 @@ class Prepared:
     device_kind: str
     amp: bool
     documents: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    memory: int = 0
     digest: str = ''
 
     @property
@@ -253,7 +257,8 @@ def _prepared(
         'hash': np.array([d['hash'] for d in entries], np.uint64),
         'tokens': np.array([d.get('scored', d['tokens']) for d in entries], np.int64),
     }
-    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp, documents)
+    memory = needed_memory(stages, Compute.of(device, amp=amp), amp=amp) if device == 'cpu' else 0
+    return Prepared(spec, plan, unit, lengths, flops, joined, device, amp, documents, memory)
 
 
 def apply_budget(prepared: Prepared, budget: Budget | None) -> None:

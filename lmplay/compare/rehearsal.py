@@ -8,6 +8,7 @@ import numpy as np
 
 from ..cli import count, duration
 from ..train.cost import LONG, SLOW
+from .launcher import Launcher
 from .prepare import Prepared
 from .rungs import Rung
 from .runner import Job
@@ -27,7 +28,7 @@ def comparison_text(
     *,
     out: Path,
     plan: str,
-    device: str,
+    launcher: Launcher,
     speed: float,
     verdict: Runs,
     search: Runs,
@@ -35,7 +36,7 @@ def comparison_text(
 ) -> str:
     """The runs, seeds, budget, tokens and expected time. speed: FLOP/s that training reaches."""
     budget = str(request.budget) if request.budget else "the plan's own"
-    lines = [f'Plan {plan}, budget {budget}, on {device}, kept in {out}.']
+    lines = [f'Plan {plan}, budget {budget}, on {launcher.devices[0]}, kept in {out}.']
     if search:
         lines += [f'The search over {", ".join(request.tune)}: {_counted(search)}. For each experiment:']
         by_label: dict[str, list] = {}
@@ -46,19 +47,19 @@ def comparison_text(
         f'The comparison, with {_seeds(request.seeds, verdict)}: {_counted(verdict)}. For each experiment:'
     ]
     lines += [_line(p.spec.label, [(p, jobs)], speed) for p, jobs in verdict]
-    lines += [in_all((*search, *verdict), request.jobs, speed), *notes, 'Nothing was trained or written.']
+    lines += [in_all((*search, *verdict), launcher, speed), *notes, 'Nothing was trained or written.']
     return '\n'.join(lines)
 
 
-def in_all(runs: Runs, at_a_time: int, speed: float) -> str:
+def in_all(runs: Runs, launcher: Launcher, speed: float) -> str:
     """How many runs are left to train, their tokens and time."""
     left = [(p, job) for p, jobs in runs for job in jobs if not job.finished]
-    whole = sum(_seconds(p, speed) for p, _ in left) / at_a_time
+    whole = sum(_seconds(p, speed) for p, _ in left) / launcher.abreast
     tokens = [_tokens(p) for p, _ in left]
     about = f'{count(sum(t for t in tokens if t))} tokens, ' if all(tokens) and tokens else ''
     basis = f', at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here'
     basis = basis if all(tokens) else ''
-    about += f'about {duration(whole)} with {at_a_time} at a time'
+    about += f'about {duration(whole)} with {launcher.at_a_time} at a time'
     return f'In all: {len(left)} runs to train, {about}{basis}.'
 
 
@@ -111,13 +112,13 @@ def ladder_text(
     request: 'Request',
     *,
     out: Path,
-    device: str,
+    launcher: Launcher,
     speed: float,
     runs: Runs,
 ) -> str:
     """The rungs with parameters, tokens, FLOPs and time, the runs that are left, the interval to expect."""
     labels = [p.spec.label for p in ladder[0].prepared]
-    lines = [f'A ladder of {len(ladder)} rungs, on {device}, kept in {out}. Each run:']
+    lines = [f'A ladder of {len(ladder)} rungs, on {launcher.devices[0]}, kept in {out}. Each run:']
     for rung in ladder:
         for p in rung.prepared:
             size = ', '.join(f'{k} {v}' for k, v in rung.model[p.spec.label].items())
@@ -127,10 +128,11 @@ def ladder_text(
                 f'{duration(_seconds(p, speed))}'
             )
     left = [(p, job) for p, jobs in runs for job in jobs if not job.finished]
-    whole = sum(_seconds(p, speed) for p, _ in left) / request.jobs
+    whole = sum(_seconds(p, speed) for p, _ in left) / launcher.abreast
     lines.append(
-        f'In all: {_counted(runs)}; {len(left)} to train, about {duration(whole)} with {request.jobs} at a '
-        f'time, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here.'
+        f'In all: {_counted(runs)}; {len(left)} to train, about {duration(whole)} with '
+        f'{launcher.at_a_time} at a time, at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix '
+        'product reaches here.'
     )
     if isinstance(request.seeds, int) and request.seeds > 1:
         x = np.log([float(_flops(rung.prepared[0]) or 1) for rung in ladder])

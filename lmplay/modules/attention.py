@@ -26,20 +26,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, visible: Tensor |
     """
     T, K = q.shape[-2:]
     shared = q.shape[1] // k.shape[1]
-    if visible is not None:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=dropout, enable_gqa=True if shared > 1 else False
-        )
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
         # a branch, since a comparison of dynamic shapes is symbolic, which the operator does not take
-        causal, grouped = True if T > 1 else False, True if shared > 1 else False
+        causal, grouped = True if T > 1 and visible is None else False, True if shared > 1 else False
         return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+            q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
         )
     if shared > 1:
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    future = torch.full((T, T), float('-inf'), dtype=q.dtype).triu(1)
-    p = torch.softmax((q * K**-0.5) @ k.transpose(-2, -1) + future, dim=-1)
+    hidden = torch.ones(T, T, dtype=torch.bool).triu(1) if visible is None else ~visible
+    hidden = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float('-inf'))
+    p = torch.softmax((q * K**-0.5) @ k.transpose(-2, -1) + hidden, dim=-1)
     return F.dropout(p, dropout) @ v if dropout else p @ v
 
 

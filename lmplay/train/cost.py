@@ -15,6 +15,7 @@ from .resolve import ResolvedStage, Settings
 from .trainer import Trainer
 
 LIGHT = 5e10  # FLOPs of a pass, half a second on a slow CPU; a lighter one needs little memory
+LEAST = 2**30  # bytes of a process that trains a light model
 PYTHON = 3 * 2**28  # bytes of Python and its libraries
 PER_ENTRY = 5 * 1024 * 4  # bytes for each entry of the vocabulary: logits of a chunk in an evaluation
 KEPT = 1.2  # as freed memory is kept, in pieces that are not always of use
@@ -85,7 +86,7 @@ def check_memory(stages: Sequence[ResolvedStage], settings: Settings, compute: C
         return
     for stage in stages:
         rows = first_mini_batch(stage, compute, ranks)
-        if 2 * stage.skeleton.total_parameters() * rows * stage.row_length < LIGHT:
+        if _is_light(stage, rows):
             continue
         needed, free = (_needed(stage, rows, amp=settings.amp), available_memory())
         if needed <= free:
@@ -97,6 +98,20 @@ def check_memory(stages: Sequence[ResolvedStage], settings: Settings, compute: C
             f'{rows} x {stage.row_length} tokens at a time, and {_gib(free)} are free here. {advice}'
             f'Nothing was started; --yes starts it all the same, and {SHORTER}.'
         )
+
+
+def needed_memory(stages: Sequence[ResolvedStage], compute: Compute, *, amp: bool) -> int:
+    """Bytes that a process needs, by estimate, to train these stages one after the other."""
+    needed = [LEAST]
+    for stage in stages:
+        rows = first_mini_batch(stage, compute)
+        if not _is_light(stage, rows):
+            needed.append(_needed(stage, rows, amp=amp))
+    return max(needed)
+
+
+def _is_light(stage: ResolvedStage, rows: int) -> bool:
+    return 2 * stage.skeleton.total_parameters() * rows * stage.row_length < LIGHT
 
 
 def _needed(stage: ResolvedStage, rows: int, *, amp: bool) -> int:
