@@ -159,7 +159,7 @@ def make_trainer(
         scaler=scaler,
         stage=settings,
         seed=0,
-        loader=Loader(data, pin=False, ranks=ranks, mini_batch=state.mini_batch_size),
+        loader=Loader(data, pin=False, ranks=ranks),
         length=stage_length(settings, data),
         state=state,
         engine=engine,
