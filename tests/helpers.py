@@ -210,10 +210,7 @@ def spawn(
 
     only: more environment variables of some of them.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    shared = {'WORLD_SIZE': str(size), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    shared = {'WORLD_SIZE': str(size), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
     shared |= {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **environment}
     return [
         subprocess.Popen(
@@ -227,6 +224,12 @@ def spawn(
         )
         for rank in range(size)
     ]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 def kill_after_records(process: subprocess.Popen, run_dir: Path, records: int) -> None:

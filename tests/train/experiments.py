@@ -68,7 +68,9 @@ class Troubled(Interruptible):
                 print(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens, bool(ctx.stepped), file=file)
 
     def forward(self, x, cache=None):
-        if self.training and x.shape[0] > min(self.rows_that_fit, int(os.environ.get('ROWS_THAT_FIT', NEVER))):
+        if self.training and x.shape[0] > min(
+            self.rows_that_fit, int(os.environ.get('ROWS_THAT_FIT', NEVER))
+        ):
             raise torch.OutOfMemoryError('simulated')
         logits = self.out(self.drop(self.embed(x)))
         if self.training and self.nan:
