@@ -1,12 +1,14 @@
 """What several tests share: data in memory, tiny models, a trainer by itself, and runs compared."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 
 from lmplay.base.base_model import LMBase
 from lmplay.base.runner_list import find_runner
+from lmplay.compare.forkserver import Fork, ForkServer
 from lmplay.data.held_out import HeldOut
 from lmplay.data.mixture import Mixture
 from lmplay.data.rows import IGNORE, Batch, PaddedRows
@@ -196,11 +199,17 @@ def stop_at(step: int) -> Iterator[None]:
         yield
 
 
-def start(*arguments, cache: Path, **environment) -> subprocess.Popen:
-    """lmp_trainer in a process of its own, on the CPU."""
-    command = [sys.executable, '-m', 'lmplay.train', '--device', 'cpu', *map(str, arguments)]
+@functools.cache
+def server(cache: Path) -> ForkServer:
     own = {'LMP_DATASETS': str(cache), 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen(command, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True)
+    return ForkServer(os.environ | own)
+
+
+def start(*arguments, cache: Path) -> Fork:
+    """lmp_trainer in a process of its own, on the CPU."""
+    descriptor, log = tempfile.mkstemp(dir=cache)
+    os.close(descriptor)
+    return server(cache).start(['--device', 'cpu', *map(str, arguments)], Path(log))
 
 
 def spawn(
@@ -232,7 +241,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def kill_after_records(process: subprocess.Popen, run_dir: Path, records: int) -> None:
+def kill_after_records(process: Fork, run_dir: Path, records: int) -> None:
     """SIGKILL once the run has written that many lines, wherever it is then."""
     deadline = time.monotonic() + 100
     while process.poll() is None and time.monotonic() < deadline:

@@ -2,6 +2,7 @@
 lmp_new and the test suite."""
 
 from .contract import Finding, check_contract, is_too_large, require_contract
+from .documents import require_document_mask
 from .experiment import check_experiment, narrow, require_experiment, smallest, smallest_parameters
 from .runnable import check_runnable
 
@@ -13,6 +14,7 @@ __all__ = [
     'is_too_large',
     'narrow',
     'require_contract',
+    'require_document_mask',
     'require_experiment',
     'smallest',
     'smallest_parameters',

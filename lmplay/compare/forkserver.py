@@ -47,6 +47,7 @@ class Fork:
     """A started run, with what `subprocess.Popen` offers of it."""
 
     pid: int
+    log: Path
     server: 'ForkServer' = field(repr=False)
     returncode: int | None = None
 
@@ -59,10 +60,13 @@ class Fork:
             time.sleep(POLL_SECONDS)
         return code
 
-    def terminate(self) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
 
 class ForkServer:
@@ -89,7 +93,7 @@ class ForkServer:
         self.connection.send(Request(arguments, str(log)))
         while not isinstance(told := self.connection.recv(), int):
             self._ended(*told)
-        self.runs[told] = Fork(told, self)
+        self.runs[told] = Fork(told, log, self)
         return self.runs[told]
 
     def listen(self) -> None:

@@ -4,6 +4,9 @@ B sequences, T positions, D width of the model, H heads, G heads of keys and val
 head.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,13 +19,17 @@ from .rotary import Rotary
 PLAIN = 1024
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, visible: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(K)) v, each position seeing itself and those before it: (B, H, T, K).
 
-    q is (B, H, T, K), k and v are (B, G, T, K).
+    q is (B, H, T, K), k and v are (B, G, T, K). visible (B, 1, T, T) bool: what a position sees instead.
     """
     T, K = q.shape[-2:]
     shared = q.shape[1] // k.shape[1]
+    if visible is not None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, dropout_p=dropout, enable_gqa=True if shared > 1 else False
+        )
     if T > PLAIN or q.device.type != 'cpu' or q.dtype is not torch.bfloat16:
         # a branch, since a comparison of dynamic shapes is symbolic, which the operator does not take
         causal, grouped = True if T > 1 else False, True if shared > 1 else False
@@ -61,6 +68,8 @@ class CausalSelfAttention(nn.Module):
     One matrix product gives queries, keys and values. Raises UserError where num_heads does not divide
     embed_dim, or num_kv_heads num_heads.
     """
+
+    visible: Tensor | None = None  # set by DocumentMask
 
     def __init__(
         self,
@@ -109,5 +118,29 @@ class CausalSelfAttention(nn.Module):
             grouped = k.shape[1] < q.shape[1]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
         else:
-            y = attend(q, k, v, dropout=dropout)
+            y = attend(q, k, v, dropout=dropout, visible=self.visible)
         return self.out_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D)))
+
+
+class DocumentMask:
+    """Keeps the documents of packed sequences apart, in models whose attention is CausalSelfAttention.
+
+    end: the token that stands between documents; the one that follows is predicted from it alone.
+    """
+
+    def __init__(self, model: nn.Module, end: int):
+        self.layers = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
+        self.end = end
+
+    @contextlib.contextmanager
+    def over(self, x: Tensor) -> Iterator[None]:
+        """Inside it, no position of x (B, T) sees another document."""
+        document = (x == self.end).cumsum(1)
+        visible = (document[:, None, :, None] == document[:, None, None, :]).tril()
+        for layer in self.layers:
+            layer.visible = visible
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.visible = None

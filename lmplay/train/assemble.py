@@ -9,7 +9,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import require_experiment
+from ..checks import require_document_mask, require_experiment
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import load_optimizer
@@ -92,6 +92,8 @@ def prepare_stage(
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
     require_experiment(model, stage.exp, stage.runner, device=run.compute.device)
+    if stage.settings.document_mask:
+        require_document_mask(model)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)
@@ -203,7 +205,7 @@ def _trainer(
     flops_per_token = _flops_per_token(stage, model)
     step_flops = flops_per_token * settings.batch_size * data.mixture.tokens_per_row
     length = _length(stage, data, state, compute, step_flops / ranks.size, ranks)
-    objective = Objective(model)
+    objective = Objective(model, document_mask=settings.document_mask)
     if _compiles(run.settings.compile_model, compute, length, step_flops / ranks.size):
         objective.compile_pass(dynamic=False if settings.packing == 'pack' else None)
     groups = parameter_groups(model, settings)

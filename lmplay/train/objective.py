@@ -7,6 +7,7 @@ tokens.
 N tokens, D width, V vocabulary.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from ..base.fusion import fused_head
 from ..data.rows import IGNORE
 from ..device import is_out_of_memory
 from ..errors import ExperimentError
+from ..modules.attention import DocumentMask
 from ..modules.matmul import matmul
+from ..tokenizers import as_tokenizer
 
 log = logging.getLogger(__name__)
 RECOMPILES = 64  # of one function, after which it runs uncompiled
@@ -214,11 +217,14 @@ class Objective(nn.Module):
 
     Head and loss are fused where `fused_head` allows it; a model with its own forward, or a head whose call
     does more than a product, is trained through its forward.
+
+    document_mask: no position sees another document of its sequence.
     """
 
-    def __init__(self, model: LMBase):
+    def __init__(self, model: LMBase, *, document_mask: bool = False):
         super().__init__()
         self.model = model
+        self._apart = DocumentMask(model, as_tokenizer(model.tokenizer).eot_token) if document_mask else None
         self.fused = fused_head(model) is not None
         # in a dict, so that the model is not registered as a part three times
         eager: Callable = model.features if self.fused else model
@@ -281,7 +287,8 @@ class Objective(nn.Module):
     @torch.no_grad()
     def preview(self, x: Tensor, mask: Tensor) -> None:
         """Shows the model a micro-batch of the step that is about to be trained on; see `LMBase.preview`."""
-        self.model.preview(x, mask)
+        with self._apart.over(x) if self._apart else contextlib.nullcontext():
+            self.model.preview(x, mask)
 
     @torch.no_grad()
     def token_losses(self, x: Tensor, y: Tensor, mask: Tensor, *, chunk: int = 1024):
@@ -314,7 +321,8 @@ class Objective(nn.Module):
 
     def _run(self, forward: Callable, x: Tensor, mask: Tensor) -> LMOutput:
         """One pass as an LMOutput; `mask` is handed to models that ask for it."""
-        out = forward(x, mask=mask) if self._takes_mask else forward(x)
+        with self._apart.over(x) if self._apart else contextlib.nullcontext():
+            out = forward(x, mask=mask) if self._takes_mask else forward(x)
         if isinstance(out, LMOutput):
             return out
         return LMOutput(features=out) if self.fused else LMOutput(logits=out)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..base.base_model import LMBase
-from ..checks import require_contract
+from ..checks import require_contract, require_document_mask
 from ..errors import ExperimentError, UserError
 from ..tokenizers import as_tokenizer
 from .resolve import ResolvedStage
@@ -47,7 +47,9 @@ def check_model(stage: ResolvedStage) -> None:
         return
     with torch.random.fork_rng(devices=[]):
         try:
-            require_contract(stage.runner.build(), stage.runner.build)
+            require_contract(model := stage.runner.build(), stage.runner.build)
+            if stage.settings.document_mask:
+                require_document_mask(model)
         except ExperimentError as error:
             raise ExperimentError(f'Stage "{stage.name}": {error}') from error
 

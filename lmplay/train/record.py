@@ -21,6 +21,7 @@ FIXED = {
     'text': 'the held-out text',
     'evaluation': 'the held-out tokens',
     'precision': 'the precision',
+    'document_mask': 'the document mask',
 }
 # Settings of a stage that decide what its sequences and its held-out text are.
 OF_DATA = (
@@ -28,6 +29,7 @@ OF_DATA = (
     'mix',
     'packing',
     'long_documents',
+    'document_mask',
     'include_prompts',
     'score_padding',
     'validation_bytes',
@@ -78,7 +80,7 @@ def data_record(stage: ResolvedStage, data: StageData, prints: dict[str, str]) -
         facts |= {f"'{name}': {key}": value for key, value in (stage.datasets[name] or {}).items()}
         facts |= {f"'{name}': documents": meta['documents'], f"'{name}': content": meta['source'][:8]}
     facts['documents evaluated'] = len(data.held_out.documents)
-    return {'fingerprints': prints, 'facts': facts}
+    return {'fingerprints': prints | {'document_mask': stage.settings.document_mask}, 'facts': facts}
 
 
 def differs(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:

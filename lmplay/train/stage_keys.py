@@ -44,6 +44,11 @@ class StageKeys(BaseModel):
         'split',
         description='with packing pad: split a long document at sentence ends into sequences, or cut it',
     )
+    document_mask: bool = Field(
+        False,
+        description="with packing pack: attention sees its own document alone; for models on lmplay.modules' "
+        'attention',
+    )
     include_prompts: bool = Field(True, description='score the prompts of prompt/answer pairs')
     score_padding: bool = Field(
         False,
@@ -163,6 +168,8 @@ class Stage(StageKeys):
             self.epochs = 1.0
         if self.packing == 'pack' and self.score_padding:
             raise ValueError('"score_padding" needs "packing": "pad"')
+        if self.packing == 'pad' and self.document_mask:
+            raise ValueError('"document_mask" needs "packing": "pack"; padded sequences hold one document')
         return self
 
     @property

@@ -10,7 +10,8 @@ from lmplay.checks import smallest
 TRAINS = """
 import sys
 from lmplay.train.__main__ import main
-main('--exp test_runner --training-plan quickstart --steps 2 --device cpu --run-dir'.split() + [sys.argv[1]])
+size = '--steps 2 --batch-size 4 --validation-bytes 2000 --num-blocks 1 '
+main(f'--exp test_runner --training-plan quickstart {size} --device cpu --run-dir'.split() + [sys.argv[1]])
 print('compiler imported:', 'torch._dynamo' in sys.modules)
 """
 

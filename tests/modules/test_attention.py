@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmplay.modules.attention import PLAIN, CausalSelfAttention, attend
+from lmplay.modules.attention import PLAIN, CausalSelfAttention, DocumentMask, attend
+from lmplay.modules.rotary import Rotary
 
 
 def by_the_formula(q, k, v):
@@ -81,3 +82,26 @@ def test_lengths_that_vary_compile_into_one_graph(dtype):
     for T in (5, 9, 14):
         q, k, v = (torch.randn(2, 2, T, 8, dtype=dtype) for _ in range(3))
         torch.testing.assert_close(compiled(q, k, v), attend(q, k, v, dropout=0.0))
+
+
+@pytest.mark.parametrize('parts', [{}, {'num_kv_heads': 1}], ids=['heads', 'grouped'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_documents_of_a_sequence_are_computed_as_each_alone(dtype, parts):
+    """With positions that only tell distances; a document begins with the token that ends the one before."""
+    torch.manual_seed(0)
+    rotary = Rotary(16, 8)
+    layer = CausalSelfAttention(num_heads=2, embed_dim=16, rotary=rotary, **parts).to(dtype)
+    x = torch.tensor([[1, 2, 3, 0, 4, 5, 0, 0, 6, 7, 8, 9, 1], [0, *[1] * 11, 0]])
+    values = torch.randn(*x.shape, 16).to(dtype)
+    with DocumentMask(layer, 0).over(x):
+        together = layer(values)
+    for row, tokens, inputs in zip(together, x, values):
+        borders = [0, *(i for i in range(1, len(tokens)) if tokens[i] == 0), len(tokens)]
+        for begin, end in zip(borders, borders[1:]):
+            alone = layer(inputs[None, begin:end])[0]
+            torch.testing.assert_close(
+                row[begin:end],
+                alone,
+                **({'atol': 1e-6, 'rtol': 0} if dtype.itemsize == 8 else {'atol': 0.02, 'rtol': 0.02}),
+            )
+    assert layer.visible is None and not torch.equal(together, layer(values))

@@ -12,7 +12,7 @@ from lmplay.errors import CheckpointError
 from lmplay.train.record import FIXED, as_trained, changed_settings, changes, require_same, run_record
 from lmplay.train.resolve import Settings
 
-PRINTS = {'data': 'd1', 'tokenizer': 't1', 'text': 'x1', 'evaluation': 'e1'}
+PRINTS = {'data': 'd1', 'tokenizer': 't1', 'text': 'x1', 'evaluation': 'e1', 'document_mask': False}
 RECORD = {
     'precision': 'float32',
     'device': 'cpu',

@@ -47,7 +47,7 @@ FLAGS = ('--validation-interval', '60', '--save-interval', '35', '--optimizer')
 @pytest.mark.parametrize('optimizer, seed', [('adamw', 1), ('muon', 2)])
 def test_killed_twice_is_as_not_killed(plan, cache, tmp_path, optimizer, seed):
     whole = start(plan, tmp_path / 'whole', cache, *FLAGS, optimizer)
-    assert whole.wait() == 0, whole.stderr.read()
+    assert whole.wait() == 0, whole.log.read_text()
     records = len(read_metrics(tmp_path / 'whole'))
     rng = random.Random(seed)
     for at in sorted(rng.sample(range(3, records - 3), 2)):
@@ -55,7 +55,7 @@ def test_killed_twice_is_as_not_killed(plan, cache, tmp_path, optimizer, seed):
             start(plan, tmp_path / 'killed', cache, *FLAGS, optimizer), tmp_path / 'killed', at
         )
     last = start(plan, tmp_path / 'killed', cache, *FLAGS, optimizer)
-    assert last.wait() == 0, last.stderr.read()
+    assert last.wait() == 0, last.log.read_text()
     assert_same_run(tmp_path / 'whole', tmp_path / 'killed')
 
 
@@ -81,8 +81,8 @@ def test_two_processes_cannot_train_in_one_directory(plan, cache, tmp_path):
     while first.poll() is None and not (tmp_path / 'run/metrics.jsonl').exists():
         time.sleep(0.01)
     second = start(plan, tmp_path / 'run', cache)
-    assert second.wait() == 2 and 'Another process is training' in second.stderr.read()
-    first.kill()
+    assert second.wait() == 2 and 'Another process is training' in second.log.read_text()
+    first.send_signal(signal.SIGKILL)
     first.wait()
 
 
