@@ -15,6 +15,8 @@ from lmplay.base import runner_list
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+for name in ('COLUMNS', 'LINES', 'FORCE_COLOR', 'NO_COLOR'):  # of the terminal that the tests were started in
+    os.environ.pop(name, None)
 
 
 def pytest_configure(config):

@@ -140,21 +140,18 @@ def add_legend(figure, axes) -> None:
 def draw_loss(runs: dict[str, list[FinishedRun]], x: str, metric: str):
     """Held-out loss over x: a line for the mean of the seeds, a band from the lowest to the highest."""
     figure, axes = new_figure()
-    top, bottom = [], []
+    shown = []
     for label, colour in colour_of(list(runs)).items():
         xs, ys = curves(runs[label], x, metric)
         mean = ys.mean(0)
         axes.plot(xs, mean, color=colour, lw=1.8, label=short(label), marker='o' if len(xs) < 3 else None)
         if len(ys) > 1:
             axes.fill_between(xs, ys.min(0), ys.max(0), color=colour, alpha=0.2, lw=0)
-        known = mean[np.isfinite(mean)]
-        if len(known):
-            # The steep first tenth would flatten the rest.
-            top.append(known[min(len(known) - 1, max(1, len(known) // 10))])
-            bottom.append(known.min())
-    if top and max(top) > min(bottom):
-        room = 0.06 * (max(top) - min(bottom))
-        axes.set_ylim(min(bottom) - room, max(top) + room)
+        shown.append(ys[:, len(xs) // 10 :].ravel())  # the steep first tenth would flatten the rest
+    values = np.concatenate(shown)
+    values = values[np.isfinite(values)]
+    if len(values) and (height := values.max() - values.min()):
+        axes.set_ylim(values.min() - 0.06 * height, values.max() + 0.06 * height)
     axes.set_ylabel(LABELS[metric])
     _axis(axes, x)
     add_legend(figure, axes)
@@ -204,11 +201,11 @@ def draw_difference(
         axes.plot(
             xs, mean, color=colours[label], lw=1.8, label=short(label), marker='o' if len(xs) < 3 else None
         )
-        late = slice(len(xs) // 4, None)
+        late = slice(len(xs) // 2, None)  # the first evaluations would flatten the rest
         extent = max(extent, np.abs(mean[late]).max() * 1.3)
         if low is not None and high is not None:
             axes.fill_between(xs, low, high, color=colours[label], alpha=0.2, lw=0)
-            extent = max(extent, np.quantile(np.abs([low[late], high[late]]), 0.9))
+            extent = max(extent, np.abs([low[late], high[late]]).max() * 1.06)
     if extent:
         axes.set_ylim(-extent, extent)
     axes.set_ylabel(f'difference in {LABELS[metric]}')

@@ -1,6 +1,6 @@
 """The source of the models that a run trains, kept in the run's directory.
 
-    RUN/source/          the folder of the experiment's versions.py: its .py, .md and .json files
+    RUN/source/          the folder of the experiment's versions.py: its .py and .json files
     RUN/source/FOLDER/   the same, where the stages train experiments of several folders
 
 It is kept to be read and compared. Loading a run executes nothing of it: a model is always built from the
@@ -20,7 +20,7 @@ from ..files import new_folder, write_json
 
 SOURCE = 'source'
 ORIGINS = '.origins.json'  # folder of RUN/source -> where its files come from
-SUFFIXES = ('.py', '.md', '.json')
+SUFFIXES = ('.py', '.json')
 CACHES = ('__pycache__', 'node_modules', 'build', 'dist')
 MOST_BYTES = 1_000_000  # of a file
 MOST_FILES, MOST_FOLDERS = 500, 200  # of an experiment; its versions.py may stand in a crowded folder

@@ -284,3 +284,19 @@ def test_pictures_that_fail_are_left_out_with_a_warning(baseline, wide, tmp_path
     assert len(page.of('svg')) == 3 and len(caplog.records) == 2
     assert all('is left out (RuntimeError: no fonts)' in r.message for r in caplog.records)
     assert "'verdicts'" in caplog.text and "'difference'" in caplog.text
+
+
+def test_bands_lie_within_their_pictures(baseline, wide):
+    """Of the later evaluations; the first ones may lie above."""
+    runs = {'gpt2ish': baseline, 'wide': wide}
+    pictures = [
+        figures.draw_loss(runs, 'tokens', 'loss'),
+        figures.draw_difference(runs, 'tokens', 'loss', labels=['wide'], alpha=0.05),
+    ]
+    for picture in pictures:
+        (axes,) = picture.axes
+        low, high = axes.get_ylim()
+        for band in axes.collections:
+            x, y = band.get_paths()[0].vertices.T
+            late = y[x > (x.min() + x.max()) / 2]
+            assert len(late) and low < late.min() and late.max() < high

@@ -40,7 +40,6 @@ def test_the_folder_of_the_experiment_is_kept(run):
     assert run.source == {
         'versions.py': 'raise SystemExit("executed")',
         'model.py': 'width = 1\n',
-        'README.md': '# Mine\n',
         'parts/block.py': 'depth = 2\n',
     }
     assert run.source_changed() == []
@@ -51,6 +50,11 @@ def test_files_that_are_edited_new_or_gone_are_named(run, package):
     (package / 'parts' / 'block.py').unlink()
     (package / 'parts' / 'more.py').write_text('')
     assert run.source_changed() == ['model.py', 'parts/block.py', 'parts/more.py']
+
+
+def test_a_new_readme_is_no_new_source(run, package):
+    (package / 'README.md').write_text('# Mine: what was measured\n')
+    assert run.source_changed() == []
 
 
 def test_an_experiment_that_is_gone_has_changed_whole(run, package):
@@ -77,7 +81,7 @@ def test_caches_large_files_and_nested_runs_are_left_out(tmp_path, package):
         (package / 'runs' / 'a' / name).write_text('{}')
     (package / 'weights.json').write_text('1' * (MOST_BYTES + 1))
     (package / 'data.bin').write_bytes(b'\0')
-    assert set(read_files(package)) == {'versions.py', 'model.py', 'README.md', 'parts/block.py'}
+    assert set(read_files(package)) == {'versions.py', 'model.py', 'parts/block.py'}
 
 
 def test_links_lead_nowhere_outside(tmp_path, package):
@@ -90,7 +94,7 @@ def test_links_lead_nowhere_outside(tmp_path, package):
     os.mkfifo(package / 'pipe.py')
     (package / 'same.py').symlink_to(package / 'model.py')
     found = read_files(package)
-    assert set(found) == {'versions.py', 'model.py', 'README.md', 'parts/block.py', 'same.py'}
+    assert set(found) == {'versions.py', 'model.py', 'parts/block.py', 'same.py'}
 
 
 def test_several_experiments_are_kept_side_by_side(tmp_path, package):
