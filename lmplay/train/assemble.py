@@ -41,7 +41,6 @@ from .warm_start import freeze_all_but_marked, starting_model
 
 # steps between logging points where reading a number waits for the device; on a CPU every step is one
 LOG_EVERY = 10
-CPU_TOKENS = 4096  # of a micro-batch on a CPU, where mini_batch_size is "auto"
 
 
 @dataclass(frozen=True)
@@ -220,9 +219,7 @@ def _trainer(
         scaler=scaler,
         stage=settings,
         seed=run.seed,
-        loader=Loader(
-            data.mixture, pin=compute.device.type == 'cuda', ranks=ranks, mini_batch=state.mini_batch_size
-        ),
+        loader=Loader(data.mixture, pin=compute.device.type == 'cuda', ranks=ranks),
         length=length,
         state=state,
         engine=engine,
