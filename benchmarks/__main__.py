@@ -61,6 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--context', type=int, metavar='N', help='tokens of a row (default: 256)')
     parser.add_argument('--rows', type=int, metavar='N', help='rows of a step (default: 8)')
+    parser.add_argument('--nanogpt', metavar='DIR', help='a checkout of nanoGPT, for step to run itself')
+    parser.add_argument('--original', metavar='DIR', help='a checkout of the original lmplay, likewise')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='contenders of step to run (default: all)')
     parser.add_argument('--rounds', type=int, metavar='N', help='blocks of each contender (default: 5)')
     parser.add_argument('--seconds', type=float, metavar='S', help='length of a block at least (default: 3)')

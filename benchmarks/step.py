@@ -8,6 +8,7 @@ itself. `limit_kept` is the limit with the same setting.
 
 import contextlib
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,12 @@ CONTENDERS = {
     'nanogpt_compiled': ('nanogpt', {'compiled': True}),
     'original': ('original', {}),
     'original_variable': ('original', {'variable': True}),
+}
+# the programs themselves, where a checkout of theirs is named
+PROGRAMS = {
+    'nanogpt_itself': ('nanogpt_program', {'compiled': False}),
+    'nanogpt_itself_compiled': ('nanogpt_program', {'compiled': True}),
+    'original_itself': ('original_program', {}),
 }
 NOT_QUICK = ('limit_kept', 'nanogpt_compiled', 'ours_compiled')
 COLUMNS = [
@@ -68,10 +75,16 @@ def run(args) -> list[dict]:
         or [name for name in CONTENDERS if name not in (NOT_QUICK if args.quick else ['ours_compiled'])],
         args.tell,
     )
-    if wrong := [name for name in names if name not in CONTENDERS]:
-        raise BenchmarkError(
-            f"There is no contender '{wrong[0]}' in step; there are {', '.join(CONTENDERS)}."
-        )
+    places = {'nanogpt_program': args.nanogpt, 'original_program': args.original}
+    programs = {
+        name: (contender, own | {'path': os.path.abspath(places[contender])})
+        for name, (contender, own) in PROGRAMS.items()
+        if places[contender]
+    }
+    known = CONTENDERS | programs
+    names += [name for name in programs if not args.only]
+    if wrong := [name for name in names if name not in known]:
+        raise BenchmarkError(f"There is no contender '{wrong[0]}' in step; there are {', '.join(known)}.")
     table = []
     with prepared(context=context, quick=args.quick) as data:
         for shape in args.shape or (['1x64'] if args.quick else ['4x256']):
@@ -84,9 +97,7 @@ def run(args) -> list[dict]:
                         'device': args.device,
                         'compiled': not args.quick,
                     }
-                    given = [
-                        (CONTENDERS[name][0], options | CONTENDERS[name][1] | {'row': name}) for name in names
-                    ]
+                    given = [(known[name][0], options | known[name][1] | {'row': name}) for name in names]
                     processes = by_turns(
                         given, args, threads=threads, together=fit(len(given), shape, rows * context)
                     )

@@ -24,6 +24,8 @@ CONTENDERS = {
     'hf': 'references',
     'hf_trainer': 'references',
     'original': 'references',
+    'nanogpt_program': 'programs',
+    'original_program': 'programs',
     'moe': 'moe',
     'some': 'some',
     'generate': 'generate',

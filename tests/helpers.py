@@ -162,7 +162,7 @@ def make_trainer(
         scaler=scaler,
         stage=settings,
         seed=0,
-        loader=Loader(data, pin=False, ranks=ranks, mini_batch=state.mini_batch_size),
+        loader=Loader(data, pin=False, ranks=ranks),
         length=stage_length(settings, data),
         state=state,
         engine=engine,
@@ -219,10 +219,7 @@ def spawn(
 
     only: more environment variables of some of them.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    shared = {'WORLD_SIZE': str(size), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    shared = {'WORLD_SIZE': str(size), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
     shared |= {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **environment}
     return [
         subprocess.Popen(
@@ -236,6 +233,12 @@ def spawn(
         )
         for rank in range(size)
     ]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 def kill_after_records(process: Fork, run_dir: Path, records: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .runner import Job, Pool, Workers
-from .slurm import SlurmQueue, parse_options
+from .slurm import SlurmQueue, check_slurm, parse_options
 
 SHARE = 0.8  # of the free memory, that runs may be estimated to fill
 
@@ -55,6 +55,7 @@ class Launcher:
             return
         if self.device not in ('auto', 'cpu', 'cuda'):
             raise UserError(f'--launcher slurm takes --device auto, cpu or cuda; given: {self.device}.')
+        check_slurm()
         gpu = self.device == 'cuda' or self.options.get('gpus_per_node')
         self.devices = ['cuda' if gpu else 'cpu']
 

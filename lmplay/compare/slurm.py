@@ -5,6 +5,8 @@ state, is requeued, and resumes.
 """
 
 import getpass
+import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +19,9 @@ from ..errors import UserError
 from .runner import Job
 
 LOOK_SECONDS = 2.0  # between looks at the queue
+ANSWER_SECONDS = (
+    12.0  # for the controller to answer before anything is prepared; squeue itself gives up after 9
+)
 ATTEMPTS = 4  # to train a run whose job ends without an exit code
 SHARED = ('timeout_min', 'mem_gb', 'nodes', 'cpus_per_task', 'gpus_per_node', 'tasks_per_node', 'name')
 SAVED = (143, -15)  # exit codes of a trainer that SIGTERM has ended
@@ -88,7 +93,7 @@ class SlurmQueue:
         self.executor = _executor(folder, options)
         self.waiting = [job for job in jobs if not job.finished]
         self.running: list[Job] = []
-        self._looked = 0.0
+        self._looked, self._answers = 0.0, True
 
     def __bool__(self) -> bool:
         """Whether anything is left to do."""
@@ -98,7 +103,7 @@ class SlurmQueue:
         """Finds jobs that an earlier start has submitted, and submits the others, as one array."""
         if not self.waiting:
             return
-        queued, new = _queue(), []
+        queued, new = self._queued(), []
         if queued is None:
             return
         for job in self.waiting:
@@ -114,6 +119,14 @@ class SlurmQueue:
         for job in self.running:
             job.device = f'Slurm job {job.process.id}'
             yield job
+
+    def _queued(self) -> set[str] | None:
+        """As `_queue`; says so where Slurm has stopped answering."""
+        queued = _queue()
+        if queued is None and self._answers:
+            self.say('Slurm does not answer. Its jobs go on; waiting until it does.')
+        self._answers = queued is not None
+        return queued
 
     def _submit(self, jobs: list[Job], attempts: list[int]) -> None:
         trainings = []
@@ -140,7 +153,7 @@ class SlurmQueue:
         """The jobs that have ended since. One that left no exit code is resubmitted, and resumes."""
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
-        self._looked, queued = time.monotonic(), _queue()
+        self._looked, queued = time.monotonic(), self._queued()
         for job in list(self.running) if queued is not None else []:
             if job.process.id in queued:
                 job.process.seen = self._looked
@@ -174,16 +187,12 @@ class SlurmQueue:
 
 
 def _executor(folder: Path, options: dict[str, Any]) -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise UserError('--launcher slurm needs the package submitit: pip install lmplay[slurm].') from None
+    import submitit
+
     named = {key if key in SHARED else f'slurm_{key}': value for key, value in options.items()}
     try:
         executor = submitit.AutoExecutor(folder=str(folder.resolve()), cluster='slurm')
         executor.update_parameters(**{'name': 'lmplay', 'slurm_signal_delay_s': 90} | named)
-    except RuntimeError as error:
-        raise UserError(f'No Slurm on this machine: {error}') from error
     except (NameError, TypeError, ValueError) as error:
         raise UserError(f'--slurm: {" ".join(str(error).split())}') from error
     return executor
@@ -194,11 +203,34 @@ def _note(job: Job, kind: str) -> Path:
     return job.folder.with_name(f'{job.folder.name}.{kind}')
 
 
+def check_slurm() -> None:
+    """Raises UserError where jobs can't be submitted: without submitit, or a Slurm that answers."""
+    if importlib.util.find_spec('submitit') is None:
+        raise UserError('--launcher slurm needs the package submitit: pip install lmplay[slurm].')
+    if missing := [name for name in ('sbatch', 'squeue', 'srun') if shutil.which(name) is None]:
+        raise UserError(f'No Slurm on this machine: there is no {missing[0]}. Use --launcher local.')
+    try:
+        _ask(ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        said = f'squeue has waited {ANSWER_SECONDS:g} s'
+    except subprocess.CalledProcessError as error:
+        said = ' '.join(error.stderr.split())[:200]
+    else:
+        return
+    raise UserError(
+        f"Slurm's controller does not answer ({said}). Nothing was submitted; 'scontrol ping' tells when it "
+        'is back. --launcher local trains on this machine.'
+    )
+
+
 def _queue() -> set[str] | None:
     """The IDs of this user's jobs that are pending or running; None where Slurm does not answer."""
-    command = ['squeue', '--noheader', '--array', '--format=%i', '--user', getpass.getuser()]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return set(_ask(60).split())
     except (OSError, subprocess.SubprocessError):
         return None
-    return set(said.split())
+
+
+def _ask(timeout: float) -> str:
+    command = ['squeue', '--noheader', '--array', '--format=%i', '--user', getpass.getuser()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout).stdout

@@ -41,7 +41,6 @@ from .warm_start import freeze_all_but_marked, starting_model
 
 # steps between logging points where reading a number waits for the device; on a CPU every step is one
 LOG_EVERY = 10
-CPU_TOKENS = 4096  # of a micro-batch on a CPU, where mini_batch_size is "auto"
 
 
 @dataclass(frozen=True)
@@ -213,13 +212,15 @@ def _trainer(
     groups = parameter_groups(model, settings)
     engine = Engine(objective, ranks, kind=run.settings.parallel, compute=compute)
     optimizer, scaler = _optimizer(engine, groups, settings, compute, moments)
+    if not state.mini_batch_size or settings.mini_batch_size != 'auto':
+        state.mini_batch_size = first_mini_batch(stage, compute, ranks.size)  # else what "auto" settled on
     return Trainer(
         model=model,
         optimizer=optimizer,
         scaler=scaler,
         stage=settings,
         seed=run.seed,
-        loader=_loader(run, stage, data),
+        loader=Loader(data.mixture, pin=compute.device.type == 'cuda', ranks=ranks),
         length=length,
         state=state,
         engine=engine,
@@ -233,15 +234,6 @@ def _trainer(
         ),
         stop=run.stop,
     )
-
-
-def _loader(run: RunContext, stage: ResolvedStage, data: StageData) -> Loader:
-    """The batches of the stage. How many sequences are a micro-batch of its first step is settled here."""
-    state, ranks = run.state, run.ranks
-    if not state.mini_batch_size or stage.settings.mini_batch_size != 'auto':
-        state.mini_batch_size = first_mini_batch(stage, run.compute, ranks.size)  # else as "auto" settled
-    pin = run.compute.device.type == 'cuda'
-    return Loader(data.mixture, pin=pin, ranks=ranks, mini_batch=state.mini_batch_size)
 
 
 def _length(

@@ -14,13 +14,13 @@ class Loader:
     """Batches of a mixture by their position in it. A context manager: inside it, a thread works ahead.
 
     pin: make batches in page-locked memory, from which copying to a GPU waits for nothing.
-    ranks, mini_batch: of several processes, of which each makes its share; micro-batches on each of them.
+    ranks: of several processes each makes its share.
     """
 
-    def __init__(self, mixture: Mixture, *, pin: bool, ranks: Ranks = ALONE, mini_batch: int = 1):
-        self.mixture, self.pin, self.ranks, self.mini_batch = mixture, pin, ranks, mini_batch
+    def __init__(self, mixture: Mixture, *, pin: bool, ranks: Ranks = ALONE):
+        self.mixture, self.pin, self.ranks = mixture, pin, ranks
         self._pool: ThreadPoolExecutor | None = None
-        self._next: tuple[tuple[int, int], Future] | None = None
+        self._next: tuple[tuple[int, int, int], Future] | None = None
 
     def __enter__(self):
         self._pool = ThreadPoolExecutor(1, 'data')
@@ -31,11 +31,11 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._next = None
 
-    def _make(self, start: int, count: int) -> Batch:
+    def _make(self, start: int, count: int, mini_batch: int) -> Batch:
         if self.ranks.alone:
             batch = self.mixture.batch(start, count)
         else:
-            share = self.ranks.share(count, self.mini_batch)
+            share = self.ranks.share(count, mini_batch)
             batch = self.mixture.batch(start, count, share=share, join=self._join)
         return batch.pin() if self.pin else batch
 
@@ -43,16 +43,16 @@ class Loader:
         counts = map(int, self.ranks.total(*own[1:]))
         return Whole(self.ranks.widest(own.width), *counts)
 
-    def get(self, start: int, count: int, *, then: int) -> tuple[Batch, float]:
+    def get(self, start: int, count: int, *, then: int, mini_batch: int = 1) -> tuple[Batch, float]:
         """(samples start to start + count, seconds waited for them);
-        begins on the `then` samples that follow."""
+        begins on the `then` samples that follow. mini_batch: decides which of them are a rank's share."""
         assert self._pool is not None
-        began = time.perf_counter()
-        if self._next is None or self._next[0] != (start, count):
-            self._next = ((start, count), self._pool.submit(self._make, start, count))
+        began, wanted = time.perf_counter(), (start, count, mini_batch)
+        if self._next is None or self._next[0] != wanted:
+            self._next = (wanted, self._pool.submit(self._make, *wanted))
         batch = self._next[1].result()
         waited = time.perf_counter() - began
-        following = (start + count, then)
+        following = (start + count, then, mini_batch)
         self._next = (following, self._pool.submit(self._make, *following)) if then > 0 else None
         return batch, waited
 

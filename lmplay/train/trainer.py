@@ -5,7 +5,6 @@ So the state that a run needs to resume exactly is the weights, the optimizer's 
 """
 
 import contextlib
-import dataclasses
 import logging
 import time
 import zlib
@@ -13,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from ..base.base_model import LMBase, StepContext
 from ..base.routed import RoutedLM
@@ -37,6 +35,7 @@ from .loader import Loader, micro_batches, nothing_like
 from .metrics import MODEL, MetricAccumulator
 from .objective import Objective
 from .optimizer import clip_gradients, learning_rate, skips_by_itself
+from .out_of_memory import Rehearsed, does_not_fit, forget_pass
 from .parallel import Engine
 from .plan import Stage
 from .profiling import StepProfile
@@ -83,6 +82,7 @@ class Trainer:
         self.metrics = MetricAccumulator(self.compute.device, self.ranks)
         # steps since the last logging point whose gradient was not finite
         self._failed = torch.zeros((), dtype=torch.int64, device=self.compute.device)
+        self.rehearsed = Rehearsed(self.ranks)
 
     @property
     def objective(self) -> Objective:
@@ -99,10 +99,9 @@ class Trainer:
             while not reached:
                 self.stop.check()
                 sequences, total_steps = length.next_sequences(state.samples), length.total_steps(state)
-                following = length.next_sequences(state.samples + sequences)
-                began = time.perf_counter()
-                batch, waited = batches.get(state.samples, sequences, then=following)
                 lr = learning_rate(self.stage, state.step, total_steps)
+                began = time.perf_counter()
+                batch, waited = self._next_batch(batches, sequences, total_steps, lr)
                 norm = self.train_step(batch, total_steps, lr)
                 state.advance(sequences, batch.tokens, self.flops_per_token * batch.tokens)
                 log_due = length.log_due(state, sequences, total_steps)
@@ -124,6 +123,35 @@ class Trainer:
                     if due.save:
                         self.checkpoints.save()
 
+    def _next_batch(
+        self, batches: Loader, sequences: int, total_steps: int, lr: float
+    ) -> tuple[Batch, float]:
+        """The batch of a step, and the seconds waited for it. Of several ranks, in micro-batches that fit."""
+        start, following = self.state.samples, self.length.next_sequences(self.state.samples + sequences)
+        while True:
+            mini_batch = self.state.mini_batch_size
+            batch, waited = batches.get(start, sequences, then=following, mini_batch=mini_batch)
+            sought = self.stage.mini_batch_size == 'auto' and not self.engine.sharded
+            if (
+                not sought
+                or self.rehearsed.covers(batch, mini_batch)
+                or self._rehearse(batch, total_steps, lr)
+            ):
+                return batch, waited
+
+    def _rehearse(self, batch: Batch, total_steps: int, lr: float) -> bool:
+        """Whether a step's passes fit on all ranks; if not, the micro-batch is now half of what it was.
+
+        Each rank passes its share by itself and exchanges nothing: none waits for one whose pass fails.
+        """
+        context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
+        fits = self._gradient_fits(batch, context, lr, exchange=False)
+        if self.ranks.largest(not fits)[0]:
+            self._halve_mini_batch(batch)
+            return False
+        self.rehearsed.add(batch, self.state.mini_batch_size)
+        return True
+
     def train_step(self, batch: Batch, total_steps: int, lr: float) -> Tensor:
         """One optimizer step over a batch; the gradient's norm before clipping, on the device.
 
@@ -133,11 +161,13 @@ class Trainer:
         context = StepContext(self.stage.name, self.state.step, total_steps, self.state.tokens)
         with self.ranks.joined():  # a model's own sums, if any, go over all ranks
             while not self._gradient_fits(batch, context, lr):
-                self._release_memory()
+                # of several ranks, the others wait for the pass that failed here
+                self._halve_mini_batch(batch, retries=self.ranks.alone)
             if self.scaler.is_enabled():
                 self.scaler.unscale_(self.optimizer)
             norm = clip_gradients(self.parameters, self.stage.clip)
             stepped = self._update(norm)
+            self.rehearsed.updated = True
             tokens = context.tokens + batch.tokens
             self.model.after_step(StepContext(self.stage.name, context.step, total_steps, tokens, stepped))
         return norm
@@ -152,21 +182,20 @@ class Trainer:
             self.metrics.learn()
         return elapsed
 
-    def _gradient_fits(self, batch: Batch, context: StepContext, lr: float) -> bool:
-        """Computes the gradient; False where memory ran out and the micro-batch is now half of what it was.
+    def _gradient_fits(self, batch: Batch, context: StepContext, lr: float, *, exchange: bool = True) -> bool:
+        """Computes the gradient; False where memory ran out.
 
         The failed pass, which its exception keeps alive, is gone on return.
         """
         try:
-            self._compute_gradient(batch, context, lr)
+            self._compute_gradient(batch, context, lr, exchange)
             return True
         except Exception as error:  # noqa: BLE001 raised again unless memory ran out
             if not is_out_of_memory(error):
                 raise
-            self._halve_mini_batch(batch, error)
             return False
 
-    def _compute_gradient(self, batch: Batch, context: StepContext, lr: float) -> None:
+    def _compute_gradient(self, batch: Batch, context: StepContext, lr: float, exchange: bool) -> None:
         seed_all(step_seed(self.seed, self.stage.name, context.step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group['lr'] = lr
@@ -174,19 +203,15 @@ class Trainer:
         self.model.before_step(context)
         self.metrics.begin_step()
         self._finite_loss = torch.ones((), dtype=torch.bool, device=self.compute.device)
-        self.forward_backward(batch)
+        self.forward_backward(batch, exchange=exchange)
 
-    def _halve_mini_batch(self, batch: Batch, error: BaseException) -> None:
-        # of several ranks, the others would wait for the pass that failed here
-        fixed = self.stage.mini_batch_size != 'auto' or not self.ranks.alone
-        if fixed or self.state.mini_batch_size == 1:
-            auto = '--mini-batch-size auto, ' if self.ranks.alone else '--mini-batch-size with '
-            raise UserError(
-                f'Out of memory at mini-batch size {self.state.mini_batch_size} x {batch.x.shape[1]} tokens. '
-                f'Use {auto}a smaller one, a shorter --row-length, or --amp.'
-            ) from error
-        self.state.mini_batch_size = max(1, self.state.mini_batch_size // 2)
+    def _halve_mini_batch(self, batch: Batch, *, retries: bool = True) -> None:
+        auto, size = self.stage.mini_batch_size == 'auto', self.state.mini_batch_size
+        if not (auto and retries) or size == 1:
+            raise does_not_fit(size, batch.x.shape[1], auto=auto or self.engine.sharded)
+        self.state.mini_batch_size //= 2
         log.info('Out of memory: mini-batch size is now %d', self.state.mini_batch_size)
+        self._release_memory()
 
     def _release_memory(self) -> None:
         """Drops what a failed pass left behind: gradients, and what modules keep of its graph."""
@@ -195,8 +220,9 @@ class Trainer:
         if self.compute.device.type == 'cuda':
             torch.cuda.empty_cache()
 
-    def forward_backward(self, batch: Batch) -> None:
-        """Adds up the gradient of a batch, micro-batch by micro-batch."""
+    def forward_backward(self, batch: Batch, *, exchange: bool = True) -> None:
+        """Adds up the gradient of a batch, micro-batch by micro-batch. exchange: with other ranks, in the
+        last one."""
         device = self.compute.device
         # The outer, disabled context keeps autocast's cast weights from one micro-batch to the next.
         keep_casts = self.compute.dtype is not None
@@ -206,7 +232,7 @@ class Trainer:
                 self._preview(parts)
             for part in parts:
                 x, y, mask = self._on_device(part)
-                share, last = part.tokens / batch.tokens, part is parts[-1]
+                share, last = part.tokens / batch.tokens, exchange and part is parts[-1]
                 with self.compute.autocast():
                     # on one process, the engine calls the objective and does no more
                     micro = self.engine(x, y, mask, scored=batch.scored, tokens_share=share, last=last)
@@ -369,16 +395,3 @@ def step_seed(seed: int, stage: str, step: int, rank: int = 0) -> int:
     """The seed of the random numbers of a step, on each rank another."""
     key = f'{seed}/{stage}/{step}' + (f'/{rank}' if rank else '')
     return zlib.crc32(key.encode()) | seed % (1 << 20) << 32
-
-
-def forget_pass(model: nn.Module) -> None:
-    """Sets to None the attributes of modules that hold a part of a graph, and with it all its activations."""
-    for module in model.modules():
-        kept = [name for name, value in vars(module).items() if not name.startswith('_') and _in_graph(value)]
-        for name in kept:
-            setattr(module, name, None)
-
-
-def _in_graph(value: Any) -> bool:
-    leaves = tree_leaves(vars(value) if dataclasses.is_dataclass(value) else value)
-    return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in leaves)

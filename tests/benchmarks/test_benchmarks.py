@@ -254,3 +254,33 @@ def test_rows_of_a_file_go_round(tmp_path):
     assert x.tolist() == [[0, 1, 2], [4, 5, 6]] and y.tolist() == [[1, 2, 3], [5, 6, 7]]
     next(batches)
     assert torch.equal(next(batches)[0], x)
+
+
+NANOGPT = """
+import itertools, sys, time
+settings = dict(flag.removeprefix('--').split('=') for flag in sys.argv[1:])
+open(settings['dataset'] + '/train.bin', 'rb').read()
+print('number of parameters: 1.00M')
+for i in itertools.count():
+    time.sleep(0.01)
+    print(f'iter {i}: loss 9.0000, time 10.00ms, mfu -100.00%')
+"""
+
+
+def test_a_program_in_a_checkout_is_measured_from_outside(tmp_path):
+    """It goes on for a step at a time; iterations that end before it rests are counted."""
+    (tmp_path / 'train.py').write_text(NANOGPT)
+    args = argparse.Namespace(rounds=2, seconds=0.2, quick=True, failures=[], tell=print)
+    np.save(tmp_path / 'rows.npy', np.zeros((8, 33), np.int64))
+    options = {'path': str(tmp_path), 'folder': str(tmp_path), 'shape': '1x64', 'context': 32, 'rows': 2}
+    options |= {'dtype': 'fp32', 'device': 'cpu'}
+    (process,) = measure.by_turns([('nanogpt_program', options)], args)
+    for sample in process.samples['']:
+        assert sample['units'] % 64 == 0
+        assert 0 < sample['units'] / 64 <= sample['seconds'] / 0.01 + 1  # none from before the block
+    assert process.report['peak_mb'] > 0 and not args.failures
+
+
+def test_where_no_checkout_is_named_there_is_no_such_contender(tmp_path):
+    done = run('step', '--quick', '--only', 'original_itself', cache=tmp_path)
+    assert done.returncode != 0 and "no contender 'original_itself'" in done.stdout + done.stderr

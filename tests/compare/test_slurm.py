@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-from lmplay.compare.slurm import parse_options
+from lmplay.compare.__main__ import main
+from lmplay.compare.runner import Job
+from lmplay.compare.slurm import SlurmQueue, parse_options
 from lmplay.errors import UserError
 from tests.compare.test_comparison import OWN, start
 
@@ -20,10 +22,10 @@ def slurm(*command: str) -> str:
 
 
 def has_slurm() -> bool:
-    return (
-        shutil.which('sinfo') is not None
-        and not subprocess.run(['sinfo', '-h'], capture_output=True).returncode
-    )
+    """Asked so that a machine whose controller is not there says so at once."""
+    if shutil.which('scontrol') is None:
+        return False
+    return ' is UP' in subprocess.run(['scontrol', 'ping'], capture_output=True, text=True).stdout
 
 
 def test_options_are_read_as_submitit_takes_them():
@@ -41,12 +43,61 @@ def test_other_options_are_refused(given):
         parse_options(given)
 
 
-@pytest.mark.skipif(has_slurm(), reason='there is a Slurm')
-def test_without_a_slurm_the_command_says_so(tmp_path, write_plan, cache):
-    arguments = ('gpt2ish', 'gpt2ish,embed_dim=16', '--plan', write_plan(tmp_path), '--seeds', '1', *ASK)
-    process = start(arguments, tmp_path, cache)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 2 and ('No Slurm on this machine' in error or 'lmplay[slurm]' in error)
+@pytest.fixture
+def other_slurm(tmp_path, monkeypatch):
+    """Puts commands of these names and contents in place of this machine's Slurm, if it has any."""
+
+    def install(**scripts: str) -> None:
+        folder = tmp_path / 'bin'
+        folder.mkdir()
+        for name, script in scripts.items():
+            (folder / name).write_text(f'#!/bin/sh\n{script}\n')
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv('PATH', str(folder))
+
+    return install
+
+
+SILENT = 'exec /bin/sleep 60'
+REFUSED = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
+
+
+@pytest.mark.parametrize(
+    ('scripts', 'told'),
+    [
+        ({}, 'No Slurm on this machine: there is no sbatch. Use --launcher local.'),
+        (
+            {'sbatch': SILENT, 'srun': SILENT, 'squeue': SILENT},
+            "Slurm's controller does not answer (squeue has waited 0.5 s).",
+        ),
+        (
+            {'sbatch': SILENT, 'srun': SILENT, 'squeue': REFUSED},
+            "Slurm's controller does not answer (slurm_load_jobs error: Unable to contact slurm controller ",
+        ),
+    ],
+)
+def test_without_a_slurm_the_command_says_so(
+    scripts, told, other_slurm, tmp_path, write_plan, monkeypatch, capsys
+):
+    pytest.importorskip('submitit')
+    monkeypatch.setattr('lmplay.compare.slurm.ANSWER_SECONDS', 0.5)
+    other_slurm(**scripts)
+    out = tmp_path / 'out'
+    arguments = ('gpt2ish', 'gpt2ish,embed_dim=16', '--plan', write_plan(tmp_path), *ASK, '--out', out)
+    assert main([str(part) for part in arguments]) == 2
+    said = capsys.readouterr().err
+    assert f'lmp_compare: {told}' in said and said.count('\n') == 1
+    assert not out.exists()
+
+
+def test_a_slurm_that_stops_answering_is_waited_for_and_says_so_once(other_slurm, tmp_path):
+    pytest.importorskip('submitit')
+    other_slurm(sbatch=SILENT, srun=SILENT, squeue=REFUSED)
+    said = []
+    job = Job('a-0', tmp_path / 'a', [], 'tokens', 100)
+    queue = SlurmQueue([job], tmp_path / 'slurm', {}, device='cpu', say=said.append)
+    assert [*queue.launch(), *queue.launch()] == [] and queue.waiting == [job]
+    assert said == ['Slurm does not answer. Its jobs go on; waiting until it does.']
 
 
 def finish(arguments, cwd, cache) -> None:

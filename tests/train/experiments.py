@@ -39,7 +39,7 @@ class Troubled(Interruptible):
     """Does at a step what it is told.
 
     nan_from, nan_to  steps whose logits are NaN
-    rows_that_fit     of a forward pass in training, above which memory runs out
+    rows_that_fit     of a forward pass in training, above which memory runs out; no more than $ROWS_THAT_FIT
     load              share of the first of two experts, as a routed model reports it
     log               file that gets a line per step
 
@@ -68,7 +68,9 @@ class Troubled(Interruptible):
                 print(ctx.stage, ctx.step, ctx.total_steps, ctx.tokens, bool(ctx.stepped), file=file)
 
     def forward(self, x, cache=None):
-        if self.training and x.shape[0] > self.rows_that_fit:
+        if self.training and x.shape[0] > min(
+            self.rows_that_fit, int(os.environ.get('ROWS_THAT_FIT', NEVER))
+        ):
             raise torch.OutOfMemoryError('simulated')
         logits = self.out(self.drop(self.embed(x)))
         if self.training and self.nan:

@@ -106,3 +106,11 @@ def test_parts_of_a_batch_are_the_batch(sequences):
     assert sum(part.tokens for part in parts) == batch.tokens
     for name in ('x', 'y', 'lengths'):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+def test_a_batch_that_was_cut_for_other_micro_batches_is_made_again(noting):
+    with Loader(noting, pin=False) as batches:
+        batches.get(0, 4, then=4, mini_batch=2)
+        batches.get(0, 4, then=4, mini_batch=1)
+        batches.get(4, 4, then=0, mini_batch=1)
+    assert noting.made == [(0, 4), (4, 4)] * 2

@@ -1,5 +1,6 @@
 """How the processes of a run behave together: what they say, how they end, what they leave behind."""
 
+import json
 import signal
 
 import pytest
@@ -8,7 +9,17 @@ import torch
 from lmplay.errors import UserError
 from lmplay.runs.load import load_model
 from lmplay.train.ranks import ALONE, Ranks
-from tests.helpers import EXPERIMENTS, events, losses, progress, spawn, train_records, weights
+from tests.helpers import (
+    EXPERIMENTS,
+    assert_equal,
+    events,
+    free_port,
+    losses,
+    progress,
+    spawn,
+    train_records,
+    weights,
+)
 
 PLAN = {
     's': {'steps': 12, 'batch_size': 6, 'mini_batch_size': 2, 'save_interval': 12, 'validation_interval': 24}
@@ -125,3 +136,42 @@ def test_a_rank_that_hangs_ends_the_run_within_the_configured_time(tiny_plan, tm
         hanging.communicate()
     assert code == 2, said
     assert 'Rank 0 of 2: no answer from another process within 8 s (--rank-timeout)' in said
+
+
+HALVED = {'s': PLAN['s'] | {'batch_size': 7, 'save_interval': 21}}  # shares of 4 and 3 sequences
+
+
+def test_auto_halves_on_all_ranks_what_does_not_fit_on_one_and_dropout_repeats_itself(
+    train, tiny_plan, tmp_path
+):
+    """On two ranks the same run twice: micro-batches found by halving; given, stopped half-way and resumed.
+
+    Sharded, where it can't be halved, the rank that runs out of memory says what to set.
+    """
+    plan, auto, given = tiny_plan(HALVED), tmp_path / 'auto', tmp_path / 'given'
+
+    def run(folder, mini_batch, *flags, **variables) -> tuple[dict, list[str]]:
+        arguments = command(plan, folder, '--mini-batch-size', mini_batch, '--quiet', *flags)[1:]
+        port = {'MASTER_PORT': free_port()}
+        return port | variables, ['--exp', f'{EXPERIMENTS}:troubled', *arguments[2:]]
+
+    runs = [
+        run(auto, 'auto'),
+        run(given, 1, TROUBLE='6 SIGTERM'),
+        run(given, 1, TROUBLE=''),
+        run(tmp_path / 'sharded', 'auto', '--parallel', 'fsdp'),
+    ]
+    narrow = {1: {'ROWS_THAT_FIT': '1'}}
+    endings = ended(spawn(2, 'tests.train.several', str(tmp_path / 'codes'), json.dumps(runs), only=narrow))
+    codes = [json.loads((tmp_path / f'codes{rank}').read_text()) for rank in (0, 1)]
+    assert codes == [[0, 143, 0, 1], [0, 143, 0, 2]], endings
+    assert progress(auto)['mini_batch_size'] == 1
+    assert losses(auto) == losses(given) and len(train_records(auto)) == 12
+    assert_equal(weights(auto), weights(given))
+    _, alone = train('alone', stages=HALVED)
+    assert losses(alone) != losses(auto)  # each rank draws numbers of its own
+    assert [text.strip() for _, text in endings] == [
+        '',
+        'lmp_trainer: Rank 1 of 2: Out of memory at mini-batch size 4 x 32 tokens. Use --mini-batch-size 2, '
+        'a shorter --row-length, or --amp.',
+    ]
