@@ -247,7 +247,7 @@ class _Documents:
         if len(self.domain_names) > MOST_DOMAINS:
             raise DataError(
                 f"Dataset '{self.dataset}' has more than {MOST_DOMAINS:,} domains: its domain_column holds "
-                'something else than the kind of a document.'
+                'something other than the kind of a document.'
             )
         self.hashes.append(group_hash(row))
         self.splits.append(SPLITS[row.split])

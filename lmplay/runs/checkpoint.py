@@ -280,7 +280,7 @@ def load_weights(model: LMBase, folder: Path) -> None:
     if problems:
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
         raise CheckpointError(
-            f"The checkpoint '{folder}' is of another architecture than {model.name}: {problems[0]}{more}."
+            f"The checkpoint '{folder}' has a different architecture from {model.name}: {problems[0]}{more}."
         )
     model.load_state_dict(weights, strict=True)
 

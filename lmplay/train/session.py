@@ -231,7 +231,7 @@ class Session:
         elsewhere = RunDirectory(self.ranks.gathered(first)[0])
         checkpoints.rescue(elsewhere)
         raise CheckpointError(
-            f"'{removed}' was removed from '{self.directory.path}' while the run was training, which is "
-            f"therefore stopped. Its records and weights are saved in '{elsewhere.path}'; to resume, give "
+            f"'{removed}' was removed from '{self.directory.path}' while the run was training, so the "
+            f"run was stopped. Its records and weights are saved in '{elsewhere.path}'; to resume, give "
             'that as --run-dir.'
         )

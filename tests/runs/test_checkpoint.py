@@ -51,7 +51,7 @@ def test_another_architecture_is_refused_whole(saved):
     run, _ = saved
     other = tiny(num_blocks=2)
     before = {k: v.clone() for k, v in other.state_dict().items()}
-    with pytest.raises(CheckpointError, match="another architecture.*'blocks.1.* is missing"):
+    with pytest.raises(CheckpointError, match="a different architecture.*'blocks.1.* is missing"):
         ck.load_weights(other, run / 'checkpoints/step-1')
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
     with pytest.raises(CheckpointError, match=r"shape \[1, 16, 16\], the model's has \[1, 16, 32\]"):

@@ -452,7 +452,7 @@ def test_initial_model_and_reset_history(tiny_plan, tmp_path, capsys):
     assert len((tmp_path / 'a/train_stats.csv').read_text().splitlines()) == 5
     other = [a for a in base if a not in ('16',)]
     other.insert(other.index('--embed-dim') + 1, '24')
-    assert 'another architecture' in refused(capsys, *other, '--run-dir', tmp_path / 'a')
+    assert 'different architecture' in refused(capsys, *other, '--run-dir', tmp_path / 'a')
 
 
 def test_a_run_that_cannot_be_resumed_is_left_as_it_is(tiny_plan, tmp_path, capsys):

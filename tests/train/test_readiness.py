@@ -120,7 +120,7 @@ def test_weights_of_another_shape_on_disk_are_tried_too(run, tiny_plan, tmp_path
     ]
     assert main([*options, '--quiet', '--embed-dim', '24']) == 0
     code, error, trained = run({'init_from': str(tmp_path / 'other')}, *flags)
-    assert (code, trained) == (2, False) and 'of another architecture' in error and 'Stage "two"' in error
+    assert (code, trained) == (2, False) and 'a different architecture' in error and 'Stage "two"' in error
     assert run({'init_from': str(tmp_path / 'other')}, *flags, '--embed-dim', '24')[0] == 0
 
 

@@ -150,10 +150,10 @@ def test_another_plan_or_seed_is_refused(saved, stages, seed, message):
 
 def test_another_architecture_is_refused_even_where_its_weights_would_fit(saved):
     with pytest.raises(
-        CheckpointError, match='another architecture: num_heads was 2 and is 4. Use another --run-dir'
+        CheckpointError, match='a different architecture: num_heads was 2 and is 4. Use another --run-dir'
     ):
         saved.load_model(second_stage(num_heads=4), 'cpu')
-    with pytest.raises(CheckpointError, match='another architecture'):
+    with pytest.raises(CheckpointError, match='different architecture'):
         saved.load_model(second_stage(embed_dim=32), 'cpu')
 
 
