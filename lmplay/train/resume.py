@@ -119,8 +119,8 @@ class SavedRun:
         changed = [f'{k} was {v!r} and is {own.get(k)!r}' for k, v in saved.items() if own.get(k) != v]
         if changed:
             raise CheckpointError(
-                f"The run in '{self.run_dir}' has a different architecture: {'; '.join(changed)}. Use another "
-                '--run-dir for this model.'
+                f"The run in '{self.run_dir}' has a different architecture: {'; '.join(changed)}. Use "
+                'another --run-dir for this model.'
             )
 
 
