@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
-from .folder import Folder, read_job, read_looks, write_looks, write_strict_json
+from .folder import Folder, earlier_looks, read_job, write_looks, write_strict_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .hopeless import Watch, why_stopped, wrongly_stopped
 from .judge import judge, noise
@@ -256,18 +256,7 @@ class ComparisonSession:
         }, runs
 
     def _earlier_looks(self) -> list[int]:
-        """The numbers of seeds asked for before. Raises UserError where another comparison is kept there."""
-        file = self.out / 'comparison.json'
-        if not file.is_file():
-            return []
-        known = read_looks(file)
-        for key, value in self.request.asked.items():
-            if known['asked'].get(key) != value:
-                raise UserError(
-                    f"'{self.out}' holds a comparison with another {key}: {known['asked'].get(key)} "
-                    f'there, {value} now. Give another --out.'
-                )
-        return known['seeds']
+        return earlier_looks(self.out / 'comparison.json', self.request.asked)
 
     def _remember(self) -> None:
         """Records what was asked for."""

@@ -54,6 +54,20 @@ def read_looks(file: Path) -> dict[str, Any]:
     return content
 
 
+def earlier_looks(file: Path, asked: dict[str, Any]) -> list[int]:
+    """The numbers of seeds asked for before. Raises UserError where another comparison is kept there."""
+    if not file.is_file():
+        return []
+    known = read_looks(file)
+    for key, value in asked.items():
+        if known['asked'].get(key) != value:
+            raise UserError(
+                f"'{file.parent}' holds a comparison with another {key}: {known['asked'].get(key)} there, "
+                f'{value} now. Give another --out.'
+            )
+    return known['seeds']
+
+
 def read_job(job: Job) -> FinishedRun:
     """The finished run of a job. Raises DataError for a damaged one."""
     try:

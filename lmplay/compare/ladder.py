@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..runs.finished import FinishedRun
 from ..train.plan import load_plan
 from .comparison import Request, check_different, launcher_of
-from .folder import Folder, read_job, read_json, write_strict_json
+from .folder import Folder, earlier_looks, read_job, read_json, write_looks, write_strict_json
 from .grouping import check_causal, check_comparable, check_contracts, fingerprints_of
 from .ladder_findings import Runs, climb
 from .ladder_report import write_ladder
@@ -67,7 +67,7 @@ class LadderSession:
         """The rungs, after every check that can be made before training."""
         assert self.request.ladder is not None
         rungs, span = self.request.ladder
-        self._remembered()
+        earlier_looks(self.out / 'comparison.json', self.request.asked)
         ladder = plan_rungs(
             self.specs,
             self.plan,
@@ -91,7 +91,7 @@ class LadderSession:
         ladder = self._prepare()
         with self.folder.held():
             content = {'asked': self.request.asked, 'experiments': self.request.experiments}
-            write_strict_json(self.out / 'comparison.json', content | {'seeds': [self.seeds]})
+            write_looks(self.out / 'comparison.json', content | {'seeds': [self.seeds]})
             runs: Runs = []
             notes: list[str] = []
             for rung in ladder:
@@ -128,17 +128,6 @@ class LadderSession:
             speed=self.launcher.speed(self.request.amp),
             runs=runs,
         )
-
-    def _remembered(self) -> None:
-        """Raises UserError where another comparison is kept in the directory."""
-        file = self.out / 'comparison.json'
-        known = read_json(file, 'asked')['asked'] if file.is_file() else self.request.asked
-        for key, value in self.request.asked.items():
-            if known.get(key) != value:
-                raise UserError(
-                    f"'{self.out}' holds a comparison with another {key}: {known.get(key)} there, {value} "
-                    'now. Give another --out.'
-                )
 
     def _tune(self, rung: Rung) -> list[str]:
         """Gives every experiment of a rung its learning rate, where that was asked for."""
