@@ -5,6 +5,7 @@ A run on a CPU begins 3 s of processor time earlier than one that is started afr
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import os
@@ -76,14 +77,20 @@ class ForkServer:
         self.runs: dict[int, Fork] = {}
         self.connection, theirs = Pipe()
         with theirs:
-            # A session of its own: Ctrl-C reaches this process alone, which lets the runs save their state.
-            self.process = subprocess.Popen(
-                [sys.executable, '-m', __name__, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,
-            )
+            # beyond the standard streams, which may be closed here
+            passed = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, 3)
+        # A session of its own: Ctrl-C reaches this process alone, which lets the runs save their state. What
+        # it prints would be why it cannot start; a run that is then started afresh says so in its log.
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', __name__, str(passed)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[passed],
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(passed)
 
     def start(self, arguments: list[str], log: Path) -> Fork:
         """A process of `lmp_trainer ARGUMENTS` whose output is appended to `log`.

@@ -10,15 +10,15 @@ from lmplay.checks import smallest
 TRAINS = """
 import sys
 from lmplay.train.__main__ import main
-size = '--steps 2 --batch-size 4 --validation-bytes 2000 --num-blocks 1 '
-main(f'--exp test_runner --training-plan quickstart {size} --device cpu --run-dir'.split() + [sys.argv[1]])
+main(['--exp', 'test_runner', '--embed-dim', '16', '--max-len', '32', '--device', 'cpu', *sys.argv[1:]])
 print('compiler imported:', 'torch._dynamo' in sys.modules)
 """
 
 
-def test_training_without_compiling_imports_no_compiler(tmp_path):
+def test_training_without_compiling_imports_no_compiler(tiny_plan, tmp_path):
+    arguments = ['--training-plan', str(tiny_plan()), '--run-dir', str(tmp_path / 'run')]
     done = subprocess.run(
-        [sys.executable, '-c', TRAINS, str(tmp_path / 'run')], capture_output=True, text=True, check=True
+        [sys.executable, '-c', TRAINS, *arguments], capture_output=True, text=True, check=True
     )
     assert 'compiler imported: False' in done.stdout
 

@@ -115,3 +115,17 @@ def test_where_the_server_is_gone_runs_start_afresh(server, tmp_path):
     version.start('cpu', dict(os.environ), server)
     assert isinstance(version.process, subprocess.Popen) and version.process.wait() == 0
     assert 'lmplay' in version.log.read_text()
+
+
+def test_from_a_process_whose_streams_are_closed(tmp_path):
+    program = (
+        'import os, pathlib, sys\n'
+        'for stream in (0, 1, 2): os.close(stream)\n'
+        'from lmplay.compare.forkserver import ForkServer\n'
+        'made, log = ForkServer(dict(os.environ)), pathlib.Path(sys.argv[1])\n'
+        "code = made.start(['--exp', 'gpt2ich'], log).wait()\n"
+        'made.close()\nos._exit(code)'
+    )
+    log = tmp_path / 'log'
+    assert subprocess.run([sys.executable, '-c', program, str(log)]).returncode == 2
+    assert "'gpt2ich'" in log.read_text()
