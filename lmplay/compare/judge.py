@@ -111,17 +111,22 @@ def noise(label: str, members: Sequence[FinishedRun], metric: str, *, alpha: flo
     `detectable`: the true difference that as many seeds find with 80 % power if the pairs were independent;
     pairing by seed usually does better.
     """
-    losses = {str(r.seed): r.loss(metric) for r in members}
-    known = len(losses) > 1 and all(map(math.isfinite, losses.values()))
+    losses = {str(r.seed): _loss(r, metric) for r in members}
+    known = len(losses) > 1 and None not in losses.values()
     sd = plain_statistics.stdev(v for v in losses.values() if v is not None) if known else None
     limit = None if sd is None else float(detectable(sd * math.sqrt(2), len(losses), alpha=alpha))
     return {
         'label': label,
         'metric': metric,
-        'losses': {k: _finite(v) for k, v in losses.items()},
+        'losses': losses,
         'sd': sd,
         'detectable': limit,
     }
+
+
+def _loss(run: FinishedRun, metric: str) -> float | None:
+    """None for a run that diverged."""
+    return None if run.diverged else _finite(run.loss(metric))
 
 
 def _finite(value: float | None) -> float | None:
@@ -135,7 +140,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _experiment(label: str, members: list[FinishedRun], metric: str, stopped: Mapping[int, str]) -> dict:
-    losses = {str(r.seed): _finite(r.loss(metric)) for r in members}
+    losses = {str(r.seed): _loss(r, metric) for r in members}
     complete = not stopped and None not in losses.values()
     facts, costs = members[0].last_stage, [r.cost for r in members]
     figures = {k: facts[k] for k in ('total_parameters', 'trainable_parameters', 'active_parameters')}
@@ -181,9 +186,11 @@ def compare_pair(
     by which seeds were added, whose looks are then shown."""
     of_seed = {r.seed: r for r in baseline}
     pairs = [(of_seed[r.seed], r) for r in members if r.seed in of_seed]
-    differences = {str(r.seed): _finite(r.loss(metric) - b.loss(metric)) for b, r in pairs}
+    differences = {
+        str(r.seed): None if r.diverged or b.diverged else r.loss(metric) - b.loss(metric) for b, r in pairs
+    }
     diverged = {
-        who: [run.seed for run in side if not math.isfinite(run.loss(metric))]
+        who: [run.seed for run in side if run.diverged]
         for who, side in (('baseline', baseline), ('experiment', members))
     }
     found = {

@@ -169,10 +169,7 @@ class LadderSession:
         whole = [
             label
             for label in labels
-            if all(
-                len(r[label]) == self.seeds and all(math.isfinite(own.loss(metric)) for own in r[label])
-                for r in runs
-            )
+            if all(len(r[label]) == self.seeds and not any(own.diverged for own in r[label]) for r in runs)
         ]
         ladders = [
             Ladder(

@@ -60,9 +60,7 @@ def climb(
 
 def _is_whole(runs: Runs, label: str, metric: str, seeds: int) -> bool:
     """Whether every run of an experiment is there, with a finite loss."""
-    return all(
-        len(r[label]) == seeds and all(math.isfinite(own.loss(metric)) for own in r[label]) for r in runs
-    )
+    return all(len(r[label]) == seeds and not any(own.diverged for own in r[label]) for r in runs)
 
 
 def _ladder(runs: Runs, label: str, axis: str, metric: str) -> Ladder:

@@ -93,6 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.attn_dropout = attn_dropout
         self.qkv = nn.Linear(embed_dim, sum(self.heads) * head_dim, bias=bias)
         self.proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.proj.to_residual = True  # type: ignore[assignment]  a mark: models may start it smaller
         self.rotary = rotary
         self.q_norm = nn.RMSNorm(head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, eps=norm_eps) if qk_norm else nn.Identity()

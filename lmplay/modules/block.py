@@ -26,6 +26,7 @@ class FeedForward(nn.Sequential):
             nn.Linear(ff_dim, embed_dim),
             nn.Dropout(ff_dropout),
         )
+        self[2].to_residual = True  # type: ignore[assignment]
 
 
 def default_gated_dim(embed_dim: int) -> int:
@@ -47,6 +48,7 @@ class GatedFeedForward(nn.Module):
         self.gate = nn.Linear(embed_dim, ff_dim, bias=False)
         self.up = nn.Linear(embed_dim, ff_dim, bias=False)
         self.down = nn.Linear(ff_dim, embed_dim, bias=False)
+        self.down.to_residual = True  # type: ignore[assignment]
         self.dropout = nn.Dropout(ff_dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ NOT_SETTINGS = (
     'ignore_optimizer',
 )
 HISTORY = re.compile(r'(^|/)history-\d+/')  # where --reset-history moves what a run wrote before
+RAN_AWAY = 30.0  # nats per token: as of a guess among 10^13 entries
 MODEL_METRIC = 'model/'  # what precedes the name of a metric that the model reports of itself
 # What reading a damaged file raises.
 DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
@@ -157,6 +158,13 @@ class FinishedRun(StartedRun):
     def causal(self) -> bool:
         """Whether the loss is a next-token loss; runs recorded before this was said are."""
         return self.last_stage.get('causal', True)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss is no number, or one that no model has that learns, or most steps were skipped
+        because their gradient was not finite."""
+        skipped = 2 * self.summary.get('skipped_steps', 0) > self.summary.get('steps', math.inf)
+        return skipped or not self.loss() <= RAN_AWAY
 
     @property
     def broken_contract(self) -> list[str]:

@@ -106,8 +106,17 @@ def broken(run):
     return replace(run, documents=run.documents | {'loss': run.documents['loss'] * np.nan})
 
 
-def test_a_run_that_diverged_is_shown_and_there_is_no_verdict(baseline, wide):
-    other = [broken(wide[0]), *wide[1:]]
+def ran_away(run):
+    return replace(run, documents=run.documents | {'loss': run.documents['loss'] * 1e6})
+
+
+def mostly_skipped(run):
+    return replace(run, summary=run.summary | {'skipped_steps': run.summary['steps'] * 3 // 4})
+
+
+@pytest.mark.parametrize('how', [broken, ran_away, mostly_skipped])
+def test_a_run_that_diverged_is_shown_and_there_is_no_verdict(baseline, wide, how):
+    other = [how(wide[0]), *wide[1:]]
     entry = judge({'a': baseline, 'b': other})['experiments'][1]
     assert entry['comparison']['verdict'] == 'diverged' and 'diverged on seed 0' in entry['sentence']
     assert entry['losses']['0'] is None and entry['losses']['1'] is not None
@@ -115,7 +124,7 @@ def test_a_run_that_diverged_is_shown_and_there_is_no_verdict(baseline, wide):
     findings = judge({'a': other, 'b': baseline, 'c': baseline})
     assert {e['comparison']['verdict'] for e in findings['experiments'][1:]} == {'no verdict'}
     assert findings['noise']['sd'] is None
-    unpaired = judge({'a': baseline[:2], 'b': [*wide[:2], broken(wide[2])]})['experiments'][1]
+    unpaired = judge({'a': baseline[:2], 'b': [*wide[:2], how(wide[2])]})['experiments'][1]
     assert unpaired['comparison']['verdict'] == 'diverged'
 
 

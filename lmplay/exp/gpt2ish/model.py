@@ -65,10 +65,10 @@ class GPT2(LMBase):
             self.fc.weight = self.tok_embed.weight
         self.apply(self._init_weights)
         # Radford et al. 2019, section 2.3: layers that write to the residual stream, scaled by 1 / sqrt(their
-        # number)
-        for name, weight in self.named_parameters():
-            if name.endswith(('attn.proj.weight', 'ff.2.weight')):
-                nn.init.normal_(weight, std=0.02 / (2 * num_blocks) ** 0.5)
+        # number). Those of Block are marked; mark those of a block of your own: `self.out.to_residual = True`
+        for module in self.modules():
+            if getattr(module, 'to_residual', False):
+                nn.init.normal_(module.get_parameter('weight'), std=0.02 / (2 * num_blocks) ** 0.5)
         nn.init.normal_(self.pos_embed, std=0.02)
 
     @staticmethod

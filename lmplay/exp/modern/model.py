@@ -83,12 +83,11 @@ class Modern(LMBase):
         self.fc = nn.Linear(embed_dim, vocab_size, bias=False)
         if tied_head:
             self.fc.weight = self.tok_embed.weight
-        for name, weight in self.named_parameters():
+        # layers that write to the residual stream are scaled down, as in gpt2ish; mark your own block's
+        marked = {id(m.weight) for m in self.modules() if getattr(m, 'to_residual', False)}
+        for weight in self.parameters():
             if weight.ndim > 1:
-                # layers that write to the residual stream are scaled down, as in gpt2ish
-                scale = (
-                    (2 * num_blocks) ** -0.5 if name.endswith(('attn.proj.weight', 'ff.down.weight')) else 1
-                )
+                scale = (2 * num_blocks) ** -0.5 if id(weight) in marked else 1
                 nn.init.normal_(weight, std=0.02 * scale)
 
     def features(self, x: Tensor, cache: list | None = None) -> Tensor:
