@@ -1,6 +1,7 @@
 """Reads datasets of the Hugging Face hub, a folder with a copy of one, or one that `datasets` saved."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, unknown
@@ -29,7 +30,8 @@ def read(
     except DataError:
         raise
     except Exception as error:  # many families of them: network, cache, config, split, file
-        raise DataError(f"Dataset '{name}': can't read {place}: {_reason(error)}.") from error
+        here = '' if '/' not in name else f" There is no file or folder '{name}' here ({Path.cwd()})."
+        raise DataError(f"Dataset '{name}': can't read {place}: {_reason(error)}.{here}") from error
 
 
 def read_saved(name: str, folder: str, *, split: str, columns: list[str]) -> Iterator[tuple[str, dict]]:

@@ -15,6 +15,7 @@ import lzma
 import mmap
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,11 +72,23 @@ def loader_of(path: str) -> str | None:
         return 'saved'
     kinds = {kind: file for file in _files_in(folder) if (kind := loader_of(str(file)))}
     if len(kinds) > 1:
+        suffixes = Counter(file.suffix for file in _files_in(folder) if file.suffix in SUFFIXES)
         raise DataError(
             f"'{path}' holds files of several kinds ({' and '.join(sorted(kinds))}): give a pattern such as "
-            f"'{path.rstrip('/')}/**/*{min(file.suffix for file in kinds.values())}'."
+            f"'{path.rstrip('/')}/**/*{suffixes.most_common(1)[0][0]}'."
         )
     return next(iter(kinds), None)
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether it can be nothing else, neither the name of a dataset nor of one on the hub."""
+    return name.startswith(('.', '/', '~')) or name.endswith('/') or glob.has_magic(name)
+
+
+def contents(folder: str) -> str:
+    """'nothing', or '3 .png, 1 .pdf'."""
+    suffixes = Counter(file.suffix or file.name for file in _files_in(user_path(folder)))
+    return ', '.join(f'{n} {suffix}' for suffix, n in suffixes.most_common(5)) or 'nothing'
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -106,8 +119,9 @@ def find_files(paths: str | list[str], *, where: str, loader: str) -> list[Path]
                 raise DataError(f"{where}: no file matches '{given}' (looked in {Path.cwd()}).")
         else:
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            what = 'folder' if given.endswith('/') else 'file' if path.suffix else 'file or folder'
             raise DataError(
-                f"{where}: no file '{given}' (looked in {Path.cwd()}).{nearest(path.name, beside)}"
+                f"{where}: no {what} '{given}' (looked in {Path.cwd()}).{nearest(path.name, beside)}"
             )
         found |= dict.fromkeys(matches)
     return list(found)

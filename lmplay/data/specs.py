@@ -95,12 +95,19 @@ def _spec_of_name(name: str) -> dict[str, Any]:
     loader = local.loader_of(name)
     if loader:
         return {'loader': loader, 'path': name}
+    if name and user_path(name).is_dir():
+        raise DataError(
+            f"dataset '{name}': the folder holds {local.contents(name)}, and no file whose suffix says what "
+            f'it is ({", ".join(local.SUFFIXES)}). Define it in the plan with a "path" and a "loader".'
+        )
     if name and user_path(name).exists():
         raise DataError(
             f"dataset '{name}': its name does not say what it holds (known: {', '.join(local.SUFFIXES)}, a "
             f'folder of such files, or one saved by `datasets`). Define it in the plan with a loader: '
             f'{{"loader": "text", "path": {json.dumps(name)}}} takes a file as one document.'
         )
+    if local.looks_like_a_path(name):
+        local.find_files(name, where=f"dataset '{name}'", loader='text')  # says what is not there
     if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         return {'loader': 'hub', 'hub': name}
     raise DataError(unknown('dataset', name, [*NAMED, 'hub-user/hub-name', 'path/to/files*.jsonl']))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.runner_list import find_entry
-from ..data.local import loader_of, plain_name
+from ..data.local import loader_of, looks_like_a_path, plain_name
 from ..data.named import NAMED
 from ..data.specs import check_spec
 from ..errors import PlanError, unknown
@@ -298,7 +298,8 @@ def _check_stage_name(name: str, where: str) -> None:
 
 def check_dataset(name: str, plan: Plan, where: str) -> None:
     """Raises PlanError unless the name is the plan's, a named dataset, or looks like a hub name or a path."""
-    if name not in plan.datasets and name not in NAMED and '/' not in name and not Path(name).suffix:
+    known = name in plan.datasets or name in NAMED or '/' in name or Path(name).suffix
+    if not known and not looks_like_a_path(name) and not user_path(name).exists():
         raise PlanError(
             f'{where}: '
             + unknown('dataset', name, [*plan.datasets, *NAMED])

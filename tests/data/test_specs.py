@@ -166,9 +166,20 @@ def test_any_json_as_a_spec_is_taken_or_refused_in_words(spec):
         ('a/b/c', ["Unknown dataset 'a/b/c'"]),
         ('', ["Unknown dataset ''"]),
         ('nothing/here.jsonl', ["no file 'nothing/here.jsonl'"]),
+        ('my_text/', ["no folder 'my_text/' (looked in "]),
+        ('./my_text', ["no file or folder './my_text'"]),
+        ('~/my_text', ["no file or folder '~/my_text'"]),
+        ('my_*', ["no file matches 'my_*'"]),
+        ('nothing', ['the folder holds nothing, and no file whose suffix']),
+        ('pictures', ['the folder holds 2 .png, and no file whose suffix']),
     ],
 )
-def test_unknown_names(name, words):
+def test_unknown_names(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, files in {'nothing': (), 'pictures': ('a.png', 'b.png')}.items():
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).touch()
     with pytest.raises(DataError) as raised:
         list(open_source(name).rows())
     message = str(raised.value)
