@@ -28,6 +28,13 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file 
 CHECKSUM, CHECKSUMS = 'checksum', 'checksums'
 
 
+def regular(path: Path) -> Path:
+    """The path, of something that can be read to its end. Raises OSError for a device, such as /dev/zero."""
+    if path.is_char_device() or path.is_block_device():
+        raise OSError(errno.EINVAL, 'it is a device', str(path))
+    return path
+
+
 def user_path(given: str | Path) -> Path:
     """The path that a user gives; `~` is the home directory, which no shell fills in in plans, in Python or
     behind `--out=`."""

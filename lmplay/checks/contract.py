@@ -1,8 +1,11 @@
 """The contract of lmplay.base.base_model, check by check. docs/honesty.md says when they are made."""
 
 import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..base.base_model import LMBase
 from ..device import is_out_of_memory
@@ -21,6 +24,7 @@ from .runnable import check_runnable
 from .weights import check_gradients, check_head, check_kept, check_tensors
 
 log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).resolve().parent.parent
 LARGEST = 500_000_000  # values of a model that is copied to be checked: 4 GB in float64
 
 
@@ -111,5 +115,20 @@ def _finding(title: str, check: Callable, subject) -> Finding:
     except Exception as error:  # noqa: BLE001  a model may raise anything; it becomes the finding
         if is_out_of_memory(error):
             return Finding(title)  # says nothing about the model
-        return Finding(title, f'{type(error).__name__}: {error}')
+        return Finding(title, f'{type(error).__name__}: {error}{_place(error)}')
     return Finding(title)
+
+
+def _place(error: BaseException) -> str:
+    """' (model.py, line 33, in forward)': the last line of the experiment on the way to the error, if any."""
+    others = (str(PACKAGE), sys.base_prefix, '<')
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(str(PACKAGE / 'exp'))
+        or not frame.filename.startswith(others)
+        and 'site-packages' not in frame.filename
+    ]
+    if not theirs:
+        return ''
+    return f' ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno}, in {theirs[-1].name})'

@@ -54,6 +54,10 @@ def read_looks(file: Path) -> dict[str, Any]:
     return content
 
 
+# what was asked for where a key says nothing
+UNSET = {'rule for seeds': 'a fixed number', 'budget': "the plan's own"}
+
+
 def earlier_looks(file: Path, asked: dict[str, Any]) -> list[int]:
     """The numbers of seeds asked for before. Raises UserError where another comparison is kept there."""
     if not file.is_file():
@@ -61,9 +65,11 @@ def earlier_looks(file: Path, asked: dict[str, Any]) -> list[int]:
     known = read_looks(file)
     for key, value in asked.items():
         if known['asked'].get(key) != value:
+            unset = UNSET.get(key, 'none')
+            there, here = (unset if v is None else v for v in (known['asked'].get(key), value))
             raise UserError(
-                f"'{file.parent}' holds a comparison with another {key}: {known['asked'].get(key)} there, "
-                f'{value} now. Give another --out.'
+                f"'{file.parent}' holds a comparison with another {key}: {there} there, {here} now. Give "
+                'another --out beside it; finished runs that serve are used again.'
             )
     return known['seeds']
 

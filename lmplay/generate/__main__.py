@@ -7,7 +7,7 @@ import sys
 
 from ..cli import CommandParser, json_line, plain, run_command
 from ..errors import DataError, UserError
-from ..files import user_path
+from ..files import regular, user_path
 from ..original import GENERATOR, in_new_words
 
 
@@ -139,7 +139,7 @@ def read_prompt(name: str) -> str:
     from ..data.local import UTF16
 
     try:
-        data = sys.stdin.buffer.read() if name == '-' else user_path(name).read_bytes()
+        data = sys.stdin.buffer.read() if name == '-' else regular(user_path(name)).read_bytes()
         encoding = 'utf-16' if data[:2] in UTF16 else 'utf-8-sig'
         return data.decode(encoding).removesuffix('\n').removesuffix('\r')
     except UnicodeDecodeError as error:

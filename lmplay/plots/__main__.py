@@ -98,7 +98,9 @@ def _read(args: argparse.Namespace) -> tuple[list['Curves'], 'Curves | None']:
     places = args.runs or [p for p in PLACES if Path(p).is_dir()]
     if not places:
         raise DataError('No run given, and there is neither ./runs nor ./out_gpt here.')
-    runs = {run.source: run for place in places for run in find_curves(place)}
+    # what a run of a comparison printed lies beside its directory, and is matched by the same pattern
+    logs = {p for p in places if p.endswith('.log') and Path(p.removesuffix('.log')).is_dir()}
+    runs = {run.source: run for place in places if place not in logs for run in find_curves(place)}
     _name_by_experiment(list(runs.values()))
     baseline = _baseline(args.baseline, runs) if args.baseline else None
     names = [run.name for run in runs.values()]

@@ -12,7 +12,7 @@ from ..base.parameters import read_parameters, read_yaml, typed_parameters
 from ..base.runner_list import find_entry, find_runner, list_experiments
 from ..cli import CommandParser, run_command
 from ..errors import UserError, unknown
-from ..files import user_path
+from ..files import regular, user_path
 from ..original import TRAINER, in_new_words
 from .listing import show_experiments
 from .plan import (
@@ -273,7 +273,7 @@ def _model_flags(
 def _read_config(path: str, parser: CommandParser) -> dict[str, Any]:
     """The options of a config file; null means not given. `model` and stage keys are left to be typed."""
     try:
-        config = read_yaml(user_path(path).read_text(encoding='utf-8'))
+        config = read_yaml(regular(user_path(path)).read_text(encoding='utf-8'))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Can't read the config '{path}': {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):

@@ -11,6 +11,7 @@ from ..data.held_out import HeldOut
 from ..data.mixture import Mixture
 from ..data.rows import make_rows
 from ..data.sources import open_source
+from ..data.split import SPLITS
 from ..data.store import TokenStore, open_store
 from ..data.trained_bpe import train_bpe
 from ..errors import DataError
@@ -67,9 +68,10 @@ def open_data(stage: ResolvedStage, tokenizer: Tokenizer, *, seed: int, progress
 
     sources, held_out, trained = [], [], []
     for name in settings.datasets:
-        store = open_store(open_source(name, stage.datasets[name]), tokenizer, progress=progress)
+        source = open_source(name, stage.datasets[name])
+        store = open_store(source, tokenizer, progress=progress)
         training, validation = split(name, store, stage.validation_fraction)
-        _tell_split(name, store, validation, tokenizer, progress)
+        _tell_split(name, source.spec, store, validation, tokenizer, progress)
         sources.append(rows(store, training))
         held_out.append((store, validation))
         trained.append(store.hashes[training])
@@ -125,16 +127,24 @@ FEW = 3  # documents held out, which are named
 
 def _tell_split(
     name: str,
+    spec: dict,
     store: TokenStore,
     validation: np.ndarray,
     tokenizer: Tokenizer,
     progress: Callable[[str], None],
 ) -> None:
     """Says what is held out and what is left, where that is a matter of a few documents."""
-    if len(validation) > FEW:
-        return
     sizes = store.text_bytes.sum(axis=1)
     held, whole = int(sizes[validation].sum()), int(sizes.sum())
+    if 'validation' not in spec and (store.splits[validation] == SPLITS['validation']).any():
+        count = len(store.lengths) - len(validation)
+        ends = (
+            f'the ends of {len(validation)} of {count} documents' if count > 1 else 'the end of its document'
+        )
+        progress(f'{name}: held out are {ends}, {held:,} of {whole:,} bytes.')
+        return
+    if len(validation) > FEW:
+        return
     starts = (tokenizer.decode(store.tokens[(at := store.starts[d]) : at + 16].tolist()) for d in validation)
     begins = ', '.join(repr(text[:40]) for text in starts)
     progress(

@@ -989,3 +989,14 @@ def test_what_a_step_leaves_behind_is_looked_for_with_every_seed_of_a_run():
     torch.manual_seed(1)  # the seed of a run that made the model
     with pytest.raises(ExperimentError, match='computes something else'):
         require_contract(RandomAttribute(), RandomAttribute)
+
+
+class Misspelt(Plain):
+    def features(self, x, cache=None):
+        return self.norm(super().features(x, cache))  # there is no `norm`
+
+
+def test_an_error_of_the_model_is_told_with_its_line():
+    problem = next(found.problem for found in check_contract(Misspelt()) if found.problem)
+    assert "AttributeError: 'Misspelt' object has no attribute 'norm' (test_contract.py, line " in problem
+    assert problem.endswith(', in features)')

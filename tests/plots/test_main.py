@@ -150,3 +150,10 @@ def test_help_imports_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0 and 'lmp_plotstats' in done.stdout, done.stderr
+
+
+def test_the_log_beside_a_run_is_no_run(make_run, tmp_path):
+    """As `runs/*/seed-*` of a comparison gives it."""
+    make_run(tmp_path / 'seed-0')
+    (tmp_path / 'seed-0.log').write_text('what it printed')
+    assert main([*map(str, sorted(tmp_path.glob('seed-*'))), '--out', str(tmp_path)]) == 0

@@ -292,6 +292,11 @@ def test_a_config_is_checked_as_flags_are(tmp_path, text, message):
     assert message in str(error.value) and '\n' not in str(error.value)
 
 
+def test_a_config_that_never_ends_is_not_read(capsys):
+    assert main(['--use-config', '/dev/zero']) == 2
+    assert "Can't read the config '/dev/zero'" in capsys.readouterr().err
+
+
 def test_numbers_as_people_write_them(tmp_path):
     args = parse(['--set', 'ff_dropout=1e-1', '--set', 'tokenizer=bytes', '--norm-eps=1e-6'])
     assert args.model == {'ff_dropout': 0.1, 'tokenizer': 'bytes', 'norm_eps': 1e-6}
