@@ -50,6 +50,21 @@ def test_nothing_held_out_is_refused(corpus):
         data_of(plan_of(corpus, fraction=0))
 
 
+@pytest.mark.parametrize(
+    'count, told',
+    [(1, 'held out are the end of its document, '), (6, 'held out are the ends of 6 of 6 documents, ')],
+)
+def test_what_is_held_out_of_a_few_documents_is_told(corpus, tmp_path, count, told):
+    for i in range(count):
+        (tmp_path / f'{i}.txt').write_text(f'{i} A line of some length, told by the fire.\n' * 60)
+    plan = plan_of(corpus)
+    plan.raw['datasets']['mine'] = plan.datasets['mine'] = {'loader': 'text', 'path': str(tmp_path)}
+    (stage,) = resolve(plan, Settings(exp=f'{EXPERIMENTS}:mean'), None)
+    lines = []
+    open_data(stage, BYTES, seed=0, progress=lines.append)
+    assert any(told in line for line in lines) and not any('beginning with' in line for line in lines)
+
+
 def prompted(folder, *lengths, held_out=None, **keys):
     """A plan on a document per prompt length, whose prompts are not scored; `held_out`: those of a split."""
     data = {'loader': 'json', 'prompt': 'q', 'text': 'a', 'domain_column': 'kind'}
