@@ -19,6 +19,7 @@ from .statistics import RECOMMENDED_SEEDS
 if TYPE_CHECKING:
     from .comparison import Request
 
+AROUND = 8.0  # seconds that a small run takes besides its steps: checks, evaluations, samples, pictures
 LADDER_SD, LADDER_SLOPE = 0.015, 0.2  # nats per token, as measured on small ladders (docs/ladder.md)
 Runs = Sequence[tuple[Prepared, Sequence[Job]]]  # experiment, as it would be trained -> its runs
 
@@ -60,6 +61,7 @@ def in_all(runs: Runs, launcher: Launcher, speed: float) -> str:
     basis = f', at half of the {2 * speed / 1e9:,.0f} GFLOP/s that a matrix product reaches here'
     basis = basis if all(tokens) else ''
     about += f'about {duration(whole)} with {launcher.at_a_time} at a time'
+    about += ', which share a device' if launcher.at_a_time > launcher.abreast else ''
     return f'In all: {len(left)} runs to train, {about}{basis}.'
 
 
@@ -104,7 +106,7 @@ def _flops(p: Prepared) -> float | None:
 
 def _seconds(p: Prepared, speed: float) -> float:
     flops = _flops(p)
-    return sum(p.lengths) if flops is None else flops / speed
+    return AROUND + (sum(p.lengths) if flops is None else flops / speed)
 
 
 def ladder_text(

@@ -265,7 +265,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path, monkeypatch, 
     assert '2 seeds; at least 3 recommended' in out and 'In all: 4 runs to train, 36' in out
     assert 'each 9' in out and 'Nothing was trained or written' in out and not list(tmp_path.iterdir())
     assert main([*arguments, '--budget', 'seconds=3', '--seeds', '4']) == 0
-    assert 'about 0:24 with 1 at a time.' in capsys.readouterr().out
+    assert 'about 1:28 with 1 at a time.' in capsys.readouterr().out
     monkeypatch.chdir(whole[0])
     assert main([*arguments, '--out', 'c', '--seeds', '2']) == 0
     assert '4 runs, 4 of them finished' in capsys.readouterr().out
