@@ -1,6 +1,8 @@
 """Puts a stage's trainer together: model, weights, data, optimizer, length."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,39 @@ class RunContext:
         """Something worth a line in the records and on the screen."""
         self.recorder.event({'event': name, 'stage': stage} | self.state.where() | {'message': message})
         self.console.line(message)
+
+
+@contextlib.contextmanager
+def opened_run(
+    settings: Settings,
+    *,
+    directory: RunDirectory,
+    ranks: Ranks,
+    compute: Compute,
+    offsets: dict[str, int] | None,
+    config: dict[str, Any],
+    **shared: Any,
+) -> Iterator[RunContext]:
+    """The context of a run, with its records and checkpoints open.
+
+    offsets: where the logs of a resumed run end; config: what trackers are told; shared: as of RunContext.
+    """
+    checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=not compute.is_cpu)
+    recorder = NoRecorder()
+    if ranks.first:
+        recorder = Recorder(
+            directory.path,
+            report_to=settings.report_to,
+            offsets=offsets,
+            run_name=directory.path.name,
+            config=config,
+        )
+    own = dict(directory=directory, recorder=recorder, checkpoints=checkpoints, ranks=ranks)
+    try:
+        yield RunContext(settings=settings, compute=compute, **own, **shared)
+    finally:
+        checkpoints.close()
+        recorder.close()
 
 
 def prepare_stage(

@@ -9,12 +9,14 @@ from typing import Any
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
 from ..device import Compute
+from ..errors import UserError
 from ..runs.directory import SETTINGS, RunDirectory
 from ..runs.environment import environment
 from ..runs.fingerprints import fingerprints
 from ..runs.source import keep_source
 from ..tokenizers import as_tokenizer
 from .assemble import RunContext, checkpoint_header
+from .ranks import Ranks
 from .readiness import check_starts, open_stages
 from .record import as_trained, changes, data_record, differs, require_same, run_record
 from .resolve import ResolvedStage, Settings
@@ -46,6 +48,13 @@ class Beginning:
     @property
     def resumed(self) -> tuple[SavedRun, LMBase] | None:
         return (self.saved, self.model) if self.saved is not None and self.model is not None else None
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What RunContext takes of it; the logs of a resumed run are cut back to where they were when its
+        checkpoint was written."""
+        offsets = self.saved.state['logs'] if self.saved is not None else None
+        return {'state': self.state, 'record': self.record, 'data': self.data, 'offsets': offsets}
 
 
 @dataclass(frozen=True)
@@ -148,3 +157,13 @@ def _recorded_settings(run_dir: Path) -> Any:
         return json.loads((run_dir / SETTINGS).read_text())['stages']
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def require_agreement(state: TrainState, ranks: Ranks, directory: RunDirectory) -> None:
+    """Raises UserError where ranks would begin at different points."""
+    first, *others = ranks.gathered((state.stage, state.step, state.samples, state.total_step))
+    if any(other != first for other in others):
+        raise UserError(
+            f"Not all processes find the same checkpoint in '{directory.path}': --run-dir must be on a file "
+            'system that all machines share.'
+        )

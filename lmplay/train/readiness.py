@@ -8,9 +8,12 @@ import torch
 
 from ..base.base_model import LMBase
 from ..checks import require_contract, require_document_mask
+from ..device import Compute
 from ..errors import ExperimentError, UserError
 from ..tokenizers import as_tokenizer
-from .resolve import ResolvedStage
+from .cost import check_memory
+from .parallel import check_shardable
+from .resolve import ResolvedStage, Settings
 from .stage_data import StageData, check_held_apart, open_data
 from .warm_start import warm_start
 
@@ -39,6 +42,21 @@ def check_stages(stages: Sequence[ResolvedStage]) -> None:
                 'differ.'
             )
         _try_start(stage, earlier.runner.build)
+
+
+def check_means(
+    stages: Sequence[ResolvedStage],
+    left: Sequence[ResolvedStage],
+    settings: Settings,
+    compute: Compute,
+    ranks: int,
+) -> None:
+    """Raises UserError for stages that cannot be trained in the way that was asked for, or, of those that are
+    left, in the memory that there is."""
+    if settings.parallel != 'ddp':
+        for stage in stages:
+            check_shardable(stage.settings, compute)
+    check_memory(left, settings, compute, ranks)
 
 
 def check_model(stage: ResolvedStage) -> None:

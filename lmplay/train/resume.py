@@ -164,3 +164,9 @@ def find_saved(run_dir: Path, checkpoints: Path) -> SavedRun | None:
             f"one. Point it to another (ln -sfn step-... '{last}'), or use another --run-dir."
         )
     return None
+
+
+def whole_model(directory: RunDirectory, stage: ResolvedStage, device: torch.device) -> LMBase:
+    """The model at the end of a stage, of which each rank has trained a part."""
+    last = directory.checkpoints / LAST
+    return SavedRun(directory.path, last, read_state(last)).load_model(stage, device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..base.base_model import LMBase
+from ..errors import CheckpointError
 from ..runs.checkpoints import Checkpoints
 from ..runs.directory import RunDirectory
 from ..runs.recorder import NoRecorder, Recorder
@@ -54,8 +55,18 @@ class StageCheckpoints:
         own = self.recorder.removed() or self.checkpoints.removed()
         return self.ranks.gathered(own)[0] if self.ranks.largest(own is not None)[0] else None
 
-    def rescue(self, elsewhere: RunDirectory) -> None:
-        """Copies the run's logs and writes a checkpoint of now into another directory."""
+    def rescue_what_was_removed(self, directory: RunDirectory) -> None:
+        """Where files of the run in `directory` have been removed, writes its logs and a checkpoint of now
+        into another. Raises CheckpointError then."""
+        if (removed := self.removed()) is None:
+            return
+        first = str(directory.rescued().path) if self.ranks.first else ''
+        elsewhere = RunDirectory(self.ranks.gathered(first)[0])
         self.recorder.copy(elsewhere.path)
         there = Checkpoints(elsewhere.checkpoints, keep=1, background=False)
         replace(self, checkpoints=there).save()
+        raise CheckpointError(
+            f"'{removed}' was removed from '{directory.path}' while the run was training, so the run was "
+            f"stopped. Its records and weights are saved in '{elsewhere.path}'; to resume, give that as "
+            '--run-dir.'
+        )

@@ -1,30 +1,23 @@
 """A run: the stages of a plan in order, in one directory that can be continued."""
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
-from ..base.base_model import LMBase
 from ..device import Compute, keep_freed_memory, reset_peak_memory, return_freed_memory
-from ..errors import CheckpointError, UserError
-from ..runs.checkpoint import read_state
-from ..runs.checkpoints import Checkpoints
+from ..errors import UserError
 from ..runs.directory import RunDirectory
-from ..runs.links import LAST, point
-from ..runs.recorder import NoRecorder, Recorder
-from .assemble import RunContext, prepare_stage
-from .beginning import Beginner, Beginning, write_down
+from ..runs.links import point
+from .assemble import RunContext, opened_run, prepare_stage
+from .beginning import Beginner, Beginning, require_agreement, write_down
 from .console import ConsoleReporter
-from .cost import check_memory, time_left
+from .cost import time_left
 from .finish import finish
-from .parallel import check_shardable
 from .plan import Plan
 from .profiling import StepProfile
 from .ranks import Ranks
-from .readiness import check_stages
+from .readiness import check_means, check_stages
 from .resolve import ResolvedStage, Settings, resolve
-from .resume import SavedRun, find_saved
-from .saving import StageCheckpoints
+from .resume import find_saved, whole_model
 from .stage_data import open_tokenizer
 from .state import TrainState
 from .stopping import Interrupted, StopSignal, StopTraining
@@ -52,19 +45,20 @@ class Session:
         return stages
 
     def train(self) -> int:
-        """The exit code: 0 at the plan's end, 130 after Ctrl-C, 143 after SIGTERM,
-        1 where training had to stop."""
+        """The exit code: 0 at the end, 130 after Ctrl-C, 143 after SIGTERM, 1 where training had to stop."""
         with self.ranks.connected(self.compute.device):
             return self._run(StopSignal(self.console))
 
     def _run(self, stop: StopSignal) -> int:
-        with self._opened() as new, stop.installed():
+        # rank 0 alone writes the directory
+        opened = self.directory.opened() if self.ranks.first else nullcontext(False)
+        with opened as new, stop.installed():
             state, aside = TrainState(), None
             try:
                 with self.ranks.in_turn():
                     beginning = self._begin()
-                self._check_agreement(beginning)
                 state = beginning.state
+                require_agreement(state, self.ranks, self.directory)
                 aside = self.directory.set_aside() if beginning.saved is None and self.ranks.first else None
                 with self._running(beginning, stop) as run:
                     return self._train(run, beginning)
@@ -81,20 +75,6 @@ class Session:
                     self.directory.take_back()
                 raise
 
-    def _opened(self) -> contextlib.AbstractContextManager[bool]:
-        """The directory, which only rank 0 writes; see RunDirectory.opened."""
-        return self.directory.opened() if self.ranks.first else contextlib.nullcontext(False)
-
-    def _check_agreement(self, beginning: Beginning) -> None:
-        """Raises UserError where ranks would begin at different points."""
-        state = beginning.state
-        first, *others = self.ranks.gathered((state.stage, state.step, state.samples, state.total_step))
-        if any(other != first for other in others):
-            raise UserError(
-                f"Not all processes find the same checkpoint in '{self.directory.path}': --run-dir must be "
-                'on a file system that all machines share.'
-            )
-
     def _begin(self) -> Beginning:
         """What the run begins with, all of it checked before anything in its directory changes."""
         self.directory.complete_reset()
@@ -103,11 +83,8 @@ class Session:
         if saved is not None and not resets:
             saved.check(list(self.plan.stages), seed=self.seed)
         stages = self.resolve()
-        if self.settings.parallel != 'ddp':
-            for stage in stages:
-                check_shardable(stage.settings, self.compute)
         left = stages[saved.train_state.stage if saved is not None and not resets else 0 :]
-        check_memory(left, self.settings, self.compute, self.ranks.size)
+        check_means(stages, left, self.settings, self.compute, self.ranks.size)
         beginner = Beginner(
             self.directory,
             stages,
@@ -121,40 +98,19 @@ class Session:
             return beginner.fresh()
         return beginner.again(saved) if resets else beginner.resumed(saved)
 
-    @contextlib.contextmanager
-    def _running(self, beginning: Beginning, stop: StopSignal) -> Iterator[RunContext]:
+    def _running(self, beginning: Beginning, stop: StopSignal) -> AbstractContextManager[RunContext]:
         """The run's records and checkpoints, opened where the saved run left them."""
-        directory, settings, saved = self.directory, self.settings, beginning.saved
-        background = not self.compute.is_cpu
-        checkpoints = Checkpoints(directory.checkpoints, keep=settings.keep, background=background)
-        recorder = NoRecorder()
-        if self.ranks.first:
-            recorder = Recorder(
-                directory.path,
-                report_to=settings.report_to,
-                # a resumed run's logs are cut back to where they were when its checkpoint was written
-                offsets=saved.state['logs'] if saved is not None else None,
-                run_name=directory.path.name,
-                config=asdict(settings) | {'plan': self.plan.raw},
-            )
-        try:
-            yield RunContext(
-                settings,
-                self.seed,
-                self.compute,
-                state=beginning.state,
-                record=beginning.record,
-                data=beginning.data,
-                directory=directory,
-                recorder=recorder,
-                checkpoints=checkpoints,
-                console=self.console,
-                stop=stop,
-                ranks=self.ranks,
-            )
-        finally:
-            checkpoints.close()
-            recorder.close()
+        return opened_run(
+            self.settings,
+            **beginning.shared,
+            seed=self.seed,
+            compute=self.compute,
+            directory=self.directory,
+            console=self.console,
+            stop=stop,
+            ranks=self.ranks,
+            config=asdict(self.settings) | {'plan': self.plan.raw},
+        )
 
     def _train(self, run: RunContext, beginning: Beginning) -> int:
         stages = beginning.stages
@@ -192,16 +148,11 @@ class Session:
             resumed = None  # later stages start from the one before
             self._train_stage(run, stage, trainer)
             if run.sharded:
-                trainer.model = self._whole(stage)
+                trainer.model = whole_model(self.directory, stage, self.compute.device)
             if stage is not beginning.stages[-1]:
                 run.stop.check()  # after a signal in the stage's last step
         assert trainer is not None  # a plan has at least one stage
         return trainer
-
-    def _whole(self, stage: ResolvedStage) -> LMBase:
-        """The model at the end of a stage, of which each rank has trained a part."""
-        last = self.directory.checkpoints / LAST
-        return SavedRun(self.directory.path, last, read_state(last)).load_model(stage, self.compute.device)
 
     def _train_stage(self, run: RunContext, stage: ResolvedStage, trainer: Trainer) -> None:
         left = time_left(trainer)
@@ -210,7 +161,7 @@ class Session:
             try:
                 trainer.fit()
             except StopTraining:
-                self._rescue(trainer.checkpoints)
+                trainer.checkpoints.rescue_what_was_removed(self.directory)
                 trainer.checkpoints.save()
                 run.checkpoints.wait()
                 raise
@@ -222,16 +173,3 @@ class Session:
             folder = self.directory.checkpoints
             point(folder / f'stage-{stage.name}', (folder / 'last').resolve())
             self.directory.write_held_out(stage.name, evaluation.documents)
-
-    def _rescue(self, checkpoints: StageCheckpoints) -> None:
-        """Where files of the run have been removed, saves it elsewhere. Raises CheckpointError then."""
-        if (removed := checkpoints.removed()) is None:
-            return
-        first = str(self.directory.rescued().path) if self.ranks.first else ''
-        elsewhere = RunDirectory(self.ranks.gathered(first)[0])
-        checkpoints.rescue(elsewhere)
-        raise CheckpointError(
-            f"'{removed}' was removed from '{self.directory.path}' while the run was training, so the "
-            f"run was stopped. Its records and weights are saved in '{elsewhere.path}'; to resume, give "
-            'that as --run-dir.'
-        )
