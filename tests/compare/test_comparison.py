@@ -195,7 +195,7 @@ def test_other_settings_in_the_same_directory_are_refused(whole, cache):
     folder, arguments, *_ = whole
     process = start([*arguments, '--budget', 'tokens=5k'], folder, cache)
     _, error = process.communicate()
-    assert process.returncode == 2 and 'another budget: None there, tokens=5000 now' in error
+    assert process.returncode == 2 and "another budget: the plan's own there, tokens=5000 now" in error
 
 
 def test_budgets_of_flops_and_seconds(tmp_path, monkeypatch, plan):
