@@ -477,4 +477,4 @@ def test_seeds_are_added_until_the_verdict_is_known(tmp_path, monkeypatch, capsy
     assert main(arguments) == 0 and 'training on' not in capsys.readouterr().err
     assert (tmp_path / 'c/report.html').read_bytes() == page
     assert main([a.replace('auto:5', '3') for a in arguments]) == 2
-    assert 'another rule for seeds: auto:5 there, None now' in capsys.readouterr().err
+    assert 'another rule for seeds: auto:5 there, a fixed number now' in capsys.readouterr().err

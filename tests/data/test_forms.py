@@ -176,7 +176,7 @@ def test_a_folder_and_a_glob_mean_the_same_and_home_is_expanded(folder, monkeypa
     [
         ('mixed', ['several kinds (json and text)', 'give a pattern']),
         ('notes.log', ["'notes.log'", 'does not say what it holds', '"loader": "text"']),
-        ('empty', ["'empty'", 'does not say']),
+        ('empty', ["'empty'", 'the folder holds nothing']),
         ({'loader': 'csv', 'path': 'mixed'}, ["the folder 'mixed' holds no csv files (.csv, .tsv)"]),
         ({'path': 'a.jsonl', 'text': 'doc.bdy'}, ["no column 'doc.bdy'", "In 'doc' there: body"]),
         ({'path': 'a.jsonl', 'text': 'doc.body.x'}, ["In 'doc.body' there: a string, no object"]),
