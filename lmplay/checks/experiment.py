@@ -11,6 +11,7 @@ from ..base.runner_list import find_runner
 from ..device import seed_all
 from ..errors import UserError
 from .contract import Finding, check_contract, is_too_large, require_contract
+from .documents import require_document_mask
 
 SMALLEST = {
     'num_blocks': 4,
@@ -52,17 +53,24 @@ def narrow(name: str, given: Mapping[str, Any] | None = None) -> BasicModelRunne
 
 
 def require_experiment(
-    model: LMBase, exp: str, runner: BasicModelRunner, *, device: str | torch.device = 'cpu'
+    model: LMBase,
+    exp: str,
+    runner: BasicModelRunner,
+    *,
+    device: str | torch.device = 'cpu',
+    document_mask: bool = False,
 ) -> None:
-    """Raises ExperimentError where the model that `runner` builds breaks the contract.
+    """Raises ExperimentError where the model that `runner` builds breaks the contract, or where the
+    `document_mask` that it is to be trained with does not reach it.
 
     One that is too large to be copied is checked in its narrow form.
     """
-
     require_contract(model, lambda: runner.build(device))
     if is_too_large(model):
         small = narrow(exp, runner.given)
         require_contract(small.build(), small.build)
+    if document_mask:
+        require_document_mask(model)
 
 
 def check_experiment(name: str) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ def climb(
     baseline, *others = runs[0]
     alpha = ALPHA / len(others)
     seeds = max(len(members) for r in runs for members in r.values())
-    whole = {label: _is_whole(runs, label, metric, seeds) for label in runs[0]}
+    whole = {label: _is_whole(runs, label, seeds) for label in runs[0]}
     ladders = {
         axis: {label: _ladder(runs, label, axis, metric) for label in runs[0] if whole[label]}
         for axis in AXES
@@ -58,8 +58,8 @@ def climb(
     }
 
 
-def _is_whole(runs: Runs, label: str, metric: str, seeds: int) -> bool:
-    """Whether every run of an experiment is there, with a finite loss."""
+def _is_whole(runs: Runs, label: str, seeds: int) -> bool:
+    """Whether every run of an experiment is there, and none diverged."""
     return all(len(r[label]) == seeds and not any(own.diverged for own in r[label]) for r in runs)
 
 

@@ -210,8 +210,9 @@ def prepare(
     experiments = [resolved(*pair) for pair in zip(specs, plans)]
     _check_different(specs, plan, experiments)
     for stages in experiments:
-        first = stages[0]
-        require_experiment(first.runner.build(), first.exp, first.runner)  # before the baseline trains
+        first, model = stages[0], stages[0].runner.build()
+        # before the baseline trains
+        require_experiment(model, first.exp, first.runner, document_mask=first.settings.document_mask)
     # sequences are as long as those of the model that can take least
     lengths = {
         name: min(stage.row_length for stages in experiments for stage in stages if stage.name == name)

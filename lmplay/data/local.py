@@ -72,7 +72,8 @@ def loader_of(path: str) -> str | None:
         return 'saved'
     kinds = {kind: file for file in _files_in(folder) if (kind := loader_of(str(file)))}
     if len(kinds) > 1:
-        suffixes = Counter(file.suffix for file in _files_in(folder) if file.suffix in SUFFIXES)
+        plain = [(f.name, plain_name(f.name)) for f in _files_in(folder) if loader_of(str(f))]
+        suffixes = Counter(Path(name).suffix + whole.removeprefix(name) for whole, name in plain)
         raise DataError(
             f"'{path}' holds files of several kinds ({' and '.join(sorted(kinds))}): give a pattern such as "
             f"'{path.rstrip('/')}/**/*{suffixes.most_common(1)[0][0]}'."

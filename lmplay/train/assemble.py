@@ -11,7 +11,7 @@ import torch
 
 from ..base.base_model import LMBase
 from ..base.runner_list import find_entry
-from ..checks import require_document_mask, require_experiment
+from ..checks import require_experiment
 from ..device import Compute, compiling_pays, expected_seconds, measured_flops
 from ..modules.matmul import speed_up_linears
 from ..runs.checkpoint import load_optimizer
@@ -126,9 +126,8 @@ def prepare_stage(
     model = resumed[1] if resumed is not None else _first_model(run, stage, previous)
     if run.settings.default_freeze:
         freeze_all_but_marked(model)
-    require_experiment(model, stage.exp, stage.runner, device=run.compute.device)
-    if stage.settings.document_mask:
-        require_document_mask(model)
+    device, document_mask = run.compute.device, stage.settings.document_mask
+    require_experiment(model, stage.exp, stage.runner, device=device, document_mask=document_mask)
     _tell_what_is_unusual(run, stage, model)
     tokenizer = as_tokenizer(model.tokenizer)
     data = _data(run, stage, tokenizer)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lmplay.checks import require_document_mask, smallest
+from lmplay.compare.__main__ import main as compare
 from lmplay.errors import ExperimentError
 from lmplay.runs.recorder import read_metrics
 from lmplay.train.__main__ import main
@@ -76,6 +77,14 @@ def test_a_run_with_it(tiny_plan, tmp_path, capsys):
     assert main([*flags, '--steps', '6', '--run-dir', str(tmp_path / '--document-mask')]) == 2
     said = capsys.readouterr().err
     assert 'the document mask changed: document_mask was True and is False' in said
+
+
+def test_a_comparison_tells_before_its_baseline_trains(tiny_plan, tmp_path, capsys):
+    experiments, out = ['gpt2ish', 'gpt2_moe_test'], ['--out', str(tmp_path / 'c')]
+    flags = ['--plan', str(tiny_plan()), '--device', 'cpu', '--set', 'document_mask=true', *out]
+    assert compare([*experiments, *flags]) == 2
+    assert 'It reaches attention that is CausalSelfAttention' in capsys.readouterr().err
+    assert not (tmp_path / 'c').exists()
 
 
 @pytest.mark.parametrize(

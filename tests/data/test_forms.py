@@ -175,6 +175,7 @@ def test_a_folder_and_a_glob_mean_the_same_and_home_is_expanded(folder, monkeypa
     'given, words',
     [
         ('mixed', ['several kinds (json and text)', 'give a pattern']),
+        ('packed', ['several kinds (json and text)', "'packed/**/*.jsonl.gz'"]),
         ('notes.log', ["'notes.log'", 'does not say what it holds', '"loader": "text"']),
         ('empty', ["'empty'", 'the folder holds nothing']),
         ({'loader': 'csv', 'path': 'mixed'}, ["the folder 'mixed' holds no csv files (.csv, .tsv)"]),
@@ -202,6 +203,9 @@ def test_what_does_not_fit_is_one_sentence(given, words):
     Path('empty').mkdir()
     for name in ('mixed/a.txt', 'mixed/b.jsonl', 'notes.log', 'a.csv'):
         Path(name).write_text('text\nx\n')
+    Path('packed').mkdir()
+    for name in ('a.b.jsonl.gz', 'c.jsonl.gz', 'd.txt.gz'):
+        Path('packed', name).touch()
     Path('a.jsonl').write_bytes(jsonl({'doc': {'body': 'one'}, 'm': CHAT[1:3]}))
     Path('bad.txt').write_bytes(b'\xff\xfe\x00')
     Path('bad.txt.xz').write_bytes(b'no xz')
